@@ -1,0 +1,56 @@
+"""xkv: what attention backends read of a paged KV cache, built in one Triton launch.
+
+The names below are resolved on first use: importing xkv imports no torch and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
+    from xkv.platforms import Platform, UnsupportedPlatformError, platform
+    from xkv.status import Offence, Reason, Status, StatusError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "KVIndices": "xkv.ops",
+    "build_kv_indices": "xkv.ops",
+    "build_page_table": "xkv.ops",
+    "build_slot_mapping": "xkv.ops",
+    "Platform": "xkv.platforms",
+    "UnsupportedPlatformError": "xkv.platforms",
+    "platform": "xkv.platforms",
+    "Offence": "xkv.status",
+    "Reason": "xkv.status",
+    "Status": "xkv.status",
+    "StatusError": "xkv.status",
+}
+
+__all__ = [
+    "KVIndices",
+    "Offence",
+    "Platform",
+    "Reason",
+    "Status",
+    "StatusError",
+    "UnsupportedPlatformError",
+    "build_kv_indices",
+    "build_page_table",
+    "build_slot_mapping",
+    "platform",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xkv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,154 @@
+"""What one launch reads and writes, checked once: the kernel and the reference both take a `Build`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TABLE = 0  # one padded row a request
+CSR = 1  # one ragged stream of pages or tokens
+SLOTS = 2  # one ragged stream of the query tokens alone
+
+INT32_MAX = (1 << 31) - 1
+ROW_MAX = 1 << 30  # tokens in a row: positions, and a block's overshoot, fit in int32
+LENGTH_MAX = 1 << 40  # lengths are cut to it on reading: no sum over a batch can wrap in int64
+ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
+
+
+@dataclass(slots=True)
+class View:
+    """One output of a build and the part of each row that it shows.
+
+    Attributes:
+        out: where the ids go. Table: ``[>= batch, width]``, inner stride 1; CSR and slots: ``[capacity]``.
+        kv_start: first token of each row, ``[batch]`` int, or None for 0.
+        window: at most that many last tokens of each row, or None for all.
+        token_map: token id -> token id, ``[n]`` int, -1 for none.
+        page_map: page id -> page id, in pages of ``map_page_size`` tokens, ``[m]`` int, -1 for none.
+        cache_seqlens: tokens from the first entry's first token to the row's end, ``[batch]`` int32.
+        cu_seqlens_k: prefix sums of those, ``[batch + 1]`` int32. Tables only.
+        kv_indptr: prefix sums of the entries, ``[batch + 1]`` int32. CSR only.
+        kv_last_page_len: tokens in each row's last page, ``[batch]`` int32.
+        cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32. First view only.
+    """
+
+    out: Tensor
+    kv_start: Tensor | None = None
+    window: int | None = None
+    token_map: Tensor | None = None
+    page_map: Tensor | None = None
+    cache_seqlens: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    kv_indptr: Tensor | None = None
+    kv_last_page_len: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+
+    def capacity(self, form: int) -> int:
+        """Entries a row (table) or the stream (CSR, slots) has room for."""
+        return int(self.out.shape[1]) if form == TABLE else min(self.out.shape[0], INT32_MAX)
+
+
+@dataclass(slots=True)
+class Build:
+    """One launch: the source, the batch, one or two views, and what stands in where no id is.
+
+    Attributes:
+        req_to_token: the source, ``[rows, width]`` int32 or int64, inner stride 1; an entry is the id
+            of ``source_page_size`` tokens.
+        req_pool_indices: source row of each request, ``[batch]`` int32 or int64.
+        seq_lens: tokens of each request, ``[batch]`` int32 or int64.
+        form: TABLE, CSR or SLOTS.
+        page_size: tokens an output id stands for, a power of two.
+        source_page_size: tokens a source entry stands for, a power of two.
+        map_page_size: tokens an entry of a page map stands for, a power of two.
+        views: one view, or two of the same form and page size.
+        seq_lens_delta: tokens added to every length.
+        seq_lens_delta_rows: tokens added to each length, ``[batch]`` int, or None.
+        query_lens: query tokens of each request, ``[batch]`` int, or None.
+        query_sign: how often ``query_lens`` is added to the lengths: -1, 0 or 1.
+        query_len: query tokens of every request, where ``query_lens`` is None.
+        min_seq_len: lengths written are at least this; what has no token holds ``missing_id``.
+        min_last_page_len: last page lengths written are at least this.
+        tail_fill: what is written past the live entries, or None to leave them.
+        tail_tile: entries; the fill ends with the tile that holds the last live entry (or with the
+            first tile of an empty row); None: with the row or the stream.
+        missing_id: what is written where a live token has no id.
+        expect_all: report a live token without an id.
+        status: the status word, ``[1]`` int64, or None.
+    """
+
+    req_to_token: Tensor
+    req_pool_indices: Tensor
+    seq_lens: Tensor
+    form: int
+    page_size: int
+    source_page_size: int
+    map_page_size: int
+    views: tuple[View, ...]
+    seq_lens_delta: int = 0
+    seq_lens_delta_rows: Tensor | None = None
+    query_lens: Tensor | None = None
+    query_sign: int = 0
+    query_len: int = 0
+    min_seq_len: int = 0
+    min_last_page_len: int = 0
+    tail_fill: int | None = None
+    tail_tile: int | None = None
+    missing_id: int = -1
+    expect_all: bool = True
+    status: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """Requests in the batch."""
+        return int(self.seq_lens.shape[0])
+
+    @property
+    def source_tokens(self) -> int:
+        """Tokens a row of the source has room for."""
+        return min(int(self.req_to_token.shape[1]) * self.source_page_size, ROW_MAX)
+
+    @property
+    def row_items(self) -> int:
+        """Upper bound of the entries in one row, from what the host knows."""
+        capacity = max(view.capacity(self.form) for view in self.views)
+        bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
+        return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
+
+    def arguments(self, direct: int, balance: bool) -> list[Any]:
+        """The kernel's arguments in its order, all but the constexpr."""
+        source = self.req_to_token
+        args: list[Any] = [
+            source, source.stride(0), source.shape[0], self.source_tokens,
+            self.req_pool_indices, self.seq_lens, self.batch,
+            self.seq_lens_delta_rows, self.seq_lens_delta,
+            self.query_lens, self.query_sign, self.query_len,
+        ]  # fmt: skip
+        for second, view in enumerate((self.views * 2)[:2] if len(self.views) > 1 else self.views):
+            args += _view_arguments(view, self.form)[: 13 if second else 14]
+        if len(self.views) == 1:
+            args += _NO_VIEW
+        return [
+            *args,
+            self.min_seq_len, self.min_last_page_len,
+            self.tail_tile or INT32_MAX, self.tail_fill or 0, self.missing_id,
+            int(self.expect_all), self.status, direct, int(balance),
+        ]  # fmt: skip
+
+
+_NO_VIEW: list[Any] = [None, 0, None, 0, None, 0, None, 0, 0, None, None, None, None]
+
+
+def _view_arguments(view: View, form: int) -> list[Any]:
+    token_map, page_map = view.token_map, view.page_map
+    return [
+        view.kv_start, ROW_MAX if view.window is None else view.window,
+        token_map, 0 if token_map is None else token_map.shape[0],
+        page_map, 0 if page_map is None else page_map.shape[0],
+        view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),
+        view.cache_seqlens, view.cu_seqlens_k, view.kv_indptr, view.kv_last_page_len,
+        view.cu_seqlens_q,
+    ]  # fmt: skip

@@ -1,0 +1,94 @@
+"""What the host can check about arguments, without looking at device memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xkv.build import INT32_MAX, ROW_MAX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PAGE_SIZE = 1024
+
+
+def page_size(name: str, value: int) -> int:
+    """A power of two from 1 to 1024."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not 1 <= value <= MAX_PAGE_SIZE or value & (value - 1):
+        raise ValueError(f"{name} must be a power of two from 1 to {MAX_PAGE_SIZE}, got {value}")
+    return value
+
+
+def integer(name: str, value: int, low: int, high: int) -> int:
+    """An int in [low, high]."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+    return value
+
+
+def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> Tensor:
+    """An int32 or int64 tensor of that rank, inner stride 1, on the device of ``like``."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not torch.int32 and value.dtype is not torch.int64:
+        raise TypeError(f"{name} must be int32 or int64, got {value.dtype}")
+    if value.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimension(s), got shape {tuple(value.shape)}")
+    if value.stride(-1) != 1 and value.shape[-1] > 1:
+        raise ValueError(f"{name} must have an inner stride of 1, got strides {value.stride()}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like req_to_token, got {value.device}")
+    return value
+
+
+def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
+    """A `tensor` ``[rows]``."""
+    tensor(name, value, 1, like)
+    if value.shape[0] != rows:
+        raise ValueError(
+            f"{name} must have one entry a request, {rows} as in seq_lens, got {value.shape[0]}"
+        )
+    return value
+
+
+def source(req_to_token: Tensor, source_page_size: int) -> None:
+    """The table to read: 2-D, not wider than positions go."""
+    tensor("req_to_token", req_to_token, 2)
+    if req_to_token.stride(0) < 0:
+        raise ValueError(f"req_to_token must have a stride >= 0, got {req_to_token.stride()}")
+    page_size("source_page_size", source_page_size)
+    tokens = req_to_token.shape[1] * source_page_size
+    if tokens > ROW_MAX:
+        raise ValueError(f"req_to_token's rows must hold at most {ROW_MAX} tokens, got {tokens}")
+
+
+def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
+    """A `tensor` with at least ``size`` entries in its first dimension that overlaps no input."""
+    tensor(name, out, rank, reads[0])
+    if out.shape[0] < size:
+        raise ValueError(f"{name} must have at least {size} rows or entries, got {out.shape[0]}")
+    if rank == 2 and out.shape[0] > 1 and out.stride(0) < out.shape[1]:
+        raise ValueError(f"{name}'s rows must not overlap, got strides {out.stride()}")
+    if out.shape[-1] > INT32_MAX:
+        raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape}")
+    low, high = _extent(out)
+    for other in reads:
+        other_low, other_high = _extent(other)
+        if low < other_high and other_low < high:
+            raise ValueError(f"{name} must not share memory with an input or another output")
+    return out
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The bytes from x's first element to past its last."""
+    if x.numel() == 0:
+        return 0, 0
+    last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    start = x.data_ptr()
+    return start, start + (last + 1) * x.element_size()

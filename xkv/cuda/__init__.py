@@ -1,0 +1,5 @@
+"""NVIDIA: tuning rows and the specs of the backends that run there."""
+
+from xkv.cuda.tuning import DEFAULT_ARCH, TUNING, family
+
+__all__ = ["DEFAULT_ARCH", "TUNING", "family"]

@@ -1,0 +1,31 @@
+"""Tuning rows of sm90 (Hopper), sm100 and sm103 (Blackwell), sm120 (Blackwell, consumer)."""
+
+from xkv.tuning import Tuning
+
+_REASONED = "untuned, compile-checked; sm90's row"
+
+_SM90 = (
+    Tuning("page", 16, 64, 2, 8, 16, "untuned"),
+    Tuning("page", None, 256, 4, 8, 256, "untuned"),
+    Tuning("token", 16, 1024, 4, 8, 16, "untuned"),
+    Tuning("token", None, 1024, 4, 8, 256, "untuned"),
+)
+
+
+def _borrow(rows: tuple[Tuning, ...], provenance: str) -> tuple[Tuning, ...]:
+    return tuple(Tuning(**{**vars(row), "provenance": provenance}) for row in rows)
+
+
+TUNING = {
+    "sm90": _SM90,
+    "sm100": _borrow(_SM90, _REASONED),
+    "sm103": _borrow(_SM90, _REASONED),
+    "sm120": _borrow(_SM90, _REASONED),
+}
+
+DEFAULT_ARCH = "sm90"
+
+
+def family(arch: str) -> str | None:
+    """The arch whose rows serve another one of the same major version, or None: "sm101" -> "sm100"."""
+    return {"9": "sm90", "10": "sm100", "12": "sm120"}.get(arch.removeprefix("sm")[:-1])

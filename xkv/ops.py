@@ -1,0 +1,380 @@
+"""The public, stateless ops: checked arguments in, one launch, tensors out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xkv import checks, launch
+from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.status import Status
+
+
+class KVIndices(NamedTuple):
+    """CSR indices: what `build_kv_indices` returns, and takes as ``out``.
+
+    Attributes:
+        kv_indptr: ``[batch + 1]`` int32, entries; row b's begin at ``kv_indptr[b]``.
+        kv_indices: ``[capacity]`` int32 or int64, page ids (token slots at page size 1); the first
+            ``kv_indptr[-1]`` are live.
+        kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; 0 for an empty row.
+    """
+
+    kv_indptr: Tensor
+    kv_indices: Tensor
+    kv_last_page_len: Tensor
+
+
+def build_page_table(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int,
+    source_page_size: int = 1,
+    out: Tensor | None = None,
+    max_seq_len: int | None = None,
+    seq_lens_delta: int | Tensor = 0,
+    kv_start: Tensor | None = None,
+    token_map: Tensor | None = None,
+    page_map: Tensor | None = None,
+    map_page_size: int | None = None,
+    missing_id: int | None = None,
+    tail_fill: int | None = None,
+    tail_tile: int | None = None,
+    dtype: torch.dtype = torch.int32,
+    status: Status | None = None,
+) -> Tensor:
+    """Builds a page table: entry j of row b is the page of token ``(kv_start // P + j) * P``.
+
+    Row b of the batch shows the tokens ``[kv_start[b], seq_lens[b] + seq_lens_delta)`` of row
+    ``req_pool_indices[b]`` of ``req_to_token``, from the page that holds the first to the page that
+    holds the last. What only the device knows (a length beyond the table, a row index out of range, a
+    token without an id) is cut, never read or written out of bounds, and reported to ``status``.
+
+    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
+    graph. Without it, it allocates, and syncs unless ``max_seq_len`` is given. CPU tensors are served
+    by the torch reference. Follows SGLang's create_flashmla_kv_indices_triton.
+
+    Args:
+        req_to_token: ``[rows, width]`` int32 or int64, inner stride 1. An entry is the id of
+            ``source_page_size`` consecutive tokens: token slots (1, as in SGLang) or page ids (the
+            block size, as in vLLM). At most 2**30 tokens a row.
+        req_pool_indices: ``[batch]`` int32 or int64, rows of ``req_to_token``.
+        seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
+        page_size: tokens of an output page, a power of two from 1 to 1024.
+        source_page_size: tokens of a source entry, a power of two from 1 to 1024.
+        out: ``[>= batch, width]`` int32 or int64 in pages, inner stride 1, any row stride; may be a
+            view. None: allocated, ``[batch, width]``, and filled past the live pages with
+            ``tail_fill`` or 0.
+        max_seq_len: tokens, host bound of ``seq_lens + seq_lens_delta``; ``out`` must have room for it.
+        seq_lens_delta: tokens added to every length (int) or to each (``[batch]`` int32 or int64).
+        kv_start: ``[batch]`` int32 or int64, first token of each row; need not be page-aligned.
+        token_map: ``[n]`` int32 or int64, token id -> token id, negative for none.
+        page_map: ``[m]`` int32 or int64, page id -> page id, negative for none; applied after
+            ``token_map``.
+        map_page_size: tokens of a page of ``page_map``, a power of two; None: ``page_size``.
+        missing_id: int32, written for a live token without an id (a negative source entry or map
+            target); None: -1 is written and the row is reported to ``status``.
+        tail_fill: int32, written past the live pages of each row; None: they are left as they are.
+        tail_tile: pages; the fill ends at a multiple of it, and covers at least one tile, also of an
+            empty row. None: it goes to the end of the row.
+        dtype: int32 or int64, of an ``out`` that is allocated here.
+        status: where offences are reported.
+
+    Returns:
+        ``out``, or the new table ``[batch, width]``, in pages.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+    """
+    build = _request(
+        req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
+        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+    )  # fmt: skip
+    if max_seq_len is not None:
+        checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
+    if out is None:
+        longest = _longest(build) if max_seq_len is None else max_seq_len
+        out = _new(build, (build.batch, -(-longest // page_size)), dtype)
+        if tail_fill is None:
+            build.tail_fill = 0
+    else:
+        checks.output("out", out, 2, build.batch, _reads(build, kv_start, token_map, page_map))
+        if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
+            raise ValueError(
+                f"out is too narrow: {out.shape[1]} pages of {page_size} tokens do not hold"
+                f" max_seq_len={max_seq_len}"
+            )
+    build.views = (View(out, kv_start, None, token_map, page_map),)
+    return _run(build, out)
+
+
+def build_kv_indices(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int = 1,
+    source_page_size: int = 1,
+    out: KVIndices | None = None,
+    max_tokens: int | None = None,
+    seq_lens_delta: int | Tensor = 0,
+    kv_start: Tensor | None = None,
+    token_map: Tensor | None = None,
+    page_map: Tensor | None = None,
+    map_page_size: int | None = None,
+    missing_id: int | None = None,
+    tail_fill: int | None = None,
+    tail_tile: int | None = None,
+    dtype: torch.dtype = torch.int32,
+    status: Status | None = None,
+) -> KVIndices:
+    """Builds CSR indices, prefix sums and last page lengths in the one launch.
+
+    The same as `build_page_table`, with the rows one behind the other in ``kv_indices`` and no room
+    between them. At page size 1 row b begins at token ``kv_start[b]`` itself. What passes the
+    capacity of ``kv_indices`` is cut, from ``kv_indptr`` and ``kv_last_page_len`` too.
+
+    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
+    graph. Without it, it allocates, and syncs unless ``max_tokens`` is given. Follows SGLang's
+    create_flashinfer_kv_indices_triton and the torch ops around it.
+
+    Args:
+        req_to_token: as in `build_page_table`.
+        req_pool_indices: as in `build_page_table`.
+        seq_lens: as in `build_page_table`.
+        page_size: tokens of an entry of ``kv_indices``, a power of two from 1 to 1024.
+        source_page_size: as in `build_page_table`.
+        out: what to write to: ``kv_indptr`` ``[>= batch + 1]`` int32, ``kv_indices`` ``[capacity]``
+            int32 or int64, ``kv_last_page_len`` ``[>= batch]`` int32. None: allocated.
+        max_tokens: tokens, host bound of the sum of all rows; ``out`` must have room for it, with a
+            partly filled page a row.
+        seq_lens_delta: as in `build_page_table`.
+        kv_start: as in `build_page_table`.
+        token_map: as in `build_page_table`.
+        page_map: as in `build_page_table`.
+        map_page_size: as in `build_page_table`.
+        missing_id: as in `build_page_table`.
+        tail_fill: int32, written past the live entries of the stream; None: left as they are.
+        tail_tile: entries; the fill ends at a multiple of it. None: at the capacity.
+        dtype: int32 or int64, of ``kv_indices`` allocated here.
+        status: where offences are reported.
+
+    Returns:
+        ``out``, or new `KVIndices`; with ``max_tokens`` their ``kv_indices`` may be longer than what
+        is live.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+    """
+    build = _request(
+        req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
+        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+    )  # fmt: skip
+    batch = build.batch
+    if max_tokens is not None:
+        checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
+    if out is None:
+        # every row can leave one page at either end partly filled
+        entries = None if max_tokens is None else max_tokens // page_size + batch * (page_size > 1)
+        indptr = _new(build, (batch + 1,), torch.int32)
+        last = _new(build, (batch,), torch.int32)
+        ids = _new(build, (_entries(build, kv_start) if entries is None else entries,), dtype)
+        out = KVIndices(indptr, ids, last)
+    else:
+        _check_out(build, out, _reads(build, kv_start, token_map, page_map))
+        if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
+            raise ValueError(
+                f"out.kv_indices is too short: {out.kv_indices.shape[0]} entries of {page_size}"
+                f" token(s) do not hold max_tokens={max_tokens}"
+            )
+    build.views = (
+        View(
+            out.kv_indices, kv_start, None, token_map, page_map,
+            kv_indptr=out.kv_indptr, kv_last_page_len=out.kv_last_page_len,
+        ),
+    )  # fmt: skip
+    _run(build, out.kv_indices)
+    return out
+
+
+def build_slot_mapping(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    query_lens: Tensor,
+    *,
+    source_page_size: int = 1,
+    out: Tensor | None = None,
+    max_tokens: int | None = None,
+    seq_lens_delta: int | Tensor = 0,
+    token_map: Tensor | None = None,
+    page_map: Tensor | None = None,
+    map_page_size: int = 1,
+    missing_id: int | None = None,
+    tail_fill: int | None = None,
+    tail_tile: int | None = None,
+    dtype: torch.dtype = torch.int64,
+    status: Status | None = None,
+) -> Tensor:
+    """Builds the slots of the query tokens: the last ``query_lens[b]`` tokens of every request.
+
+    The slots of row b, tokens ``[seq_lens[b] + delta - query_lens[b], seq_lens[b] + delta)``, follow
+    those of row b - 1. A query token that no source entry holds keeps its place and gets ``missing_id``.
+
+    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
+    graph. Without it, it allocates, and syncs unless ``max_tokens`` is given. Follows vLLM's
+    _compute_slot_mappings_kernel.
+
+    Args:
+        req_to_token: as in `build_page_table`.
+        req_pool_indices: as in `build_page_table`.
+        seq_lens: as in `build_page_table`; the query tokens are counted in.
+        query_lens: ``[batch]`` int32 or int64, query tokens of each request, 0 allowed.
+        source_page_size: as in `build_page_table`.
+        out: ``[capacity]`` int32 or int64. None: allocated.
+        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must have room for it.
+        seq_lens_delta: as in `build_page_table`.
+        token_map: as in `build_page_table`.
+        page_map: as in `build_page_table`.
+        map_page_size: tokens of a page of ``page_map``, a power of two.
+        missing_id: as in `build_page_table`.
+        tail_fill: int32, written past the last slot; None: left as it is.
+        tail_tile: entries; the fill ends at a multiple of it. None: at the capacity.
+        dtype: int32 or int64, of an ``out`` that is allocated here.
+        status: where offences are reported.
+
+    Returns:
+        ``out``, or the new slots ``[tokens]``, in tokens.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+    """
+    build = _request(
+        req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
+        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+    )  # fmt: skip
+    build.query_lens = checks.per_row("query_lens", query_lens, req_to_token, build.batch)
+    if max_tokens is not None:
+        checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
+    if out is None:
+        if max_tokens is None:
+            max_tokens = int(query_lens.clamp(min=0).sum())
+        out = _new(build, (max_tokens,), dtype)
+    else:
+        reads = [*_reads(build, None, token_map, page_map), query_lens]
+        checks.output("out", out, 1, max_tokens or 0, reads)
+    build.views = (View(out, None, None, token_map, page_map),)
+    return _run(build, out)
+
+
+def _request(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    form: int,
+    page_size: int,
+    source_page_size: int,
+    seq_lens_delta: int | Tensor,
+    token_map: Tensor | None,
+    page_map: Tensor | None,
+    map_page_size: int | None,
+    missing_id: int | None,
+    tail_fill: int | None,
+    tail_tile: int | None,
+    status: Status | None,
+) -> Build:
+    """The checks and fields that all ops share."""
+    checks.page_size("page_size", page_size)
+    checks.source(req_to_token, source_page_size)
+    checks.tensor("seq_lens", seq_lens, 1, req_to_token)
+    batch = seq_lens.shape[0]
+    checks.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
+    build = Build(
+        req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
+        page_size if map_page_size is None else checks.page_size("map_page_size", map_page_size), (),
+    )  # fmt: skip
+    if isinstance(seq_lens_delta, Tensor):
+        build.seq_lens_delta_rows = checks.per_row(
+            "seq_lens_delta", seq_lens_delta, req_to_token, batch
+        )
+    else:
+        build.seq_lens_delta = checks.integer(
+            "seq_lens_delta", seq_lens_delta, -INT32_MAX, INT32_MAX
+        )
+    for name, ids in (("token_map", token_map), ("page_map", page_map)):
+        if ids is not None:
+            checks.tensor(name, ids, 1, req_to_token)
+    if missing_id is not None:
+        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX, INT32_MAX)
+        build.expect_all = False
+    if tail_fill is not None:
+        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX, INT32_MAX)
+    if tail_tile is not None:
+        build.tail_tile = checks.integer("tail_tile", tail_tile, 1, INT32_MAX)
+        if tail_fill is None:
+            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
+    if status is not None:
+        if not isinstance(status, Status):
+            raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
+        build.status = checks.tensor("status", status.word, 1, req_to_token)
+    return build
+
+
+def _reads(build: Build, *more: Tensor | None) -> list[Tensor]:
+    reads = [build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows]
+    return [x for x in (*reads, *more) if x is not None]
+
+
+def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
+    if not isinstance(out, tuple) or len(out) != 3:
+        raise TypeError(f"out must be an xkv.KVIndices, got {type(out).__name__}")
+    for name, x, size in (
+        ("out.kv_indptr", out[0], build.batch + 1),
+        ("out.kv_indices", out[1], 0),
+        ("out.kv_last_page_len", out[2], build.batch),
+    ):
+        checks.output(name, x, 1, size, reads)
+        if x.dtype is not torch.int32 and x is not out[1]:
+            raise TypeError(f"{name} must be int32, got {x.dtype}")
+        reads = [*reads, x]
+
+
+def _new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {dtype}")
+    return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)
+
+
+def _ends(build: Build) -> Tensor:
+    delta = build.seq_lens_delta_rows
+    ends = build.seq_lens.to(torch.int64) + (build.seq_lens_delta if delta is None else delta)
+    return ends.clamp(0, build.source_tokens)
+
+
+def _longest(build: Build) -> int:
+    return int(_ends(build).max()) if build.batch else 0
+
+
+def _entries(build: Build, kv_start: Tensor | None) -> int:
+    ends, page_size = _ends(build), build.page_size
+    pages = (ends + page_size - 1) // page_size
+    if kv_start is not None:
+        pages = pages - torch.minimum(kv_start.clamp(min=0), ends) // page_size
+    return int(pages.sum())
+
+
+def _run(build: Build, out: Tensor) -> Tensor:
+    view = build.views[0]
+    if view.kv_start is not None:
+        checks.per_row("kv_start", view.kv_start, build.req_to_token, build.batch)
+    # a table of an empty batch has nothing to write; a stream has its prefix sums and its tail
+    if build.form != TABLE or build.batch > 0:
+        launch.run(build)
+    return out

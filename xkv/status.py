@@ -1,0 +1,93 @@
+"""The device status word: what a build had to cut, read only when asked."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+_CLEAN = (1 << 63) - 1
+
+
+class Reason(IntEnum):
+    """Why a row was cut. Of several at one row the smallest is reported."""
+
+    BAD_ROW = 1
+    BAD_LENGTH = 2
+    BAD_START = 3
+    BAD_QUERY = 4
+    CUT = 5
+    BAD_ID = 6
+    BAD_MAP = 7
+    OVERFLOW = 8
+
+
+_MEANING = {
+    Reason.BAD_ROW: "its req_pool_indices entry lies outside req_to_token; it was taken as empty",
+    Reason.BAD_LENGTH: "its length is negative or beyond req_to_token's width; it was cut",
+    Reason.BAD_START: "its kv_start is negative or beyond its length; it was cut",
+    Reason.BAD_QUERY: "its query length is negative or beyond its length; it was cut",
+    Reason.CUT: "the output has no room for all of it; it was cut",
+    Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
+    Reason.BAD_MAP: "an id lies outside token_map or page_map; missing_id was written",
+    Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it was cut there",
+}
+
+
+class Offence(NamedTuple):
+    """The first offending row of the batch and the reason."""
+
+    row: int
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason.name}: {_MEANING[self.reason]}"
+
+
+class StatusError(RuntimeError):
+    """What `Status.check` raises; ``offence`` says which row and why."""
+
+    def __init__(self, offence: Offence) -> None:
+        super().__init__(f"xkv: {offence}")
+        self.offence = offence
+
+
+class Status:
+    """One word on the device that builds report to; sticky until cleared.
+
+    Pass it as ``status=`` to any op. It keeps the smallest row over all builds since it was cleared,
+    and of that row the smallest reason. Safe in CUDA and HIP graphs.
+
+    Args:
+        device: where the builds run.
+
+    Attributes:
+        word: ``[1]`` int64 on ``device``.
+    """
+
+    def __init__(self, device: torch.device | str | int) -> None:
+        import torch
+
+        self.word = torch.full((1,), _CLEAN, dtype=torch.int64, device=device)
+
+    def clear(self) -> None:
+        """Forgets what was reported. Does not sync."""
+        self.word.fill_(_CLEAN)
+
+    def read(self) -> Offence | None:
+        """Returns the first offence since the last clear, or None. Syncs; not for capture."""
+        word = int(self.word.item())
+        return None if word == _CLEAN else Offence(word // 256, Reason(word % 256))
+
+    def check(self) -> None:
+        """Clears the word and raises what it said, if anything. Syncs; not for capture.
+
+        Raises:
+            StatusError: a row had to be cut or a live token has no id.
+        """
+        offence = self.read()
+        if offence is not None:
+            self.clear()
+            raise StatusError(offence)

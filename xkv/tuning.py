@@ -1,0 +1,105 @@
+"""Tuning rows: how one launch is cut into programs, per arch, kind of build and batch size."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from xkv.platforms import Platform
+
+Kind = Literal["page", "token"]
+
+_log = logging.getLogger("xkv")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One row.
+
+    Attributes:
+        kind: "token": every entry of the source is read (page size 1); "page": every P-th.
+        max_batch: the row serves batches up to this size; None: any.
+        num_page_per_block: items a program writes at a time, NUM_PAGE_PER_BLOCK; a power of two.
+        num_warps: warps of a program.
+        programs_per_cu: programs a compute unit gets at most: the grid's bound.
+        batch_block: requests a program looks at at a time when it sums over the batch.
+        provenance: where the row was measured, or that it was not.
+    """
+
+    kind: Kind
+    max_batch: int | None
+    num_page_per_block: int
+    num_warps: int
+    programs_per_cu: int
+    batch_block: int
+    provenance: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_page_per_block", "num_warps", "batch_block"):
+            value = getattr(self, name)
+            # tl.arange and Triton's warp count take powers of two only
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, got {value}")
+        if self.num_page_per_block > 1 << 15:
+            raise ValueError(f"num_page_per_block must be <= 32768, got {self.num_page_per_block}")
+        if self.num_warps > 16:
+            raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
+        if self.programs_per_cu < 1:
+            raise ValueError(f"programs_per_cu must be >= 1, got {self.programs_per_cu}")
+
+    def __str__(self) -> str:
+        return (
+            f"NUM_PAGE_PER_BLOCK={self.num_page_per_block} num_warps={self.num_warps} "
+            f"programs_per_cu={self.programs_per_cu} ({self.provenance})"
+        )
+
+
+def kind_of(page_size: int, source_page_size: int) -> Kind:
+    """Token-like where neighbouring items read neighbouring entries; page-like where they stride."""
+    return "token" if page_size <= source_page_size else "page"
+
+
+@functools.cache
+def lookup(platform: Platform, kind: Kind, batch: int) -> Tuning:
+    """Returns the first row that serves the batch: exact arch, then family, then vendor default.
+
+    Args:
+        platform: the device.
+        kind: see `kind_of`.
+        batch: requests.
+
+    Raises:
+        LookupError: a table without such a row; every table of xkv has them all.
+    """
+    for row in _rows(platform):
+        if row.kind == kind and (row.max_batch is None or batch <= row.max_batch):
+            return row
+    raise LookupError(f"no tuning row for {kind} at batch {batch} on {platform}")
+
+
+@functools.cache
+def _rows(platform: Platform) -> Sequence[Tuning]:
+    from xkv import cuda, rocm
+
+    vendor = {"cuda": cuda, "hip": rocm}.get(platform.vendor)
+    if vendor is None:
+        return CPU_ROWS
+    if platform.arch in vendor.TUNING:
+        return vendor.TUNING[platform.arch]
+    family = vendor.family(platform.arch)
+    if family is not None:
+        _log.info("xkv has no tuning rows for %s: using those of %s", platform.arch, family)
+        return vendor.TUNING[family]
+    default = vendor.DEFAULT_ARCH
+    _log.warning("xkv does not know %s: using the tuning rows of %s", platform.arch, default)
+    return vendor.TUNING[default]
+
+
+# Only the interpreter runs these: small blocks, so that small cases cross them.
+CPU_ROWS = (
+    Tuning("page", None, 16, 4, 2, 16, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 16, "interpreter only"),
+)
