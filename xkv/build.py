@@ -13,8 +13,8 @@ CSR = 1  # one ragged stream of pages or tokens
 SLOTS = 2  # one ragged stream of the query tokens alone
 
 INT32_MAX = (1 << 31) - 1
-ROW_MAX = 1 << 30  # tokens in a row: positions, and a block's overshoot, fit in int32
-LENGTH_MAX = 1 << 40  # lengths are cut to it on reading: no sum over a batch can wrap in int64
+ROW_MAX = (1 << 28) - 1  # tokens in a row
+LENGTH_MAX = 1 << 28  # lengths are cut to it on reading: sums of four, and block ends, fit in int32
 ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
 
 
@@ -118,7 +118,7 @@ class Build:
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
 
-    def arguments(self, direct: int, balance: bool) -> list[Any]:
+    def arguments(self, direct: int, balance: int) -> list[Any]:
         """The kernel's arguments in its order, all but the constexpr."""
         source = self.req_to_token
         args: list[Any] = [
@@ -135,7 +135,7 @@ class Build:
             *args,
             self.min_seq_len, self.min_last_page_len,
             self.tail_tile or INT32_MAX, self.tail_fill or 0, self.missing_id,
-            int(self.expect_all), self.status, direct, int(balance),
+            int(self.expect_all), self.status, direct, balance,
         ]  # fmt: skip
 
 

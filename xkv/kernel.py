@@ -9,93 +9,20 @@ The kernel never asks what it runs on: page sizes, form and block shapes reach i
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
 ``reference.py`` says the same in plain torch; ``build.py`` says what each argument means.
 
-Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. First every program takes its share of
-the first ``direct`` blocks of all rows, with no look at the other rows. What longer rows have left is
-then dealt out evenly over all programs, so that cost follows the live tokens, however skewed.
+Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. First the programs write the first
+``direct`` blocks of all rows, one program a block, with no look at the other rows. What longer rows
+have left is then dealt out evenly over all programs: cost follows the live tokens, however skewed.
 """
-
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from xkv import build
-from xkv.status import Reason
+from xkv.kernel_args import (
+    BAD_ID, BAD_LENGTH, BAD_MAP, BAD_QUERY, BAD_ROW, BAD_START, CSR, CUT, ID_MAX, INT32_MAX,
+    LENGTH_MAX, OVERFLOW, SLOTS, TABLE, Config, Policy, Request, View,
+)  # fmt: skip
 
-# Triton reads globals only as constexprs
-TABLE = tl.constexpr(build.TABLE)
-CSR = tl.constexpr(build.CSR)
-SLOTS = tl.constexpr(build.SLOTS)
-BAD_ROW = tl.constexpr(Reason.BAD_ROW.value)
-BAD_LENGTH = tl.constexpr(Reason.BAD_LENGTH.value)
-BAD_START = tl.constexpr(Reason.BAD_START.value)
-BAD_QUERY = tl.constexpr(Reason.BAD_QUERY.value)
-CUT = tl.constexpr(Reason.CUT.value)
-BAD_ID = tl.constexpr(Reason.BAD_ID.value)
-BAD_MAP = tl.constexpr(Reason.BAD_MAP.value)
-OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
-INT32_MAX = tl.constexpr(build.INT32_MAX)
-ROW_MAX = tl.constexpr(build.ROW_MAX)
-LENGTH_MAX = tl.constexpr(build.LENGTH_MAX)
-ID_MAX = tl.constexpr(build.ID_MAX)
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that a compiled kernel is specialised on, beside dtypes and which pointers are None."""
-
-    PAGE_SIZE: int
-    SOURCE_PAGE_SIZE: int
-    MAP_PAGE_SIZE: int
-    FORM: int
-    TAIL: bool
-    NUM_PAGE_PER_BLOCK: int
-    BATCH_BLOCK: int
-
-
-class Request(NamedTuple):
-    src_ptr: Any
-    src_stride: Any
-    src_rows: Any
-    src_tokens: Any
-    rows_ptr: Any
-    lens_ptr: Any
-    batch: Any
-    delta_ptr: Any
-    delta: Any
-    query_ptr: Any
-    query_sign: Any
-    query_len: Any
-
-
-class View(NamedTuple):
-    start_ptr: Any
-    window: Any
-    token_map_ptr: Any
-    token_map_len: Any
-    page_map_ptr: Any
-    page_map_len: Any
-    out_ptr: Any
-    out_stride: Any
-    capacity: Any
-    seqlens_ptr: Any
-    cu_k_ptr: Any
-    indptr_ptr: Any
-    last_ptr: Any
-    cu_q_ptr: Any
-
-
-class Policy(NamedTuple):
-    min_len: Any
-    min_last: Any
-    tail: Any
-    tail_fill: Any
-    missing_id: Any
-    expect_all: Any
-    status_ptr: Any
-    direct: Any
-    balance: Any
+__all__ = ["Config", "xkv_build"]
 
 
 @triton.jit
@@ -105,7 +32,8 @@ def _clip(x, low, high):
 
 @triton.jit
 def _load_int(ptr, i, mask):
-    return _clip(tl.load(ptr + i, mask=mask, other=0).to(tl.int64), -LENGTH_MAX, LENGTH_MAX)
+    """A length or position of either width, cut so that sums of four fit in int32."""
+    return _clip(tl.load(ptr + i, mask=mask, other=0), -LENGTH_MAX, LENGTH_MAX).to(tl.int32)
 
 
 @triton.jit
@@ -123,6 +51,7 @@ def _describe(b, mask, req, view, policy, C: tl.constexpr):
     Returns the source row, the first position, the end, the items, the length that the backend sees,
     the query length, and why it had to be cut (0: it was not).
     """
+    row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
     length = _load_int(req.lens_ptr, b, mask) + req.delta
     if req.delta_ptr is not None:
         length += _load_int(req.delta_ptr, b, mask)
@@ -130,18 +59,16 @@ def _describe(b, mask, req, view, policy, C: tl.constexpr):
     if req.query_ptr is not None:
         asked += _load_int(req.query_ptr, b, mask)
         length += asked * req.query_sign
-    query = _clip(asked, 0, ROW_MAX)
-    row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
+    query = tl.maximum(asked, 0)
     known = (row >= 0) & (row < req.src_rows)
     end = tl.where(known, _clip(length, 0, req.src_tokens), 0)
     # an empty row's index is never looked at: engines leave anything there
     reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
     if C.FORM == SLOTS:
-        first = _clip(length - query, -ROW_MAX, req.src_tokens)
+        first = length - query
         items = query
         kv_len = end
-        bad = (asked != query) | (asked > length)
-        reason = tl.where((reason == 0) & bad, BAD_QUERY, reason)
+        reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
     else:
         start = tl.maximum(end - view.window, 0)
         if view.start_ptr is not None:
@@ -156,23 +83,22 @@ def _describe(b, mask, req, view, policy, C: tl.constexpr):
             reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
-    items = tl.where(mask, items, 0)
-    return row, first.to(tl.int32), end.to(tl.int32), items, kv_len, query, reason
+    return row, first, end, tl.where(mask, items, 0), kv_len, query, reason
 
 
 @triton.jit
 def _written(items, view, policy):
     """How far a row or a stream is written: to the end of its tile, and at least one tile."""
-    tiles = (tl.maximum(items, 1) + policy.tail - 1) // policy.tail
+    tiles = (tl.maximum(items.to(tl.int64), 1) + policy.tail - 1) // policy.tail
     return tl.minimum(tiles * policy.tail, view.capacity)
 
 
 @triton.jit
 def _left(items, mask, view, policy, C: tl.constexpr):
-    """Blocks of a row that the direct pass leaves."""
+    """Blocks of a row that the direct pass leaves; the host keeps their sum inside int32."""
     if C.TAIL and C.FORM == TABLE:
-        items = _written(items, view, policy)
-    items = tl.minimum(items, view.capacity)  # an absurd query length must not cost blocks
+        items = _written(items, view, policy).to(tl.int32)
+    items = tl.minimum(items, view.capacity)
     blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
     return tl.where(mask, tl.maximum(blocks - policy.direct, 0), 0)
 
@@ -188,15 +114,15 @@ def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _emit(b, block, base, req, view, policy, C: tl.constexpr):
+def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
     """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
-    row, first, end, items, _, _, _ = _describe(b, True, req, view, policy, C)
+    row, first, end, items, _, _, _ = described
     if C.FORM == TABLE:
-        out_row = view.out_ptr + b.to(tl.int64) * view.out_stride
-        written = _written(items, view, policy) if C.TAIL else items
+        out_row = view.out_ptr + b * view.out_stride
+        written = _written(items, view, policy).to(tl.int32) if C.TAIL else items
     else:
         out_row = view.out_ptr + base
-        items = _clip(view.capacity - base, 0, items)
+        items = _clip(view.capacity - base, 0, items).to(tl.int32)
         written = items
     j = block * C.NUM_PAGE_PER_BLOCK + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
     t = first + j * C.PAGE_SIZE
@@ -236,32 +162,42 @@ def _emit(b, block, base, req, view, policy, C: tl.constexpr):
 @triton.jit
 def _before(b, req, view, policy, C: tl.constexpr):
     """Items of all rows before b: where row b begins in the stream."""
-    total = b.to(tl.int64) * 0
+    total = req.batch.to(tl.int64) * 0
     for chunk in range(0, b, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         _, _, _, items, _, _, _ = _describe(i, i < b, req, view, policy, C)
-        total += tl.sum(items, 0)
+        total += tl.sum(items.to(tl.int64), 0)
     return total
 
 
 @triton.jit
 def _locate(u, req, view, policy, C: tl.constexpr):
-    """The row of the u-th block left by the direct pass; how many of them and of items precede it."""
+    """The row of block u of those left by the direct pass, what precedes it, and how many there are.
+
+    Returns the row, the left blocks and (streams) the items of the rows before it, and the sum of all
+    left blocks.
+    """
     row = req.batch * 0
-    ahead = u * 0
-    base = u * 0
-    seen = u * 0
+    ahead = req.batch * 0
+    base = req.batch.to(tl.int64) * 0
+    seen = req.batch * 0
+    items_seen = base
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         _, _, _, items, _, _, _ = _describe(i, mask, req, view, policy, C)
         left = _left(items, mask, view, policy, C)
-        done = mask & (seen + tl.cumsum(left, 0) <= u)
-        row += tl.sum(done.to(tl.int32), 0)
-        ahead += tl.sum(tl.where(done, left, 0), 0)
-        base += tl.sum(tl.where(done, items, 0), 0)
-        seen += tl.sum(left, 0)
-    return row, ahead, base
+        total = tl.sum(left, 0)
+        if (u >= seen) & (u < seen + total):
+            done = seen + tl.cumsum(left, 0) <= u
+            row = chunk + tl.sum(done.to(tl.int32), 0)
+            ahead = seen + tl.sum(tl.where(done, left, 0), 0)
+            if C.FORM != TABLE:
+                base = items_seen + tl.sum(tl.where(done, items, 0).to(tl.int64), 0)
+        seen += total
+        if C.FORM != TABLE:
+            items_seen += tl.sum(items.to(tl.int64), 0)
+    return row, ahead, base, seen
 
 
 @triton.jit
@@ -271,83 +207,110 @@ def _store_prefix_sum(ptr, i, upto, limit, mask):
 
 
 @triton.jit
-def _build(p, programs, req, view, policy, C: tl.constexpr):
-    """One view, whole: direct blocks, then lengths and prefix sums, then what longer rows have left."""
+def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
+    """Lengths, prefix sums and reports; one program writes a chunk. Returns the stream's length."""
     STREAM: tl.constexpr = C.FORM != TABLE
-    for q in range(p, req.batch * policy.direct, programs):
-        b = q // policy.direct
-        base = b.to(tl.int64) * 0
-        if STREAM:
-            base = _before(b, req, view, policy, C)
-        _emit(b, q % policy.direct, base, req, view, policy, C)
-
-    left_sum = req.batch.to(tl.int64) * 0
-    item_sum = left_sum
-    kv_sum = left_sum
-    query_sum = left_sum
-    rows = tl.maximum(req.batch, 1)  # an empty batch has prefix sums too: [0]
-    if (C.TAIL and STREAM) or policy.balance != 0 or p * C.BATCH_BLOCK < rows:
-        for chunk in range(0, rows, C.BATCH_BLOCK):
-            i = chunk + tl.arange(0, C.BATCH_BLOCK)
-            mask = i < req.batch
-            _, _, _, items, kv_len, query, reason = _describe(i, mask, req, view, policy, C)
-            if (chunk // C.BATCH_BLOCK) % programs == p:  # one program a chunk writes its rows
-                _report(policy, i, reason, mask)
-                kept = kv_len
-                if STREAM:
-                    upto = item_sum + tl.cumsum(items, 0)
-                    _report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity))
-                    if C.FORM == CSR:
-                        room = _clip(view.capacity - (upto - items), 0, items)
-                        kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
-                    if view.indptr_ptr is not None:
-                        _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask)
-                if view.seqlens_ptr is not None:
-                    tl.store(view.seqlens_ptr + i, kept.to(tl.int32), mask=mask)
-                if view.last_ptr is not None:
-                    last = tl.where(kept > 0, (kept - 1) % C.PAGE_SIZE + 1, 0)
-                    last = tl.maximum(last, policy.min_last)
-                    tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
-                if view.cu_k_ptr is not None:
-                    upto = kv_sum + tl.cumsum(tl.where(mask, kv_len, 0), 0)
-                    _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
-                    _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
-                if view.cu_q_ptr is not None:
-                    upto = (i + 1).to(tl.int64) * req.query_len
-                    if req.query_ptr is not None:
-                        upto = query_sum + tl.cumsum(tl.where(mask, query, 0), 0)
-                    _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
-                    _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
-            left_sum += tl.sum(_left(items, mask, view, policy, C), 0)
+    item_sum = req.batch.to(tl.int64) * 0
+    kv_sum = item_sum
+    query_sum = item_sum
+    # an empty batch has prefix sums too: [0]
+    for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
+        i = chunk + tl.arange(0, C.BATCH_BLOCK)
+        mask = i < req.batch
+        _, _, _, items, kv_len, query, reason = _describe(i, mask, req, view, policy, C)
+        items = items.to(tl.int64)
+        kv_len = tl.where(mask, kv_len, 0).to(tl.int64)
+        query = tl.where(mask, query, 0).to(tl.int64)
+        if (chunk // C.BATCH_BLOCK) % programs == p:
+            _report(policy, i, reason, mask)
+            kept = kv_len
             if STREAM:
-                item_sum += tl.sum(items, 0)
+                upto = item_sum + tl.cumsum(items, 0)
+                _report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity))
+                if C.FORM == CSR:
+                    room = _clip(view.capacity - (upto - items), 0, items)
+                    kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
+                if view.indptr_ptr is not None:
+                    _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask)
+            if view.seqlens_ptr is not None:
+                tl.store(view.seqlens_ptr + i, kept.to(tl.int32), mask=mask)
+            if view.last_ptr is not None:
+                last = tl.where(kept > 0, (kept - 1) % C.PAGE_SIZE + 1, 0)
+                last = tl.maximum(last, policy.min_last)
+                tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
             if view.cu_k_ptr is not None:
-                kv_sum += tl.sum(tl.where(mask, kv_len, 0), 0)
-            if view.cu_q_ptr is not None and req.query_ptr is not None:
-                query_sum += tl.sum(tl.where(mask, query, 0), 0)
+                upto = kv_sum + tl.cumsum(kv_len, 0)
+                _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
+            if view.cu_q_ptr is not None:
+                upto = (i + 1).to(tl.int64) * req.query_len
+                if req.query_ptr is not None:
+                    upto = query_sum + tl.cumsum(query, 0)
+                _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
+        if STREAM:
+            item_sum += tl.sum(items, 0)
+        if view.cu_k_ptr is not None:
+            kv_sum += tl.sum(kv_len, 0)
+        if view.cu_q_ptr is not None and req.query_ptr is not None:
+            query_sum += tl.sum(query, 0)
+    return item_sum
 
-    if C.TAIL and STREAM:
-        total = tl.minimum(item_sum, view.capacity)
-        written = _written(total, view, policy)
-        for at in range(total + p * C.NUM_PAGE_PER_BLOCK, written, programs * C.NUM_PAGE_PER_BLOCK):
-            o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-            fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
-            tl.store(view.out_ptr + o, fill, mask=o < written)
+
+@triton.jit
+def _build(req, view, policy, C: tl.constexpr):
+    """One view, whole: direct blocks, what longer rows have left, lengths and prefix sums, the tail."""
+    STREAM: tl.constexpr = C.FORM != TABLE
+    SUMS: tl.constexpr = (
+        view.seqlens_ptr is not None or view.cu_k_ptr is not None or view.indptr_ptr is not None
+        or view.last_ptr is not None or view.cu_q_ptr is not None or policy.status_ptr is not None
+    )  # fmt: skip
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+
+    if policy.direct != 0:
+        for b in range(tl.program_id(0), req.batch, tl.num_programs(0)):
+            base = req.batch.to(tl.int64) * 0
+            if STREAM:
+                base = _before(b, req, view, policy, C)
+            described = _describe(b, True, req, view, policy, C)
+            _emit(b, tl.program_id(1), base, described, req, view, policy, C)
 
     if policy.balance != 0:
         # an even share each, in one run: a search for every row touched, not for every block
-        u = left_sum * p // programs
-        stop = left_sum * (p + 1) // programs
+        b, ahead, base, total = _locate(p, req, view, policy, C)
+        u = p
+        stop = tl.minimum(p + 1, total)
+        if total > programs:
+            share = (total + programs - 1) // programs
+            u = tl.minimum(p * share, total)
+            stop = tl.minimum(u + share, total)
+            if u < stop:
+                b, ahead, base, total = _locate(u, req, view, policy, C)
         while u < stop:
-            row, ahead, base = _locate(u, req, view, policy, C)
-            b = tl.minimum(row, req.batch - 1)
-            _, _, _, items, _, _, _ = _describe(b, True, req, view, policy, C)
+            described = _describe(b, b < req.batch, req, view, policy, C)
+            left = _left(described[3], True, view, policy, C)
             # at least one: lengths that change under a running launch must not hang it
-            count = tl.maximum(tl.minimum(stop, ahead + _left(items, True, view, policy, C)) - u, 1)
+            run = tl.maximum(tl.minimum(stop, ahead + left) - u, 1)
             block = policy.direct + u - ahead
-            for n in range(0, count):
-                _emit(b, (block + n).to(tl.int32), base, req, view, policy, C)
-            u += count
+            for n in range(0, run):
+                _emit(b, block + n, base, described, req, view, policy, C)
+            u += run
+            if u < stop:
+                b, ahead, base, total = _locate(u, req, view, policy, C)
+
+    # the last programs have the least to do above: let them write the sums
+    last = programs - 1 - p
+    if C.TAIL and STREAM:
+        total = tl.minimum(_write_sums(last, programs, req, view, policy, C), view.capacity)
+        end = _written(total, view, policy)
+        for at in range(total + p * C.NUM_PAGE_PER_BLOCK, end, programs * C.NUM_PAGE_PER_BLOCK):
+            o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
+            fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
+            tl.store(view.out_ptr + o, fill, mask=o < end)
+    elif SUMS:
+        if last * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
+            _write_sums(last, programs, req, view, policy, C)
 
 
 @triton.jit(
@@ -359,20 +322,20 @@ def _build(p, programs, req, view, policy, C: tl.constexpr):
     ]
 )  # fmt: skip
 def xkv_build(
-    src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i64",
-    rows_ptr, lens_ptr, batch: "i32", delta_ptr, delta: "i64",
+    src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i32",
+    rows_ptr, lens_ptr, batch: "i32", delta_ptr, delta: "i32",
     query_ptr, query_sign: "i32", query_len: "i32",
-    start_ptr, window: "i64", token_map_ptr, token_map_len: "i64",
-    page_map_ptr, page_map_len: "i64", out_ptr, out_stride: "i64", capacity: "i64",
+    start_ptr, window: "i32", token_map_ptr, token_map_len: "i64",
+    page_map_ptr, page_map_len: "i64", out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window beside the whole
-    start2_ptr, window2: "i64", token_map2_ptr, token_map_len2: "i64",
-    page_map2_ptr, page_map_len2: "i64", out2_ptr, out_stride2: "i64", capacity2: "i64",
+    start2_ptr, window2: "i32", token_map2_ptr, token_map_len2: "i64",
+    page_map2_ptr, page_map_len2: "i64", out2_ptr, out_stride2: "i64", capacity2: "i32",
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
-    min_len: "i32", min_last: "i32", tail: "i64", tail_fill: "i32", missing_id: "i32",
+    min_len: "i32", min_last: "i32", tail: "i32", tail_fill: "i32", missing_id: "i32",
     expect_all: "i32", status_ptr, direct: "i32", balance: "i32", C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (programs, views). ``build.Build`` describes every argument."""
+    """Grid (programs a block, direct blocks a row, views). ``build.Build`` describes the arguments."""
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
         query_ptr, query_sign, query_len,
@@ -380,15 +343,15 @@ def xkv_build(
     policy = Policy(
         min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct, balance
     )
-    if tl.program_id(1) == 0:
+    if tl.program_id(2) == 0:
         view = View(
             start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
             out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
         )  # fmt: skip
-        _build(tl.program_id(0), tl.num_programs(0), req, view, policy, C)
+        _build(req, view, policy, C)
     elif out2_ptr is not None:
         view2 = View(
             start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, None,
         )  # fmt: skip
-        _build(tl.program_id(0), tl.num_programs(0), req, view2, policy, C)
+        _build(req, view2, policy, C)

@@ -47,20 +47,20 @@ def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
 
 def schedule(
     build: Build, row: tuning.Tuning, where: Platform
-) -> tuple[tuple[int, int], int, bool]:
+) -> tuple[tuple[int, int, int], int, int]:
     """How the work is dealt out, from what the host knows without a sync.
 
     Returns:
-        The grid (programs, views), the blocks of every row that are dealt out directly, and whether
-        rows may be longer than that, so that the rest must be balanced over the programs.
+        The grid (programs, direct blocks a row, views); how many blocks of every row are written
+        directly; and whether rows may be longer than that, so that the rest must be balanced.
     """
     batch = max(build.batch, 1)
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
-    most = where.compute_units * row.programs_per_cu
-    programs = min(batch * row_blocks, most)
-    direct = min(max(programs // batch, 1), row_blocks)
-    balance = row_blocks > direct and build.batch > 0
-    return (max(programs, 1), len(build.views)), direct, balance
+    most = min(where.compute_units * row.programs_per_cu, batch * row_blocks)
+    if not row.direct:
+        return (most, 1, len(build.views)), 0, 1
+    direct = min(max(most // batch, 1), row_blocks)
+    return (min(batch, most), direct, len(build.views)), direct, int(row_blocks > direct)
 
 
 @functools.cache

@@ -306,7 +306,7 @@ def _request(
         )
     else:
         build.seq_lens_delta = checks.integer(
-            "seq_lens_delta", seq_lens_delta, -INT32_MAX, INT32_MAX
+            "seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX
         )
     for name, ids in (("token_map", token_map), ("page_map", page_map)):
         if ids is not None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.build import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.build import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
 
 
@@ -49,7 +49,7 @@ def _describe(build: Build, view: View) -> _Rows:
     if build.query_lens is not None:
         asked = _wide(build.query_lens)
         length = length + asked * build.query_sign
-    query = asked.clamp(0, ROW_MAX)
+    query = asked.clamp(min=0)
     row = build.req_pool_indices.to(torch.int64)
     known = (row >= 0) & (row < build.req_to_token.shape[0])
     end = torch.where(known, length.clamp(0, build.source_tokens), 0)
@@ -62,9 +62,8 @@ def _describe(build: Build, view: View) -> _Rows:
     blame(~known & (length > 0), Reason.BAD_ROW)
     blame(end != length, Reason.BAD_LENGTH)
     if build.form == SLOTS:
-        first = (length - query).clamp(-ROW_MAX, build.source_tokens)
-        blame((asked != query) | (asked > length), Reason.BAD_QUERY)
-        return _Rows(row, first, end, query, end, query, reason)
+        blame((asked < 0) | (asked > length), Reason.BAD_QUERY)
+        return _Rows(row, length - query, end, query, end, query, reason)
 
     start = torch.zeros_like(end) if view.window is None else (end - view.window).clamp(min=0)
     if view.kv_start is not None:

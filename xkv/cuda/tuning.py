@@ -5,10 +5,10 @@ from xkv.tuning import Tuning
 _REASONED = "untuned, compile-checked; sm90's row"
 
 _SM90 = (
-    Tuning("page", 16, 64, 2, 8, 16, "untuned"),
-    Tuning("page", None, 256, 4, 8, 256, "untuned"),
-    Tuning("token", 16, 1024, 4, 8, 16, "untuned"),
-    Tuning("token", None, 1024, 4, 8, 256, "untuned"),
+    Tuning("page", 16, 64, 2, 8, 16, True, "untuned"),
+    Tuning("page", None, 256, 4, 8, 256, True, "untuned"),
+    Tuning("token", 16, 1024, 4, 8, 16, True, "untuned"),
+    Tuning("token", None, 1024, 4, 8, 256, True, "untuned"),
 )
 
 

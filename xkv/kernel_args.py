@@ -1,0 +1,87 @@
+"""How kernel.py groups its arguments, and the constants that Triton reads only as constexprs."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+from xkv import build
+from xkv.status import Reason
+
+TABLE = tl.constexpr(build.TABLE)
+CSR = tl.constexpr(build.CSR)
+SLOTS = tl.constexpr(build.SLOTS)
+BAD_ROW = tl.constexpr(Reason.BAD_ROW.value)
+BAD_LENGTH = tl.constexpr(Reason.BAD_LENGTH.value)
+BAD_START = tl.constexpr(Reason.BAD_START.value)
+BAD_QUERY = tl.constexpr(Reason.BAD_QUERY.value)
+CUT = tl.constexpr(Reason.CUT.value)
+BAD_ID = tl.constexpr(Reason.BAD_ID.value)
+BAD_MAP = tl.constexpr(Reason.BAD_MAP.value)
+OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
+INT32_MAX = tl.constexpr(build.INT32_MAX)
+LENGTH_MAX = tl.constexpr(build.LENGTH_MAX)
+ID_MAX = tl.constexpr(build.ID_MAX)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a compiled kernel is specialised on, beside dtypes and which pointers are None."""
+
+    PAGE_SIZE: int
+    SOURCE_PAGE_SIZE: int
+    MAP_PAGE_SIZE: int
+    FORM: int
+    TAIL: bool
+    NUM_PAGE_PER_BLOCK: int
+    BATCH_BLOCK: int
+
+
+class Request(NamedTuple):
+    """The source and the batch."""
+
+    src_ptr: Any
+    src_stride: Any
+    src_rows: Any
+    src_tokens: Any
+    rows_ptr: Any
+    lens_ptr: Any
+    batch: Any
+    delta_ptr: Any
+    delta: Any
+    query_ptr: Any
+    query_sign: Any
+    query_len: Any
+
+
+class View(NamedTuple):
+    """One output and the part of each row that it shows."""
+
+    start_ptr: Any
+    window: Any
+    token_map_ptr: Any
+    token_map_len: Any
+    page_map_ptr: Any
+    page_map_len: Any
+    out_ptr: Any
+    out_stride: Any
+    capacity: Any
+    seqlens_ptr: Any
+    cu_k_ptr: Any
+    indptr_ptr: Any
+    last_ptr: Any
+    cu_q_ptr: Any
+
+
+class Policy(NamedTuple):
+    """What stands in where no id is, where offences go, and how the work is dealt out."""
+
+    min_len: Any
+    min_last: Any
+    tail: Any
+    tail_fill: Any
+    missing_id: Any
+    expect_all: Any
+    status_ptr: Any
+    direct: Any
+    balance: Any
