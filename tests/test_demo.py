@@ -99,70 +99,54 @@ def test_seed_decides_all_but_the_times(capsys: pytest.CaptureFixture[str]) -> N
     assert seen[0] != seen[2]
 
 
-Plant = Callable[[torch.Tensor, tuple[torch.Tensor, ...], Any], None]
-
-
-def wrong_page(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out[0, 0] += 1
-
-
-def past_the_row(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out[0, int(inputs[1][0] - 1) // 16 + 1] = 0
-
-
-def past_the_width(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out.as_strided((1,), (1,), out.storage_offset() + out.shape[1])[0] = 0
-
-
-def source(req_to_token: torch.Tensor, _: tuple[torch.Tensor, ...], out: Any) -> None:
-    req_to_token[0, 0] = 5
-
-
-def wrong_slot(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out.kv_indices[int(out.kv_indptr[-1]) - 1] ^= 1
-
-
-def past_the_slots(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out.kv_indices[int(out.kv_indptr[-1])] = 0
-
-
-def wrong_indptr(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out.kv_indptr[-1] -= 1
-
-
-def wrong_last(_: torch.Tensor, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
-    out.kv_last_page_len[-1] = 0
-
-
+# Which entry of which tensor's storage is spoilt, from (req_to_token, seq_lens, out).
+TABLE_PLANTS = {
+    "page": lambda source, lens, out: (out, 0),
+    "past the row": lambda source, lens, out: (out, (lens[0] - 1) // 16 + 1),
+    "past the width": lambda source, lens, out: (out, out.shape[1]),
+    "past the batch": lambda source, lens, out: (out, out.shape[0] * out.stride(0)),
+    "source": lambda source, lens, out: (source, 0),
+}
+CSR_PLANTS = {
+    "slot": lambda source, lens, out: (out.kv_indices, lens.sum() - 1),
+    "past the slots": lambda source, lens, out: (out.kv_indices, lens.sum()),
+    "indptr": lambda source, lens, out: (out.kv_indptr, len(lens)),
+    "past the indptr": lambda source, lens, out: (out.kv_indptr, len(lens) + 1),
+    "last": lambda source, lens, out: (out.kv_last_page_len, len(lens) - 1),
+    "past the last": lambda source, lens, out: (out.kv_last_page_len, len(lens)),
+}
 PLANTS = [
-    ("build_page_table", wrong_page),
-    ("build_page_table", past_the_row),
-    ("build_page_table", past_the_width),
-    ("build_page_table", source),
-    ("build_kv_indices", wrong_slot),
-    ("build_kv_indices", past_the_slots),
-    ("build_kv_indices", wrong_indptr),
-    ("build_kv_indices", wrong_last),
+    *(("build_page_table", plant) for plant in TABLE_PLANTS.items()),
+    *(("build_kv_indices", plant) for plant in CSR_PLANTS.items()),
 ]
 
 
-@pytest.mark.parametrize(("name", "plant"), PLANTS)
+@pytest.mark.parametrize(("name", "plant"), [pytest.param(*p, id=p[1][0]) for p in PLANTS])
 def test_planted_mismatch(
-    name: str, plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    plant: tuple[str, Callable[..., tuple[torch.Tensor, int]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One entry wrong in one step of twelve, wherever it is, and the exit status is 1."""
+    """One entry wrong in one step, of a batch that is not full: the exit status is 1."""
     build = getattr(xkv, name)
-    calls = []
+    planted = []
 
-    def faulty(req_to_token: torch.Tensor, *inputs: torch.Tensor, out: Any, **options: Any) -> Any:
-        result = build(req_to_token, *inputs, out=out, **options)
-        calls.append(name)
-        if len(calls) == 7:
-            plant(req_to_token, inputs, out)
+    def faulty(
+        source: torch.Tensor, rows: torch.Tensor, lens: torch.Tensor, *, out: Any, **options: Any
+    ) -> Any:
+        result = build(source, rows, lens, out=out, **options)
+        if len(lens) < 3 and not planted:
+            view, offset = plant[1](source, lens, out)
+            entry = view.as_strided((1,), (1,), view.storage_offset() + int(offset))
+            entry ^= 1
+            planted.append(name)
         return result
 
     monkeypatch.setattr(xkv, name, faulty)
-    assert run(*SMALL) == 1
+    assert run(*SMALL[2:], "--trace", small_trace(tmp_path / "t")) == 1
+    assert planted
     assert table(capsys.readouterr().out)["mismatches"] == "1"
 
 
