@@ -72,11 +72,12 @@ run_tests() {
     unset TRITON_INTERPRET # Triton reads it at import: each tier is a process of its own
     tier ruff "$py" -m ruff check .
     tier mypy "$py" -m mypy
-    tier compile "$py" -m pytest -n 2 -m compile
+    # Offline compilation, and the reference that CPU tensors get.
+    tier plain "$py" -m pytest -n 2 -m "not gpu and not kernel and not interpret"
     # A machine that must have a GPU gets the tier even if torch sees none: the tests then fail.
     if [[ -n ${XKV_REQUIRE_ARCH:-} ]] ||
         "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        tier gpu "$py" -m pytest -m "gpu or not (compile or interpret)"
+        tier gpu "$py" -m pytest -m "not compile and not interpret"
     fi
     if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
     # Last, and nothing printed after it: pytest's own summary closes the output.

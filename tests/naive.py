@@ -1,0 +1,124 @@
+"""The definition as a Python loop: what the vectorised oracle is held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xkv.build import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
+from xkv.status import Reason
+
+INT32_MAX = 2**31 - 1
+
+
+def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
+    """For every view what each output holds ({index: value}), and the status word, or None."""
+    words: list[int] = []
+    views = [_view(build, view, words) for view in build.views]
+    return views, min(words, default=None)
+
+
+def _cut(x: int) -> int:
+    return max(-LENGTH_MAX, min(LENGTH_MAX, x))
+
+
+def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
+    form, P, S = build.form, build.page_size, build.source_page_size
+    out: dict[Any, int] = {}
+    lens, cu_k, cu_q, indptr, last = {}, {0: 0}, {0: 0}, {0: 0}, {}
+    stream = kv_sum = q_sum = 0
+    capacity = view.capacity(form)
+    for b in range(build.batch):
+        length = _cut(int(build.seq_lens[b])) + build.seq_lens_delta
+        if build.seq_lens_delta_rows is not None:
+            length += _cut(int(build.seq_lens_delta_rows[b]))
+        asked = 0
+        if build.query_lens is not None:
+            asked = _cut(int(build.query_lens[b]))
+            length += asked * build.query_sign
+        row = int(build.req_pool_indices[b])
+        known = 0 <= row < build.req_to_token.shape[0]
+        end = max(0, min(length, build.source_tokens)) if known else 0
+        why = 0
+        if not known and length > 0:
+            why = Reason.BAD_ROW
+        elif end != length:
+            why = Reason.BAD_LENGTH
+        query = max(asked, 0)
+
+        if form == SLOTS:
+            if not why and (asked < 0 or asked > length):
+                why = Reason.BAD_QUERY
+            positions = [length - query + n for n in range(min(query, max(capacity - stream, 0)))]
+            total, kv_len = query, end
+        else:
+            start = 0 if view.window is None else max(end - view.window, 0)
+            if view.kv_start is not None:
+                wanted = _cut(int(view.kv_start[b]))
+                if not why and not 0 <= wanted <= max(length, 0):
+                    why = Reason.BAD_START
+                start = min(max(start, wanted), end)
+            first = start // P * P
+            kv_len = max(end - first if start < end else 0, build.min_seq_len)
+            total = -(-kv_len // P)
+            room = capacity if form == TABLE else max(capacity - stream, 0)
+            if total > room and (not why or form == CSR):
+                words.append(b * 256 + Reason.CUT)
+            positions = [first + n * P for n in range(min(total, room))]
+            kv_len = min(kv_len, len(positions) * P)
+        if why:
+            words.append(b * 256 + why)
+        if form == SLOTS and len(positions) < total:
+            words.append(b * 256 + Reason.CUT)
+
+        for j, t in enumerate(positions):
+            value = build.missing_id
+            if 0 <= t < end:
+                page, why = _page_of(build, view, int(build.req_to_token[row, t // S]), t)
+                value = build.missing_id if page is None else page
+                if why is Reason.BAD_MAP or (why is not None and build.expect_all):
+                    words.append(b * 256 + why)
+            out[(b, j) if form == TABLE else stream + j] = value
+        if form == TABLE and build.tail_fill is not None:
+            for j in range(len(positions), _filled(build, len(positions), capacity)):
+                out[b, j] = build.tail_fill
+
+        stream += total
+        kv_sum += kv_len
+        q_sum += query if build.query_lens is not None else build.query_len
+        lens[b] = kv_len
+        last[b] = max((kv_len - 1) % P + 1 if kv_len > 0 else 0, build.min_last_page_len)
+        indptr[b + 1] = min(stream, capacity)
+        for name, sums, value in (("cu_seqlens_k", cu_k, kv_sum), ("cu_seqlens_q", cu_q, q_sum)):
+            sums[b + 1] = min(value, INT32_MAX)
+            if value > INT32_MAX and getattr(view, name) is not None:
+                words.append(b * 256 + Reason.OVERFLOW)
+    if form != TABLE and build.tail_fill is not None:
+        live = min(stream, capacity)
+        out.update({j: build.tail_fill for j in range(live, _filled(build, live, capacity))})
+    return {
+        "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
+        "kv_indptr": indptr, "kv_last_page_len": last,
+    }  # fmt: skip
+
+
+def _filled(build: Build, live: int, capacity: int) -> int:
+    tile = build.tail_tile
+    return capacity if tile is None else min(-(-max(live, 1) // tile) * tile, capacity)
+
+
+def _page_of(build: Build, view: View, entry: int, t: int) -> tuple[int | None, Reason | None]:
+    if not 0 <= entry < 2**48:
+        return None, Reason.BAD_ID
+    token = entry * build.source_page_size + t % build.source_page_size
+    for table, size in ((view.token_map, 1), (view.page_map, build.map_page_size)):
+        if table is not None:
+            if token // size >= len(table):
+                return None, Reason.BAD_MAP
+            target = int(table[token // size])
+            if not 0 <= target < 2**48:
+                return None, Reason.BAD_ID
+            token = target * size + token % size
+    page = token // build.page_size
+    if str(view.out.dtype) == "torch.int32" and page > INT32_MAX:
+        return None, Reason.BAD_ID
+    return page, None

@@ -1,0 +1,160 @@
+"""What only a GPU shows: graphs, streams, 64-bit sizes, and that an op is one kernel."""
+
+from __future__ import annotations
+
+import building
+import pytest
+import torch
+from cases import CASES, make
+
+import xkv
+from xkv import launch, reference
+from xkv.build import CSR, SLOTS, TABLE, Build, View
+
+pytestmark = pytest.mark.gpu
+
+
+def expect(build: Build) -> Build:
+    want = building.twin(build)
+    reference.run(want)
+    return want
+
+
+@pytest.mark.parametrize("form", [TABLE, CSR, SLOTS], ids=["table", "csr", "slots"])
+@pytest.mark.parametrize("page_size", [1, 64])
+def test_graph_replay_with_other_lengths_and_rows(form: int, page_size: int) -> None:
+    case = CASES["slots" if form == SLOTS else "skewed"]
+    build = make(case, form, page_size, 1, torch.int32, "cuda")
+    launch.run(build)  # compiles outside of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch.run(build)
+    for step in range(5):
+        build.seq_lens.copy_(torch.randint_like(build.seq_lens, 0, 20 * page_size + step))
+        build.req_pool_indices.copy_(torch.randint_like(build.req_pool_indices, 0, 5))
+        want = expect(build)
+        graph.replay()
+        building.assert_same(build, want)
+
+
+def test_side_stream() -> None:
+    build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
+    want = expect(build)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # what runs on the default stream overtakes this
+        launch.run(build)
+        done = torch.cuda.Event()
+        done.record()
+    assert not done.query()
+    stream.synchronize()
+    building.assert_same(build, want)
+
+
+def test_source_beyond_31_bits() -> None:
+    """2,049 rows of 1M + 4: row * stride overflows int32 (vllm #57030); 8.6 GB."""
+    rows, width = 2049 + 8, (1 << 20) + 4
+    source = torch.empty(rows, width, dtype=torch.int32, device="cuda")
+    for row in range(0, rows, 64):
+        part = source[row : row + 64]
+        part.copy_((torch.randint_like(part[:, :1], 0, 1 << 20) * 64) + torch.arange(width, device="cuda"))
+    index = torch.tensor([0, rows - 1, 2048, 2049], device="cuda")
+    lens = torch.tensor([5, width, 1 << 20, 70_000], device="cuda")
+    for page_size in (1, 64):
+        table = xkv.build_page_table(source, index, lens, page_size=page_size)
+        for b in range(4):
+            n = -(-int(lens[b]) // page_size)
+            want = source[index[b], : int(lens[b]) : page_size] // page_size
+            assert torch.equal(table[b, :n], want)
+        csr = xkv.build_kv_indices(source, index, lens, page_size=page_size)
+        assert csr.kv_indices[csr.kv_indptr[3]] == source[2049, 0] // page_size
+
+
+def test_table_beyond_31_bits() -> None:
+    """A page table of more than 2**31 elements and a source stride beyond 2**31 bytes."""
+    source = torch.arange(1 << 14, dtype=torch.int32, device="cuda").expand(1, -1)
+    batch, stride = 33, (1 << 26) + 1
+    out = torch.full((batch, stride), -7, dtype=torch.int32, device="cuda")
+    lens = torch.arange(batch, device="cuda") * 400 + 1
+    xkv.build_page_table(source, lens * 0, lens, page_size=1, out=out[:, : 1 << 14])
+    for b in (0, 31, 32):
+        n = int(lens[b])
+        assert torch.equal(out[b, :n], source[0, :n])
+        assert bool((out[b, n:] == -7).all())
+    wide = torch.empty(5, (1 << 29) + 64, dtype=torch.int32, device="cuda")
+    wide[:, :4096] = torch.arange(5 * 4096, dtype=torch.int32, device="cuda").view(5, 4096)
+    rows = torch.tensor([4, 0, 3], device="cuda")
+    table = xkv.build_page_table(
+        wide[:, :4096], rows, torch.full_like(rows, 4096), page_size=64, max_seq_len=4096
+    )
+    assert torch.equal(table, (wide[rows, :4096:64] // 64).to(torch.int32))
+
+
+def test_sync_free() -> None:
+    """With out= nothing syncs: torch raises on one."""
+    build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
+    args = build.req_to_token, build.req_pool_indices, build.seq_lens
+    view = build.views[0]
+    csr = xkv.KVIndices(
+        torch.empty(7, dtype=torch.int32, device="cuda"),
+        torch.empty(4000, dtype=torch.int32, device="cuda"),
+        torch.empty(6, dtype=torch.int32, device="cuda"),
+    )
+    slots = torch.empty(100, dtype=torch.int64, device="cuda")
+    status = xkv.Status("cuda")
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        xkv.build_page_table(*args, page_size=16, out=view.out, status=status)
+        xkv.build_kv_indices(*args, out=csr, status=status)
+        xkv.build_slot_mapping(*args, build.seq_lens, out=slots, status=status)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.parametrize("form", [TABLE, CSR, SLOTS], ids=["table", "csr", "slots"])
+@pytest.mark.parametrize("name", ["skewed", "two views", "empty batch"])
+def test_one_kernel(form: int, name: str) -> None:
+    case = CASES["slots"] if form == SLOTS else CASES[name]
+    build = make(case, form, 16, 1, torch.int32, "cuda")
+    launch.run(build)
+    assert kernels(lambda: launch.run(build)) == ["xkv_build"]
+
+
+def kernels(call: object) -> list[str]:
+    """The names of what runs on the GPU during the call, copies and fills included."""
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()  # type: ignore[operator]
+        torch.cuda.synchronize()
+    return [
+        event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_device_that_is_not_current() -> None:
+    build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda:1")
+    want = expect(build)
+    with torch.cuda.device(0):
+        launch.run(build)
+    torch.cuda.synchronize(1)
+    building.assert_same(build, want)
+
+
+def test_cost_follows_live_tokens() -> None:
+    """A capacity of 1M costs no more programs than one of 128K."""
+    from xkv import tuning
+
+    where = xkv.platform("cuda")
+    row = tuning.lookup(where, "page", 256)
+    for capacity in (1 << 17, 1 << 20):
+        source = torch.empty(1, 1, dtype=torch.int32, device="cuda").expand(1, capacity)
+        lens = torch.zeros(256, dtype=torch.int64, device="cuda")
+        out = torch.empty(1, dtype=torch.int32, device="cuda").expand(256, capacity // 64)
+        build = Build(source, lens, lens, TABLE, 64, 1, 64, (View(out),))
+        grid, _, _ = launch.schedule(build, row, where)
+        assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu

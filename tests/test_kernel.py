@@ -1,0 +1,113 @@
+"""The kernel against the oracle, bit for bit, on the GPU or in the interpreter."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import building
+import pytest
+import torch
+from cases import CASES, make
+
+import xkv
+from xkv import launch, reference, tuning
+from xkv.build import CSR, SLOTS, TABLE, Build
+
+pytestmark = pytest.mark.kernel
+
+NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
+# blocks small enough that small cases cross them; the tables' own rows come on top
+ROWS = [
+    tuning.Tuning("page", None, 16, 1, 2, 16, True, "test"),
+    tuning.Tuning("page", None, 8, 4, 1, 4, False, "test"),
+]
+
+
+def check(build: Build, row: tuning.Tuning, device: str) -> None:
+    want = building.twin(build)
+    launch.launch(build, row, xkv.platform(device))
+    reference.run(want)
+    building.assert_same(build, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize("page_size", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name, case in CASES.items() for form in case.forms],
+    ids=lambda x: NAMES.get(x, x) if isinstance(x, int) else x,
+)
+def test_curated(name: str, form: int, page_size: int, dtype: torch.dtype, device: str) -> None:
+    row = ROWS[dtype == torch.int64]
+    check(make(CASES[name], form, page_size, 1, dtype, device), row, device)
+
+
+@pytest.mark.parametrize("source_page_size", [2, 16, 64, 256])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("name", ["odd lengths", "start", "page map", "two views", "beyond the source"])
+def test_page_id_source(name: str, page_size: int, source_page_size: int, device: str) -> None:
+    for form in (TABLE, CSR):
+        build = make(CASES[name], form, page_size, source_page_size, torch.int32, device)
+        check(build, ROWS[0], device)
+
+
+@pytest.mark.parametrize("source_page_size", [16, 64])
+def test_slots_of_page_ids(source_page_size: int, device: str) -> None:
+    check(make(CASES["slots"], SLOTS, 16, source_page_size, torch.int32, device), ROWS[0], device)
+
+
+@pytest.mark.parametrize("page_size", [1 << n for n in range(11)])
+def test_every_page_size(page_size: int, device: str) -> None:
+    for form in (TABLE, CSR):
+        build = make(CASES["boundaries"], form, page_size, 1, torch.int32, device)
+        check(build, ROWS[0], device)
+
+
+@pytest.mark.parametrize("block", [1 << n for n in range(13)])
+def test_any_block_size(block: int, device: str) -> None:
+    """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
+    row = tuning.Tuning("page", None, block, 4, 2, 16, True, "test")
+    lens = 5 if block < 8 else 150
+    case = CASES["skewed"]
+    build = make(case, TABLE, 4, 1, torch.int32, device)
+    build.seq_lens = build.seq_lens.clamp(max=lens)
+    check(build, row, device)
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100", "gfx942", "gfx950"])
+def test_every_tuning_row(arch: str, device: str) -> None:
+    """The tables' own rows, with their real block sizes; warps do not change the meaning."""
+    from xkv import cuda, rocm
+
+    rows = {**cuda.TUNING, **rocm.TUNING}[arch]
+    for row in {(r.num_page_per_block, r.batch_block, r.direct): r for r in rows}.values():
+        page_size = 64 if row.kind == "page" else 1
+        check(make(CASES["skewed"], TABLE, page_size, 1, torch.int32, device), row, device)
+        check(make(CASES["odd lengths"], CSR, page_size, 1, torch.int32, device), row, device)
+
+
+def _seeds() -> list[int]:
+    """60 cases in the interpreter; XKV_FUZZ=N for more, XKV_SEED=S to begin elsewhere."""
+    begin, count = int(os.environ.get("XKV_SEED", "0")), int(os.environ.get("XKV_FUZZ", "60"))
+    return list(range(begin, begin + count))
+
+
+@pytest.mark.parametrize("seed", _seeds())
+def test_random(seed: int, device: str) -> None:
+    rng = random.Random(seed)
+    build = building.random_build(rng, device, hostile=seed % 2 == 1)
+    row = tuning.Tuning(
+        "page", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
+        rng.choice([4, 16]), rng.random() < 0.5, "test",
+    )  # fmt: skip
+    check(build, row, device)
+
+
+def test_twice_the_same(device: str) -> None:
+    """No atomics in the results: equal from run to run, and a rebuild leaves everything as it was."""
+    build = make(CASES["skewed"], CSR, 16, 1, torch.int32, device)
+    check(build, ROWS[1], device)
+    again = building.twin(build)
+    launch.launch(again, ROWS[1], xkv.platform(device))
+    building.assert_same(again, build)
