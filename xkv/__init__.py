@@ -9,13 +9,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xkv.metadata import Metadata, MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
     from xkv.platforms import Platform, UnsupportedPlatformError, platform
+    from xkv.specs import BackendSpec, backends
     from xkv.status import Offence, Reason, Status, StatusError
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BackendSpec": "xkv.specs",
+    "backends": "xkv.specs",
+    "Metadata": "xkv.metadata",
+    "MetadataBuilder": "xkv.metadata",
     "KVIndices": "xkv.ops",
     "build_kv_indices": "xkv.ops",
     "build_page_table": "xkv.ops",
@@ -30,13 +36,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "BackendSpec",
     "KVIndices",
+    "Metadata",
+    "MetadataBuilder",
     "Offence",
     "Platform",
     "Reason",
     "Status",
     "StatusError",
     "UnsupportedPlatformError",
+    "backends",
     "build_kv_indices",
     "build_page_table",
     "build_slot_mapping",

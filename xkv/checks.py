@@ -36,6 +36,9 @@ def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> T
 
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
     if value.dtype is not torch.int32 and value.dtype is not torch.int64:
         raise TypeError(f"{name} must be int32 or int64, got {value.dtype}")
     if value.dim() != rank:
@@ -58,10 +61,14 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
 
 
 def source(req_to_token: Tensor, source_page_size: int) -> None:
-    """The table to read: 2-D, not wider than positions go."""
+    """The table to read: 2-D, on a device that xkv runs on, not wider than positions go."""
     tensor("req_to_token", req_to_token, 2)
-    if req_to_token.stride(0) < 0:
-        raise ValueError(f"req_to_token must have a stride >= 0, got {req_to_token.stride()}")
+    # first of all: other devices share one data pointer (meta) or fail later with torch's own words
+    if req_to_token.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            "req_to_token must be on a GPU (torch device 'cuda', ROCm's too) or on the CPU, got"
+            f" {req_to_token.device}"
+        )
     page_size("source_page_size", source_page_size)
     tokens = req_to_token.shape[1] * source_page_size
     if tokens > ROW_MAX:
@@ -76,12 +83,15 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
     if rank == 2 and out.shape[0] > 1 and out.stride(0) < out.shape[1]:
         raise ValueError(f"{name}'s rows must not overlap, got strides {out.stride()}")
     if out.shape[-1] > INT32_MAX:
-        raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape}")
+        raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape[-1]}")
     low, high = _extent(out)
     for other in reads:
         other_low, other_high = _extent(other)
         if low < other_high and other_low < high:
-            raise ValueError(f"{name} must not share memory with an input or another output")
+            raise ValueError(
+                f"{name} must not share memory with an input or another output, got one of shape"
+                f" {tuple(other.shape)} in it"
+            )
     return out
 
 

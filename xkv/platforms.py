@@ -1,16 +1,22 @@
-"""What the machine has: vendor, arch, warp size, compute units. Detected on first use, per device."""
+"""What the machine has: vendor, arch, warp size, compute units. Found once a device, when asked."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
-VENDORS = {"sm": "cuda", "gfx": "hip"}
+VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
+
+# What the oldest engines bring that xkv's kernel was compiled with.
+MIN_TORCH, MIN_TRITON = "2.8", "3.4"
 
 
 class UnsupportedPlatformError(RuntimeError):
@@ -68,18 +74,14 @@ def platform(device: torch.device | str | int | None = None) -> Platform:
             f"device {str(where)!r} is not supported: xkv runs on CUDA and ROCm GPUs (torch device"
             " 'cuda') and on the CPU; move the tensors there"
         )
-    if not torch.cuda.is_available():
-        raise UnsupportedPlatformError(
-            f"device {str(where)!r} was asked for but torch {torch.__version__} finds no GPU: install"
-            " a torch built for this node's GPU (see the README) and check its driver"
-        )
-    index = torch.cuda.current_device() if where.index is None else where.index
+    index = where.index
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     return _override(_detect(index), os.environ.get("XKV_ARCH", ""))
 
 
+@functools.cache
 def _torch() -> Any:
-    from packaging.version import Version
-
     try:
         import torch
     except ImportError as error:
@@ -87,27 +89,64 @@ def _torch() -> Any:
             "torch is not installed: pip install 'xkv[cuda]' on NVIDIA, AMD's torch and then"
             " 'xkv[rocm]' on AMD, or 'xkv[cpu]' without a GPU"
         ) from error
-    if Version(torch.__version__).release < (2, 8):
-        raise UnsupportedPlatformError(
-            f"torch {torch.__version__} is too old: xkv needs 2.8 or newer; upgrade torch"
-        )
+    _require("torch", torch.__version__, MIN_TORCH)
     return torch
+
+
+def _require(name: str, found: str, oldest: str) -> None:
+    from packaging.version import Version
+
+    # the release alone: 2.8.0a0+git is AMD's and NVIDIA's way to build 2.8
+    if Version(found).release < Version(oldest).release:
+        raise UnsupportedPlatformError(
+            f"{name} {found} is too old: xkv needs {oldest} or newer; upgrade torch, together with"
+            " the triton that it was built with"
+        )
 
 
 @functools.cache
 def _detect(index: int) -> Platform:
-    import torch
-    from triton.runtime import driver
-
-    with torch.cuda.device(index):
-        target = driver.active.get_current_target()
-    vendor, arch = target.backend, arch_id(target.backend, target.arch)
-    if vendor not in VENDORS.values():
+    torch = _torch()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
         raise UnsupportedPlatformError(
-            f"Triton drives this GPU with its back end {vendor!r}: xkv supports 'cuda' and 'hip'"
+            f"device 'cuda:{index}' was asked for but torch {torch.__version__} finds"
+            f" {count or 'no'} GPU{'s'[: count != 1]}: install a torch built for this node's GPUs"
+            " (see the README) and check their driver and the visible devices"
+        )
+    get_target = _triton_target(torch.__version__)
+    with torch.cuda.device(index):
+        target = get_target()
+    vendor = target.backend
+    if vendor not in VENDORS:
+        raise UnsupportedPlatformError(
+            f"Triton drives this GPU with its back end {vendor!r}: xkv supports 'cuda' and 'hip';"
+            " use a GPU of NVIDIA or AMD, or tensors on the CPU"
         )
     units = torch.cuda.get_device_properties(index).multi_processor_count
-    return Platform(vendor, arch, target.warp_size, units)
+    return Platform(vendor, arch_id(vendor, target.arch), target.warp_size, units)
+
+
+def _triton_target(torch_version: str) -> Callable[[], Any]:
+    """What tells the current device's target."""
+    try:
+        import triton
+        from triton.runtime import driver
+    except ImportError as error:
+        raise UnsupportedPlatformError(
+            f"triton is not installed beside torch {torch_version}: install the one that this torch"
+            " was built with, which on AMD comes from AMD"
+        ) from error
+    _require("triton", triton.__version__, MIN_TRITON)
+    try:
+        get_target: Callable[[], Any] = driver.active.get_current_target
+    except RuntimeError as error:  # "0 active drivers"
+        raise UnsupportedPlatformError(
+            f"triton {triton.__version__} has no driver for the GPU that torch {torch_version}"
+            " sees: the two were built for different vendors; install the triton that this torch"
+            " was built with"
+        ) from error
+    return get_target
 
 
 def arch_id(vendor: str, arch: int | str) -> str:
@@ -116,13 +155,14 @@ def arch_id(vendor: str, arch: int | str) -> str:
 
 
 @functools.cache
-def _override(found: Platform, arch: str) -> Platform:
+def _override(found: Platform, wanted: str) -> Platform:
+    arch = wanted.split(":")[0]
     if not arch or arch == found.arch:
         return found
-    vendor = next((v for prefix, v in VENDORS.items() if arch.startswith(prefix)), None)
-    if arch == "cpu" or vendor is None or (found.vendor != "cpu" and vendor != found.vendor):
+    vendor = next((v for v, ids in VENDORS.items() if re.fullmatch(ids, arch)), None)
+    if vendor is None or (found.vendor != "cpu" and vendor != found.vendor):
         raise UnsupportedPlatformError(
-            f"XKV_ARCH={arch!r} does not fit the device found, {found}: give an arch of its vendor,"
-            " such as 'sm90' or 'gfx942', or unset it"
+            f"XKV_ARCH={wanted!r} does not fit the device found, {found}: give an arch of its"
+            " vendor, such as 'sm90' or 'gfx942', or unset it"
         )
     return Platform(found.vendor, arch, found.warp_size, found.compute_units)

@@ -1,0 +1,69 @@
+"""`python -m xkv` and the console script `xkv`: info, demo and check."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import xkv
+from xkv.tools import check, demo, info  # none of them imports torch before it runs
+
+_COMMANDS = {
+    "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
+    "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
+    "check": (check, "the self-test of an installed package, on the device at hand"),
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0; 1 if something was found to be wrong; 2 if what is installed does not
+        allow a run (one line on stderr says why); 130 if it was interrupted; 141 if the reader of
+        its output went away.
+    """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            print(end="", flush=True)  # here, where a broken pipe can be answered
+    except KeyboardInterrupt:
+        print("xkv: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more as it ends, and would print a traceback
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return _BROKEN_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        status: int = _COMMANDS[args.command][0].run(args)
+    except xkv.UnsupportedPlatformError as error:
+        print(f"xkv {args.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xkv", description=(xkv.__doc__ or "").split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"xkv {xkv.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (tool, summary) in _COMMANDS.items():
+        tool.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What each attention backend reads, as data: one frozen `BackendSpec` a backend, found by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+POWERS_OF_TWO = tuple(1 << n for n in range(11))
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """The index contract of one attention backend.
+
+    Attributes:
+        name: what `MetadataBuilder` is asked for.
+        form: "table" (one padded row a request) or "csr" (one ragged stream).
+        page_sizes: tokens of a page that the backend takes.
+        page_size: the default among them.
+        outputs: what beside the ids is written: names of `xkv.Metadata` fields.
+        id_dtype: "int32" or "int64". Lengths and prefix sums are int32 for every backend.
+        width_tokens: a row's width is rounded up to whole tiles of so many tokens; 1: no rule.
+        packed: the row stride must equal the width.
+        tail_tokens: rows are filled with ``fill_id`` to the end of a tile of so many tokens, and an
+            empty row has one such tile; 0: stale entries are tolerated and left.
+        fill_id: a valid id, for that fill and for a token without an id.
+        min_seq_len: the least length written, for backends that do not take an empty row.
+        min_last_page_len: the least last page length written.
+        why: what the contract rests on, and the sources it follows.
+    """
+
+    name: str
+    form: Literal["table", "csr"]
+    page_sizes: tuple[int, ...]
+    page_size: int
+    outputs: tuple[str, ...]
+    why: str
+    id_dtype: Literal["int32", "int64"] = "int32"
+    width_tokens: int = 1
+    packed: bool = False
+    tail_tokens: int = 0
+    fill_id: int = 0
+    min_seq_len: int = 0
+    min_last_page_len: int = 0
+
+    def tail_tile(self, page_size: int) -> int | None:
+        """Pages of the tile that rows are filled to; None: rows are left as they are."""
+        return max(self.tail_tokens // page_size, 1) if self.tail_tokens else None
+
+    def width(self, max_context_len: int, page_size: int) -> int:
+        """Pages of a row, as the width rule has it."""
+        unit = max(self.width_tokens // page_size, 1)
+        return -(-max_context_len // (page_size * unit)) * unit
+
+
+TRITON = BackendSpec(
+    "triton", "csr", (1,), 1, ("kv_indptr", "cu_seqlens_q"), id_dtype="int64",
+    why="SGLang's Triton backend takes int64 token slots and int32 indptr, on both vendors, and masks"
+    " what lies past the live entries (layers/attention/triton_backend.py)",
+)  # fmt: skip
+
+
+def table(vendor: str) -> dict[str, BackendSpec]:
+    """The specs that serve a vendor; on a CPU those of both, so that either can be prepared there."""
+    from xkv import cuda, rocm
+
+    rows = [*(cuda.SPECS if vendor != "hip" else ()), *(rocm.SPECS if vendor != "cuda" else ())]
+    return {spec.name: spec for spec in (*rows, TRITON)}
+
+
+def backends(device: torch.device | str | int | None = None) -> tuple[BackendSpec, ...]:
+    """Lists the backends for the platform at hand.
+
+    Args:
+        device: as in `xkv.platform`.
+
+    Returns:
+        Their specs; on a CPU those of both vendors.
+    """
+    from xkv.platforms import platform
+
+    return tuple(table(platform(device).vendor).values())
+
+
+def find(name: str, vendor: str) -> BackendSpec:
+    """Returns the spec of that name.
+
+    Raises:
+        ValueError: there is none for this vendor; the message lists what there is.
+    """
+    have = table(vendor)
+    if name in have:
+        return have[name]
+    known = ", ".join(have)
+    if name in table("cpu"):
+        raise ValueError(f"backend {name!r} does not run on {vendor!r}; there: {known}")
+    raise ValueError(f"backend {name!r} is unknown; on {vendor!r} there are: {known}")

@@ -1,0 +1,161 @@
+"""`python -m xkv info`: platform, versions and tuning rows, and what is wrong with the install."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import os
+import platform as python
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import xkv
+from xkv import cuda, rocm, tuning
+from xkv.platforms import Platform
+
+_SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `info`, which has none.
+
+    Args:
+        parser: the parser of the `info` command.
+    """
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found: versions first, lest a missing torch hide them.
+
+    Args:
+        args: what add_arguments defines.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        xkv.UnsupportedPlatformError: what is installed or plugged in cannot run xkv.
+    """
+    print(_aligned(_versions()))
+    for warning in _warnings():
+        print(f"\nwarning: {warning}")
+    found = _devices()
+    print(f"\n{_aligned((name, str(what)) for name, what in found)}")
+    for where in dict.fromkeys(what for _, what in found):
+        print(f"\ntuning rows of {where.arch}: {_origin(where)}")
+        print(_aligned(_rows(where)))
+    return 0
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "xkv", xkv.__version__
+    yield "python", python.python_version()
+    for name in ("torch", "triton"):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # of a broken install, name what it lacks
+            yield name, "not installed" if error.name == name else f"does not import: {error}"
+        except (ImportError, OSError) as error:
+            yield name, f"does not import: {error}"
+        else:
+            yield name, _version(module)
+    for name in _SWITCHES:
+        if name in os.environ:
+            yield name, repr(os.environ[name])
+
+
+def _version(module: Any) -> str:
+    version = getattr(module, "__version__", None)
+    if version is None:
+        # an empty folder of that name in the working directory passes for the package
+        return f"has no version: {list(module.__path__)} is not it"
+    if module.__name__ != "torch":
+        return str(version)
+    toolkits = {"CUDA": module.version.cuda, "HIP": module.version.hip}
+    built = [f"{name} {number}" for name, number in toolkits.items() if number]
+    return f"{version} ({', '.join(built) or 'built without CUDA and HIP'})"
+
+
+def _warnings() -> Iterator[str]:
+    """What is installed and cannot be right."""
+    owners = sorted(set(importlib.metadata.packages_distributions().get("triton", ())))
+    if len(owners) < 2:
+        return
+    named = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in owners)
+    kept = _required_by_torch(owners)
+    if len(kept) == 1:
+        keep, drop = kept[0], " ".join(name for name in owners if name not in kept)
+        why = f"torch requires {keep}: "
+    else:
+        keep, drop = "the other", "the one that did not come with torch"
+        why = ""
+    yield (
+        f"{named} lie over one another in the folder triton. {why}pip uninstall {drop}, then"
+        f" reinstall {keep} (--force-reinstall --no-deps, from where torch came from), as the first"
+        " takes shared files with it"
+    )
+
+
+def _required_by_torch(names: Iterable[str]) -> list[str]:
+    """Those distributions that the installed torch asks for."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        lines = importlib.metadata.requires("torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    required = {canonicalize_name(Requirement(line).name) for line in lines}
+    return [name for name in names if canonicalize_name(name) in required]
+
+
+def _devices() -> list[tuple[str, Platform]]:
+    """Every GPU, or the CPU where there is none, with its name."""
+    first = xkv.platform()  # says what is wrong where torch is missing or too old
+    import torch
+
+    if not torch.cuda.is_available():
+        return [("no GPU", first)]
+    return [
+        (f"GPU {i}: {torch.cuda.get_device_name(i)}", xkv.platform(i))
+        for i in range(torch.cuda.device_count())
+    ]
+
+
+def _origin(where: Platform) -> str:
+    """How `tuning.lookup` comes to its rows."""
+    vendor = {"cuda": cuda, "hip": rocm}.get(where.vendor)
+    if vendor is None:
+        return "used under TRITON_INTERPRET=1; else the torch reference serves CPU tensors"
+    if where.arch in vendor.TUNING:
+        return "its own"
+    family = vendor.family(where.arch)
+    if family is not None:
+        return f"those of its family, {family}"
+    return f"the vendor's default, those of {vendor.DEFAULT_ARCH}; xkv does not know {where.arch}"
+
+
+def _rows(where: Platform) -> Iterator[list[str]]:
+    """The rows that `tuning.lookup` gives, one for every kind and class of batch sizes."""
+    fields = [f.name for f in dataclasses.fields(tuning.Tuning)]
+    fields = [name for name in fields if name not in ("kind", "max_batch")]
+    yield ["kind", "batch", *fields]
+    for kind in get_args(tuning.Kind):
+        batch: int | None = 1
+        while batch is not None:
+            row = tuning.lookup(where, kind, batch)
+            most = row.max_batch
+            span = f"{batch} and more" if most is None else f"{batch} to {most}"
+            yield [kind, span, *(str(getattr(row, name)) for name in fields)]
+            batch = None if most is None else most + 1
+
+
+def _aligned(rows: Iterable[Iterable[str]]) -> str:
+    """Rows as columns, two spaces apart."""
+    cells = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
