@@ -118,7 +118,7 @@ class Build:
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
 
-    def arguments(self, direct: int, balance: int) -> list[Any]:
+    def arguments(self) -> list[Any]:
         """The kernel's arguments in its order, all but the constexpr."""
         source = self.req_to_token
         args: list[Any] = [
@@ -135,7 +135,7 @@ class Build:
             *args,
             self.min_seq_len, self.min_last_page_len,
             self.tail_tile or INT32_MAX, self.tail_fill or 0, self.missing_id,
-            int(self.expect_all), self.status, direct, balance,
+            int(self.expect_all), self.status,
         ]  # fmt: skip
 
 

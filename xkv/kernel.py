@@ -9,9 +9,9 @@ The kernel never asks what it runs on: page sizes, form and block shapes reach i
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
 ``reference.py`` says the same in plain torch; ``build.py`` says what each argument means.
 
-Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. First the programs write the first
-``direct`` blocks of all rows, one program a block, with no look at the other rows. What longer rows
-have left is then dealt out evenly over all programs: cost follows the live tokens, however skewed.
+Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. DIRECT: the programs write the first
+blocks of all rows, one program a block, with no look at the other rows. BALANCE: what longer rows have
+left is dealt out over all programs in turn, so that cost follows the live tokens, however skewed.
 """
 
 import triton
@@ -100,7 +100,9 @@ def _left(items, mask, view, policy, C: tl.constexpr):
         items = _written(items, view, policy).to(tl.int32)
     items = tl.minimum(items, view.capacity)
     blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
-    return tl.where(mask, tl.maximum(blocks - policy.direct, 0), 0)
+    if C.DIRECT:
+        blocks = tl.maximum(blocks - tl.num_programs(1), 0)
+    return tl.where(mask, blocks, 0)
 
 
 @triton.jit
@@ -171,33 +173,34 @@ def _before(b, req, view, policy, C: tl.constexpr):
 
 
 @triton.jit
-def _locate(u, req, view, policy, C: tl.constexpr):
-    """The row of block u of those left by the direct pass, what precedes it, and how many there are.
-
-    Returns the row, the left blocks and (streams) the items of the rows before it, and the sum of all
-    left blocks.
-    """
-    row = req.batch * 0
-    ahead = req.batch * 0
-    base = req.batch.to(tl.int64) * 0
+def _balance(p, programs, req, view, policy, C: tl.constexpr):
+    """The blocks that the direct pass leaves, counted over the batch: block u falls to u % programs."""
+    u = p
     seen = req.batch * 0
-    items_seen = base
+    items_seen = req.batch.to(tl.int64) * 0
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         _, _, _, items, _, _, _ = _describe(i, mask, req, view, policy, C)
         left = _left(items, mask, view, policy, C)
-        total = tl.sum(left, 0)
-        if (u >= seen) & (u < seen + total):
-            done = seen + tl.cumsum(left, 0) <= u
-            row = chunk + tl.sum(done.to(tl.int32), 0)
-            ahead = seen + tl.sum(tl.where(done, left, 0), 0)
-            if C.FORM != TABLE:
-                base = items_seen + tl.sum(tl.where(done, items, 0).to(tl.int64), 0)
-        seen += total
+        upto = seen
+        seen += tl.sum(left, 0)
+        if u < seen:
+            sums = upto + tl.cumsum(left, 0)
+            while u < seen:
+                passed = sums <= u
+                b = chunk + tl.sum(passed.to(tl.int32), 0)
+                block = u - tl.max(tl.where(passed, sums, upto), 0)
+                if C.DIRECT:
+                    block += tl.num_programs(1)
+                base = items_seen
+                if C.FORM != TABLE:
+                    base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
+                described = _describe(b, b < req.batch, req, view, policy, C)
+                _emit(b, block, base, described, req, view, policy, C)
+                u += programs
         if C.FORM != TABLE:
             items_seen += tl.sum(items.to(tl.int64), 0)
-    return row, ahead, base, seen
 
 
 @triton.jit
@@ -259,7 +262,7 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
 
 @triton.jit
 def _build(req, view, policy, C: tl.constexpr):
-    """One view, whole: direct blocks, what longer rows have left, lengths and prefix sums, the tail."""
+    """One view, whole: direct blocks, what they leave, then lengths and prefix sums, the tail."""
     STREAM: tl.constexpr = C.FORM != TABLE
     SUMS: tl.constexpr = (
         view.seqlens_ptr is not None or view.cu_k_ptr is not None or view.indptr_ptr is not None
@@ -268,36 +271,15 @@ def _build(req, view, policy, C: tl.constexpr):
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    if policy.direct != 0:
+    if C.DIRECT:
         for b in range(tl.program_id(0), req.batch, tl.num_programs(0)):
             base = req.batch.to(tl.int64) * 0
             if STREAM:
                 base = _before(b, req, view, policy, C)
             described = _describe(b, True, req, view, policy, C)
             _emit(b, tl.program_id(1), base, described, req, view, policy, C)
-
-    if policy.balance != 0:
-        # an even share each, in one run: a search for every row touched, not for every block
-        b, ahead, base, total = _locate(p, req, view, policy, C)
-        u = p
-        stop = tl.minimum(p + 1, total)
-        if total > programs:
-            share = (total + programs - 1) // programs
-            u = tl.minimum(p * share, total)
-            stop = tl.minimum(u + share, total)
-            if u < stop:
-                b, ahead, base, total = _locate(u, req, view, policy, C)
-        while u < stop:
-            described = _describe(b, b < req.batch, req, view, policy, C)
-            left = _left(described[3], True, view, policy, C)
-            # at least one: lengths that change under a running launch must not hang it
-            run = tl.maximum(tl.minimum(stop, ahead + left) - u, 1)
-            block = policy.direct + u - ahead
-            for n in range(0, run):
-                _emit(b, block + n, base, described, req, view, policy, C)
-            u += run
-            if u < stop:
-                b, ahead, base, total = _locate(u, req, view, policy, C)
+    if C.BALANCE:
+        _balance(p, programs, req, view, policy, C)
 
     # the last programs have the least to do above: let them write the sums
     last = programs - 1 - p
@@ -318,7 +300,7 @@ def _build(req, view, policy, C: tl.constexpr):
         "src_stride", "src_rows", "src_tokens", "batch", "delta", "query_sign", "query_len",
         "window", "token_map_len", "page_map_len", "out_stride", "capacity",
         "window2", "token_map_len2", "page_map_len2", "out_stride2", "capacity2",
-        "min_len", "min_last", "tail", "tail_fill", "missing_id", "expect_all", "direct", "balance",
+        "min_len", "min_last", "tail", "tail_fill", "missing_id", "expect_all",
     ]
 )  # fmt: skip
 def xkv_build(
@@ -333,16 +315,14 @@ def xkv_build(
     page_map2_ptr, page_map_len2: "i64", out2_ptr, out_stride2: "i64", capacity2: "i32",
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
     min_len: "i32", min_last: "i32", tail: "i32", tail_fill: "i32", missing_id: "i32",
-    expect_all: "i32", status_ptr, direct: "i32", balance: "i32", C: tl.constexpr,
+    expect_all: "i32", status_ptr, C: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs a block, direct blocks a row, views). ``build.Build`` describes the arguments."""
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
         query_ptr, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(
-        min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct, balance
-    )
+    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr)
     if tl.program_id(2) == 0:
         view = View(
             start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,

@@ -35,6 +35,8 @@ class Config:
     TAIL: bool
     NUM_PAGE_PER_BLOCK: int
     BATCH_BLOCK: int
+    DIRECT: bool
+    BALANCE: bool
 
 
 class Request(NamedTuple):
@@ -74,7 +76,7 @@ class View(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What stands in where no id is, where offences go, and how the work is dealt out."""
+    """What stands in where no id is, and where offences go."""
 
     min_len: Any
     min_last: Any
@@ -83,5 +85,3 @@ class Policy(NamedTuple):
     missing_id: Any
     expect_all: Any
     status_ptr: Any
-    direct: Any
-    balance: Any

@@ -40,27 +40,27 @@ def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
     grid, direct, balance = schedule(build, row, where)
     config = config_of(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        build.tail_fill is not None, row.num_page_per_block, row.batch_block,
+        build.tail_fill is not None, row.num_page_per_block, row.batch_block, direct, balance,
     )  # fmt: skip
-    kernel[grid](*build.arguments(direct, balance), config, num_warps=row.num_warps)
+    kernel[grid](*build.arguments(), config, num_warps=row.num_warps)
 
 
 def schedule(
     build: Build, row: tuning.Tuning, where: Platform
-) -> tuple[tuple[int, int, int], int, int]:
+) -> tuple[tuple[int, int, int], bool, bool]:
     """How the work is dealt out, from what the host knows without a sync.
 
     Returns:
-        The grid (programs, direct blocks a row, views); how many blocks of every row are written
-        directly; and whether rows may be longer than that, so that the rest must be balanced.
+        The grid (programs, direct blocks a row, views); whether the first blocks of every row are
+        written directly; and whether rows may have more, which is balanced over the programs.
     """
     batch = max(build.batch, 1)
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
     most = min(where.compute_units * row.programs_per_cu, batch * row_blocks)
     if not row.direct:
-        return (most, 1, len(build.views)), 0, 1
+        return (most, 1, len(build.views)), False, True
     direct = min(max(most // batch, 1), row_blocks)
-    return (min(batch, most), direct, len(build.views)), direct, int(row_blocks > direct)
+    return (min(batch, most), direct, len(build.views)), True, row_blocks > direct
 
 
 @functools.cache

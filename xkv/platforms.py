@@ -157,7 +157,7 @@ def arch_id(vendor: str, arch: int | str) -> str:
 @functools.cache
 def _override(found: Platform, wanted: str) -> Platform:
     arch = wanted.split(":")[0]
-    if not arch or arch == found.arch:
+    if not wanted or arch == found.arch:
         return found
     vendor = next((v for v, ids in VENDORS.items() if re.fullmatch(ids, arch)), None)
     if vendor is None or (found.vendor != "cpu" and vendor != found.vendor):
