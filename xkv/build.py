@@ -119,36 +119,41 @@ class Build:
         return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
 
     def arguments(self) -> list[Any]:
-        """The kernel's arguments in its order, all but the constexpr."""
-        source = self.req_to_token
+        """The kernel's arguments in its order, all but the constexpr.
+
+        What is not asked for is None, and so no argument of the compiled kernel at all: a launch
+        costs less, and the constant bank that every program reads first stays small.
+        """
+        source, tail, queries = self.req_to_token, self.tail_fill is not None, self.query_lens
+        wants_q = self.views[0].cu_seqlens_q is not None
         args: list[Any] = [
             source, source.stride(0), source.shape[0], self.source_tokens,
             self.req_pool_indices, self.seq_lens, self.batch,
             self.seq_lens_delta_rows, self.seq_lens_delta,
-            self.query_lens, self.query_sign, self.query_len,
+            queries, None if queries is None else self.query_sign,
+            self.query_len if wants_q and queries is None else None,
+            *_view_arguments(self.views[0], self.form),
         ]  # fmt: skip
-        for second, view in enumerate((self.views * 2)[:2] if len(self.views) > 1 else self.views):
-            args += _view_arguments(view, self.form)[: 13 if second else 14]
-        if len(self.views) == 1:
-            args += _NO_VIEW
+        args += _view_arguments(self.views[1], self.form)[:-1] if len(self.views) == 2 else _NO_VIEW
         return [
             *args,
-            self.min_seq_len, self.min_last_page_len,
-            self.tail_tile or INT32_MAX, self.tail_fill or 0, self.missing_id,
-            int(self.expect_all), self.status,
+            self.min_seq_len or None,
+            self.min_last_page_len if any(v.kv_last_page_len is not None for v in self.views) else None,
+            (self.tail_tile or INT32_MAX) if tail else None, self.tail_fill,
+            self.missing_id, None if self.status is None else int(self.expect_all), self.status,
         ]  # fmt: skip
 
 
-_NO_VIEW: list[Any] = [None, 0, None, 0, None, 0, None, 0, 0, None, None, None, None]
+_NO_VIEW: list[Any] = [None] * 13
 
 
 def _view_arguments(view: View, form: int) -> list[Any]:
     token_map, page_map = view.token_map, view.page_map
     return [
-        view.kv_start, ROW_MAX if view.window is None else view.window,
-        token_map, 0 if token_map is None else token_map.shape[0],
-        page_map, 0 if page_map is None else page_map.shape[0],
-        view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),
+        view.kv_start, view.window,
+        token_map, None if token_map is None else token_map.shape[0],
+        page_map, None if page_map is None else page_map.shape[0],
+        view.out, view.out.stride(0) if form == TABLE else None, view.capacity(form),
         view.cache_seqlens, view.cu_seqlens_k, view.kv_indptr, view.kv_last_page_len,
         view.cu_seqlens_q,
     ]  # fmt: skip

@@ -70,14 +70,18 @@ def _describe(b, mask, req, view, policy, C: tl.constexpr):
         kv_len = end
         reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
     else:
-        start = tl.maximum(end - view.window, 0)
+        start = length * 0
+        if view.window is not None:
+            start = tl.maximum(end - view.window, 0)
         if view.start_ptr is not None:
             wanted = _load_int(view.start_ptr, b, mask)
             bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
             start = _clip(wanted, start, end)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
-        kv_len = tl.maximum(tl.where(start < end, end - first, 0), policy.min_len)
+        kv_len = tl.where(start < end, end - first, 0)
+        if policy.min_len is not None:
+            kv_len = tl.maximum(kv_len, policy.min_len)
         items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
         if C.FORM == TABLE:
             reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
@@ -119,6 +123,7 @@ def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
 def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
     """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
     row, first, end, items, _, _, _ = described
+    done = block * C.NUM_PAGE_PER_BLOCK
     if C.FORM == TABLE:
         out_row = view.out_ptr + b * view.out_stride
         written = _written(items, view, policy).to(tl.int32) if C.TAIL else items
@@ -126,23 +131,31 @@ def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
         out_row = view.out_ptr + base
         items = _clip(view.capacity - base, 0, items).to(tl.int32)
         written = items
-    j = block * C.NUM_PAGE_PER_BLOCK + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-    t = first + j * C.PAGE_SIZE
-    live = (j < items) & (t >= 0) & (t < end)
+    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
+    j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
+    at = first + done * C.PAGE_SIZE
+    live = j < items - done
+    EXACT: tl.constexpr = C.FORM != SLOTS and policy.min_len is None
+    if not EXACT:  # items may stand for tokens that the row does not have
+        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
+    src_row = req.src_ptr + row * req.src_stride
     ALIGNED: tl.constexpr = C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0
-    SAME: tl.constexpr = ALIGNED and view.token_map_ptr is None and view.page_map_ptr is None
     if ALIGNED:
-        column = first // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
-        column = t // C.SOURCE_PAGE_SIZE
-    entry = tl.load(req.src_ptr + row * req.src_stride + column, mask=live, other=-1)
+        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
+    if EXACT and not C.TAIL:
+        entry = tl.load(source, mask=live)
+    else:
+        entry = tl.load(source, mask=live, other=-1)
     have = entry >= 0
     outside = j < 0
-    if SAME:  # the formula, with nothing wider than an id
-        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+    if ALIGNED and view.token_map_ptr is None and view.page_map_ptr is None:
+        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
     else:
-        have = have & (entry.to(tl.int64) < ID_MAX)
-        token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE + t % C.SOURCE_PAGE_SIZE
+        have = have & live & (entry.to(tl.int64) < ID_MAX)
+        token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
+        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
             token, have, lost = _translate(token, have, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | lost
@@ -154,11 +167,14 @@ def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
         page = token // C.PAGE_SIZE
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
         have = have & (page <= INT32_MAX)
-    bad = live & ~have & (outside | (policy.expect_all != 0))
-    _report(policy, b + j * 0, tl.where(outside, BAD_MAP, BAD_ID), bad)
-    stand_in = tl.where(j < items, policy.missing_id, policy.tail_fill)
-    value = tl.where(live & have, page, stand_in.to(page.dtype))
-    tl.store(out_row + j, value.to(view.out_ptr.dtype.element_ty), mask=j < written)
+    if policy.status_ptr is not None:
+        bad = live & ~have & (outside | (policy.expect_all != 0))
+        _report(policy, b + j * 0, tl.where(outside, BAD_MAP, BAD_ID), bad)
+    stand_in = policy.missing_id
+    if C.TAIL:
+        stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
+    value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
+    tl.store(out_row + done + j, value, mask=j < written - done)
 
 
 @triton.jit
@@ -246,8 +262,9 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
                 _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
                 _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
             if view.cu_q_ptr is not None:
-                upto = (i + 1).to(tl.int64) * req.query_len
-                if req.query_ptr is not None:
+                if req.query_ptr is None:
+                    upto = (i + 1).to(tl.int64) * req.query_len
+                else:
                     upto = query_sum + tl.cumsum(query, 0)
                 _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
                 _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
