@@ -138,8 +138,7 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
         ids = [rng.randint(-1 if rng.random() < 0.3 else 0, size + 5) for _ in range(size)]
         if hostile and ids:
             ids[rng.randrange(len(ids))] = -(2**31)
-        table = torch.tensor(ids, dtype=either(), device=device)
-        return table
+        return torch.tensor(ids, dtype=either(), device=device)
 
     if hostile:
         flat = whole(source)

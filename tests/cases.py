@@ -131,7 +131,7 @@ CASES = {
     ),
     "start": Case(
         "a chunk from the middle of a page", lambda P: [3 * P, 2 * P + 1, P],
-        _view(kv_start=lambda b, t: t([P_HALF(b), b.page_size, b.page_size])),
+        _view(kv_start=lambda b, t: t([page_and_a_half(b), b.page_size, b.page_size])),
     ),
     "start beyond": Case(
         "starts out of range are cut", lambda P: [3 * P, 5, 4],
@@ -172,7 +172,7 @@ CASES = {
 }  # fmt: skip
 
 
-def P_HALF(build: Build) -> int:
+def page_and_a_half(build: Build) -> int:
     return build.page_size + build.page_size // 2
 
 

@@ -18,8 +18,24 @@ import triton
 import triton.language as tl
 
 from xkv.kernel_args import (
-    BAD_ID, BAD_LENGTH, BAD_MAP, BAD_QUERY, BAD_ROW, BAD_START, CSR, CUT, ID_MAX, INT32_MAX,
-    LENGTH_MAX, OVERFLOW, SLOTS, TABLE, Config, Policy, Request, View,
+    BAD_ID,
+    BAD_LENGTH,
+    BAD_MAP,
+    BAD_QUERY,
+    BAD_ROW,
+    BAD_START,
+    CSR,
+    CUT,
+    ID_MAX,
+    INT32_MAX,
+    LENGTH_MAX,
+    OVERFLOW,
+    SLOTS,
+    TABLE,
+    Config,
+    Policy,
+    Request,
+    View,
 )  # fmt: skip
 
 __all__ = ["Config", "xkv_build"]
@@ -111,7 +127,7 @@ def _left(items, mask, view, policy, C: tl.constexpr):
 
 @triton.jit
 def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
-    """token -> map[token // PAGE] * PAGE + token % PAGE; which were found, which lie outside."""
+    """Token -> map[token // PAGE] * PAGE + token % PAGE; which were found, which lie outside."""
     page = token // PAGE
     inside = have & (page < map_len)
     target = tl.load(map_ptr + page, mask=inside, other=-1).to(tl.int64)

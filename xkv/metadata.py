@@ -15,7 +15,6 @@ from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
 
-
 # what a build writes beside the ids, and how many entries more than the batch has each of them
 OUTPUTS = {
     "kv_indptr": 1,
@@ -167,8 +166,8 @@ class MetadataBuilder:
 
     def _metadata(self, view: View) -> Metadata:
         ids = "page_table" if self.spec.form == "table" else "kv_indices"
-        outputs = {name: getattr(view, name) for name in OUTPUTS}
-        return Metadata(self.page_size, self.max_context_len, **{ids: view.out}, **outputs)
+        outputs: dict[str, Any] = {ids: view.out} | {name: getattr(view, name) for name in OUTPUTS}
+        return Metadata(self.page_size, self.max_context_len, **outputs)
 
     def build(
         self,

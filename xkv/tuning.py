@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from xkv.platforms import Platform
 
@@ -87,18 +87,19 @@ def lookup(platform: Platform, kind: Kind, batch: int) -> Tuning:
 def _rows(platform: Platform) -> Sequence[Tuning]:
     from xkv import cuda, rocm
 
-    vendor = {"cuda": cuda, "hip": rocm}.get(platform.vendor)
+    vendor: Any = {"cuda": cuda, "hip": rocm}.get(platform.vendor)
     if vendor is None:
         return CPU_ROWS
-    if platform.arch in vendor.TUNING:
-        return vendor.TUNING[platform.arch]
+    tables: dict[str, Sequence[Tuning]] = vendor.TUNING
+    if platform.arch in tables:
+        return tables[platform.arch]
     family = vendor.family(platform.arch)
     if family is not None:
         _log.info("xkv has no tuning rows for %s: using those of %s", platform.arch, family)
-        return vendor.TUNING[family]
+        return tables[family]
     default = vendor.DEFAULT_ARCH
     _log.warning("xkv does not know %s: using the tuning rows of %s", platform.arch, default)
-    return vendor.TUNING[default]
+    return tables[default]
 
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
