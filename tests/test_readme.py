@@ -9,7 +9,7 @@ TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
 def test_example() -> None:
-    code = re.search(r"```python\n(.*?)```\n\n((?:    .*\n)+)", TEXT, re.DOTALL)
+    code = re.search(r"```python\n([^`]*)```\n\n((?:    .*\n)+)", TEXT)
     assert code is not None
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

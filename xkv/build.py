@@ -153,7 +153,7 @@ def _view_arguments(view: View, form: int) -> list[Any]:
         view.kv_start, view.window,
         token_map, None if token_map is None else token_map.shape[0],
         page_map, None if page_map is None else page_map.shape[0],
-        view.out, view.out.stride(0) if form == TABLE else None, view.capacity(form),
+        view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),
         view.cache_seqlens, view.cu_seqlens_k, view.kv_indptr, view.kv_last_page_len,
         view.cu_seqlens_q,
     ]  # fmt: skip

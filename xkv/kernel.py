@@ -141,7 +141,7 @@ def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
     row, first, end, items, _, _, _ = described
     done = block * C.NUM_PAGE_PER_BLOCK
     if C.FORM == TABLE:
-        out_row = view.out_ptr + b * view.out_stride
+        out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
         written = _written(items, view, policy).to(tl.int32) if C.TAIL else items
     else:
         out_row = view.out_ptr + base
@@ -328,27 +328,22 @@ def _build(req, view, policy, C: tl.constexpr):
             _write_sums(last, programs, req, view, policy, C)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "src_stride", "src_rows", "src_tokens", "batch", "delta", "query_sign", "query_len",
-        "window", "token_map_len", "page_map_len", "out_stride", "capacity",
-        "window2", "token_map_len2", "page_map_len2", "out_stride2", "capacity2",
-        "min_len", "min_last", "tail", "tail_fill", "missing_id", "expect_all",
-    ]
-)  # fmt: skip
+# No argument is specialised on its value, a pointer's alignment or a storage's size (which on AMD would
+# choose 32-bit offsets): what was compiled once serves every call.
+@triton.jit(do_not_specialize=list(range(64)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i32",
     rows_ptr, lens_ptr, batch: "i32", delta_ptr, delta: "i32",
-    query_ptr, query_sign: "i32", query_len: "i32",
-    start_ptr, window: "i32", token_map_ptr, token_map_len: "i64",
-    page_map_ptr, page_map_len: "i64", out_ptr, out_stride: "i64", capacity: "i32",
+    # integers without a type may be None, which an annotated one may not
+    query_ptr, query_sign, query_len,
+    start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+    out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window beside the whole
-    start2_ptr, window2: "i32", token_map2_ptr, token_map_len2: "i64",
-    page_map2_ptr, page_map_len2: "i64", out2_ptr, out_stride2: "i64", capacity2: "i32",
+    start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
+    out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
-    min_len: "i32", min_last: "i32", tail: "i32", tail_fill: "i32", missing_id: "i32",
-    expect_all: "i32", status_ptr, C: tl.constexpr,
+    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr, C: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs a block, direct blocks a row, views). ``build.Build`` describes the arguments."""
     req = Request(

@@ -162,9 +162,7 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
         yield planted(Reason.BAD_LENGTH, "seq_lens", length)
     for entry in (-1, 1 << 45):
         yield planted(Reason.BAD_ID, "req_to_token", entry, (_ROW, 0))
-    name, reason = (
-        ("query_lens", Reason.BAD_QUERY) if op == SLOTS else ("kv_start", Reason.BAD_START)
-    )
+    name, reason = ("query_lens", Reason.BAD_QUERY) if op == SLOTS else ("kv_start", Reason.BAD_START)
     for value in (tokens + 1, -1):
         yield planted(reason, name, value)
     two = planted(Reason.BAD_LENGTH, "seq_lens", tokens + 1)
@@ -175,7 +173,8 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
     short = base["seq_lens"].clamp(max=1)
     short[_ROW] = tokens
     call = base | {"seq_lens": short} | ({"query_lens": short} if op == SLOTS else {})
-    room = 2 if op == TABLE else 2 + int(short[:_ROW].sum())
+    room = -(-tokens // page_size) - 1  # one entry short
+    room += 0 if op == TABLE else int(short[:_ROW].sum())
     yield Case(op, call, room=room, offence=xkv.Offence(_ROW, Reason.CUT), note="no room")
 
     base["token_map"] = torch.arange(_MAP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _PAGE = 128  # the source's pages: whole pages of every backend's page size
 
 
 class Workload(NamedTuple):
-    """Requests of about one length (up to a tenth more or less) in rows of a capacity, in tokens."""
+    """Requests of about one length (a tenth more or less) in rows of a capacity, in tokens."""
 
     batch: int
     tokens: int
@@ -100,7 +100,8 @@ def make_source(rows: int, context: int, device: str) -> Tensor:
     width = context + DRAFTS
     source = torch.empty(rows, width, dtype=torch.int32, device=device)
     within = torch.arange(_PAGE, dtype=torch.int32, device=device)
-    for part in source.split(64):  # in parts, as the whole may be GiBs
+    for row in range(0, rows, 64):  # in parts, as the whole may be GiBs
+        part = source[row : row + 64]
         shape = len(part), -(-width // _PAGE), 1
         pages = torch.randint((1 << 31) // _PAGE, shape, dtype=torch.int32, device=device)
         part.copy_((pages * _PAGE + within).view(len(part), -1)[:, :width])
@@ -112,7 +113,7 @@ def make_steps(load: Workload, device: str) -> list[Step]:
     generator = torch.Generator().manual_seed(load.batch)
     spread = load.tokens // 10
     steps = []
-    for rows in torch.randperm(STEPS * load.batch, generator=generator).split(load.batch):
+    for rows in torch.randperm(STEPS * load.batch, generator=generator).view(STEPS, load.batch):
         lens = load.tokens + torch.randint(-spread, spread + 1, (load.batch,), generator=generator)
         steps.append(Step(rows.to(device), lens.to(device), lens, int(lens.sum())))
     return steps
@@ -127,7 +128,9 @@ def both(
     builder = xkv.MetadataBuilder(
         row.backend, source, max_batch_size=batch, max_context_len=context, page_size=row.page_size
     )
-    options = {"seq_lens_delta": row.delta, "query_lens": row.drafts} if row.drafts else {}
+    options: dict[str, Any] = {}
+    if row.drafts:
+        options = {"seq_lens_delta": row.delta, "query_lens": row.drafts}
     return theirs, lambda step: builder.build(step.rows, step.lens, **options)
 
 
@@ -163,7 +166,8 @@ def differences(
                 yield f"step {number}: {name}: {_kind(a)} of theirs, {_kind(b)} of ours"
             elif not torch.equal(a, b):
                 at = int((a != b).nonzero()[0])
-                yield f"step {number}: {name}: live entry {at} is {a[at]} of theirs, {b[at]} of ours"
+                both_are = f"{a[at]} of theirs, {b[at]} of ours"
+                yield f"step {number}: {name}: live entry {at} is {both_are}"
 
 
 def _live(name: str, value: Tensor, lens: Tensor, page_size: int) -> Tensor:

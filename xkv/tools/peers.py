@@ -1,7 +1,7 @@
 """The other side of `python -m xkv steps`: a step's inputs, buffers, and SGLang's index kernels.
 
-Their kernels are loaded by path from wherever the user unpacked SGLang's wheel; none of their code is
-in this package. Where there are none, `StandIn` calls xkv's own ops in their place.
+Their kernels are loaded by path from wherever the user unpacked SGLang's wheel; none of their code
+is in this package. Where there are none, `StandIn` calls xkv's own ops in their place.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ class Peers(Protocol):
         """Writes a stream of token slots whose rows begin at indptr."""
 
     def trtllm_mha(
-        self, at: Setup, rows: Tensor, lens: Tensor, cache_seqlens: Tensor, cu_k: Tensor, out: Tensor
+        self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor
     ) -> None:
         """Writes a page table, lengths and their prefix sums."""
 
     def flash_attention(
-        self, at: Setup, rows: Tensor, lens: Tensor, cache_seqlens: Tensor, cu_k: Tensor, out: Tensor
+        self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor
     ) -> None:
         """The same."""
 
@@ -135,12 +135,12 @@ class StandIn:
         xkv.build_kv_indices(at.source, rows, lens, out=xkv.KVIndices(starts, out, last))
 
     def trtllm_mha(
-        self, at: Setup, rows: Tensor, lens: Tensor, cache_seqlens: Tensor, cu_k: Tensor, out: Tensor
+        self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor
     ) -> None:
         """For the comparison alone."""
-        torch.add(lens, at.drafts, out=cache_seqlens)
-        cu_k[1:] = torch.cumsum(cache_seqlens, dim=0)
-        self.page_table(at, rows, cache_seqlens, out)
+        torch.add(lens, at.drafts, out=lens_k)
+        cu_k[1:] = torch.cumsum(lens_k, dim=0)
+        self.page_table(at, rows, lens_k, out)
 
     flash_attention = trtllm_mha
 
@@ -153,8 +153,8 @@ class SGLang:
     """The kernels of SGLang 0.5.23, called as its backends call them.
 
     Args:
-        folder: holds kv_indices.py and what else is wanted of sglang/kernels/ops/attention, directly
-            or under that path.
+        folder: holds kv_indices.py and what else is wanted of sglang/kernels/ops/attention, by
+            itself or under that path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -192,21 +192,21 @@ class SGLang:
         )  # fmt: skip
 
     def trtllm_mha(
-        self, at: Setup, rows: Tensor, lens: Tensor, cache_seqlens: Tensor, cu_k: Tensor, out: Tensor
+        self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor
     ) -> None:
         """update_trtllm_mha_graph_metadata."""
         self._files["trtllm_mha_graph_metadata.py"].update_trtllm_mha_graph_metadata(
             req_pool_indices=rows, seq_lens=lens, req_to_token=at.source,
-            cache_seqlens=cache_seqlens, cu_seqlens_k=cu_k, page_table=out, bs=at.batch,
+            cache_seqlens=lens_k, cu_seqlens_k=cu_k, page_table=out, bs=at.batch,
             seqlen_offset=at.drafts, max_seq_pages=out.shape[1], page_size=at.page_size,
         )  # fmt: skip
 
     def flash_attention(
-        self, at: Setup, rows: Tensor, lens: Tensor, cache_seqlens: Tensor, cu_k: Tensor, out: Tensor
+        self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor
     ) -> None:
         """normal_decode_set_metadata."""
         self._files["metadata.py"].normal_decode_set_metadata(
-            cache_seqlens, cu_k, out, at.source, rows, out.shape[1], lens, at.drafts, at.page_size
+            lens_k, cu_k, out, at.source, rows, out.shape[1], lens, at.drafts, at.page_size
         )
 
     def aiter_unified(self, at: Setup, rows: Tensor, lens: Tensor, out: Tensor) -> None:

@@ -1,10 +1,10 @@
 """The ops that SGLang 0.5.23 issues for a step of each backend: what `python -m xkv steps` runs.
 
-Written after reading sglang/srt/layers/attention/; each function names its file and method. It issues
-what a CUDA-graph replay issues there, op by op, and leaves the index kernel to `Peers`. Left out is
-what xkv does not build either, so that theirs is rather too cheap than too dear: split schedules and
-the copies of them, masks, write locations, the host arrays of a plan, and what runs once a layer inside
-of the graph (the notes of `xkv.tools.steps` count that).
+Written after reading sglang/srt/layers/attention/; each function names its file and method. It
+issues what a CUDA-graph replay issues there, op by op, and leaves the index kernel to `Peers`. Left
+out is what xkv does not build either, so that theirs is rather too cheap than too dear: split
+schedules and the copies of them, masks, write locations, the host arrays of a plan, and what runs
+once a layer inside of the graph (which the rows' notes tell).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: the parser of the `steps` command.
     """
     add = parser.add_argument
-    add("--peers", metavar="DIR", type=Path, help="SGLang 0.5.23's kernels (default: xkv's own ops)")
+    add("--peers", metavar="DIR", type=Path, help="SGLang 0.5.23's kernels (default: xkv's ops)")
     add("--json", metavar="FILE", type=Path, help="writes the numbers there")
 
 
@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
         args: what add_arguments defines.
 
     Returns:
-        The exit status: 0; 1 if a result of theirs differs from ours, which is then named and nothing
-        timed; 2 if the arguments or the machine do not allow a run (one line on stderr says why).
+        The exit status: 0; 1 if a result of theirs differs from ours, which is then named, and
+        nothing timed; 2 if the arguments or the machine do not allow a run (one line on stderr says
+        why).
 
     Raises:
         xkv.UnsupportedPlatformError: what is installed or plugged in cannot run xkv.
@@ -91,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
         tables.append({"workload": load._asdict(), "add_us": add, "rows": _record(measured)})
     print()
     for row in rows:
-        if row.note or not theirs.has(row.file):
-            print(f"{row.name}: {row.note or f'theirs needs --peers with {row.file}'}")
+        lacks = "" if theirs.has(row.file) else f"theirs needs --peers with {row.file}"
+        for note in filter(None, (row.note, lacks)):
+            print(f"{row.name}: {note}")
     if args.json is not None:
         setting = {"platform": str(where), "theirs": theirs.title, **_versions()}
         args.json.write_text(json.dumps({**setting, "tables": tables}, indent=1) + "\n")

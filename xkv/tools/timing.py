@@ -7,10 +7,11 @@ times come from a CUDA graph of many, each on other data so that nothing is warm
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -19,7 +20,8 @@ T = TypeVar("T")
 _REPLAYS = 40
 _WARM_REPLAYS = 5
 _REPEATS = 15
-_CALLS = 100  # of up to 9 launches: more would fill the queue, and the host would wait for the GPU
+# of up to 10 launches: more would fill the queue, and the host would wait for the GPU
+_CALLS = 100
 
 
 class Figures(NamedTuple):
@@ -40,7 +42,7 @@ def measure(call: Callable[[T], object], inputs: Sequence[T]) -> Figures:
     """Measures a call on a GPU, in turn on each of the inputs.
 
     Args:
-        call: issues one step on the current stream; neither syncs nor depends on what it did before.
+        call: issues one step on the current stream; does not sync.
         inputs: about 16, on the same shapes.
 
     Returns:
@@ -58,8 +60,8 @@ def launches(call: Callable[[T], object], one: T) -> int:
     with torch.profiler.profile(activities=activities) as profile:
         call(one)
         torch.cuda.synchronize()
-    device = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == device for event in profile.events())
+    # a GPU of either vendor is "CUDA" here
+    return sum(event.device_type.name == "CUDA" for event in profile.events())
 
 
 def device_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
@@ -69,13 +71,14 @@ def device_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
         for one in inputs:
             call(one)
     # all of them are queued at once, so that the GPU never waits for the host between two events
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
+    event: Any = torch.cuda.Event
+    marks = [event(enable_timing=True) for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
     marks[0].record()
     for mark in marks[1:]:
         graph.replay()
         mark.record()
     torch.cuda.synchronize()
-    ms = [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+    ms: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     return statistics.median(ms[_WARM_REPLAYS:]) * 1e3 / len(inputs)
 
 
