@@ -94,7 +94,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 words.append(b * 256 + Reason.OVERFLOW)
     if form != TABLE and build.tail_fill is not None:
         live = min(stream, capacity)
-        out.update({j: build.tail_fill for j in range(live, _filled(build, live, capacity))})
+        out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.tail_fill))
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
         "kv_indptr": indptr, "kv_last_page_len": last,
