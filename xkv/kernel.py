@@ -328,8 +328,8 @@ def _build(req, view, policy, C: tl.constexpr):
             _write_sums(last, programs, req, view, policy, C)
 
 
-# No argument but the last is specialised on its value, a pointer's alignment or a storage's size (which on AMD would
-# choose 32-bit offsets): what was compiled once serves every call.
+# No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
+# (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
 @triton.jit(do_not_specialize=list(range(46)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i32",

@@ -148,8 +148,8 @@ class MetadataBuilder:
         if spec.form == "table":
             shape: tuple[int, ...] = (batch, spec.width(self.max_context_len, self.page_size))
         else:
-            # every row can leave one page partly filled
-            shape = (self.max_tokens // self.page_size + batch * (self.page_size > 1),)
+            # every row can leave a page partly filled at either end
+            shape = (self.max_tokens // self.page_size + 2 * batch * (self.page_size > 1),)
         view.out = torch.full(shape, spec.fill_id, dtype=getattr(torch, spec.id_dtype), device=device)
         for name in spec.outputs:
             setattr(view, name, torch.zeros(batch + OUTPUTS[name], dtype=torch.int32, device=device))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xkv import checks, launch
-from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.build import CSR, INT32_MAX, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
 
@@ -93,7 +93,8 @@ def build_page_table(
     """
     build = _request(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
-        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
+        status,
     )  # fmt: skip
     if max_seq_len is not None:
         checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
@@ -174,14 +175,16 @@ def build_kv_indices(
     """
     build = _request(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
-        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
+        status,
     )  # fmt: skip
     batch = build.batch
     if max_tokens is not None:
         checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
-        # every row can leave one page at either end partly filled
-        entries = None if max_tokens is None else max_tokens // page_size + batch * (page_size > 1)
+        # every row can leave a page partly filled at its end and, if it may start anywhere, its start
+        ragged = batch * (page_size > 1) * (1 if kv_start is None else 2)
+        entries = None if max_tokens is None else max_tokens // page_size + ragged
         indptr = _new(build, (batch + 1,), torch.int32)
         last = _new(build, (batch,), torch.int32)
         ids = _new(build, (_entries(build, kv_start) if entries is None else entries,), dtype)
@@ -258,14 +261,15 @@ def build_slot_mapping(
     """
     build = _request(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
-        seq_lens_delta, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile, status,
+        seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
+        status,
     )  # fmt: skip
     build.query_lens = checks.per_row("query_lens", query_lens, req_to_token, build.batch)
     if max_tokens is not None:
         checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
         if max_tokens is None:
-            max_tokens = int(query_lens.clamp(min=0).sum())
+            max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
         out = _new(build, (max_tokens,), dtype)
     else:
         reads = [*_reads(build, None, token_map, page_map), query_lens]
@@ -282,6 +286,7 @@ def _request(
     page_size: int,
     source_page_size: int,
     seq_lens_delta: int | Tensor,
+    kv_start: Tensor | None,
     token_map: Tensor | None,
     page_map: Tensor | None,
     map_page_size: int | None,
@@ -308,6 +313,8 @@ def _request(
         build.seq_lens_delta = checks.integer(
             "seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX
         )
+    if kv_start is not None:
+        checks.per_row("kv_start", kv_start, req_to_token, batch)
     for name, ids in (("token_map", token_map), ("page_map", page_map)):
         if ids is not None:
             checks.tensor(name, ids, 1, req_to_token)
@@ -354,7 +361,8 @@ def _new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _ends(build: Build) -> Tensor:
     delta = build.seq_lens_delta_rows
-    ends = build.seq_lens.to(torch.int64) + (build.seq_lens_delta if delta is None else delta)
+    ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
+    ends = ends + (build.seq_lens_delta if delta is None else delta.clamp(-LENGTH_MAX, LENGTH_MAX))
     return ends.clamp(0, build.source_tokens)
 
 
@@ -366,14 +374,12 @@ def _entries(build: Build, kv_start: Tensor | None) -> int:
     ends, page_size = _ends(build), build.page_size
     pages = (ends + page_size - 1) // page_size
     if kv_start is not None:
-        pages = pages - torch.minimum(kv_start.clamp(min=0), ends) // page_size
+        start = kv_start.to(torch.int64).clamp(min=0)
+        pages = torch.where(start < ends, pages - start // page_size, 0)
     return int(pages.sum())
 
 
 def _run(build: Build, out: Tensor) -> Tensor:
-    view = build.views[0]
-    if view.kv_start is not None:
-        checks.per_row("kv_start", view.kv_start, build.req_to_token, build.batch)
     # a table of an empty batch has nothing to write; a stream has its prefix sums and its tail
     if build.form != TABLE or build.batch > 0:
         launch.run(build)

@@ -1,7 +1,7 @@
 """Tuning rows of gfx942 (MI300) and gfx950 (MI350).
 
-Reasoned from sm90's rows: a wavefront has 64 lanes, so half the warps for the same block; 304 (MI300X)
-and 256 (MI355X) compute units, so fewer programs on each.
+Reasoned from sm90's rows: the same blocks; 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so
+half the programs on each.
 """
 
 from xkv.tuning import Tuning
@@ -9,10 +9,10 @@ from xkv.tuning import Tuning
 _REASONED = "untuned, compile-checked"
 
 _CDNA = (
-    Tuning("page", 16, 64, 1, 4, 16, True, _REASONED),
-    Tuning("page", None, 256, 4, 4, 256, True, _REASONED),
-    Tuning("token", 16, 1024, 4, 4, 16, True, _REASONED),
-    Tuning("token", None, 1024, 4, 4, 256, True, _REASONED),
+    Tuning("page", 16, 256, 4, 4, 16, True, _REASONED),
+    Tuning("page", None, 512, 4, 4, 256, True, _REASONED),
+    Tuning("token", 16, 512, 4, 4, 16, True, _REASONED),
+    Tuning("token", None, 2048, 8, 4, 256, True, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
