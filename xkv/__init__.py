@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xkv.metadata import Metadata, MetadataBuilder
+    from xkv.buffers import Metadata
+    from xkv.metadata import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
     from xkv.platforms import Platform, UnsupportedPlatformError, platform
     from xkv.specs import BackendSpec, backends
@@ -20,7 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BackendSpec": "xkv.specs",
     "backends": "xkv.specs",
-    "Metadata": "xkv.metadata",
+    "Metadata": "xkv.buffers",
     "MetadataBuilder": "xkv.metadata",
     "KVIndices": "xkv.ops",
     "build_kv_indices": "xkv.ops",

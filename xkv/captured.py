@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xkv import checks
-
-if TYPE_CHECKING:
-    from xkv.metadata import Metadata, MetadataBuilder
+from xkv.buffers import Metadata
 
 
 class CapturedBuild:
@@ -25,11 +24,13 @@ class CapturedBuild:
     """
 
     def __init__(
-        self, builder: MetadataBuilder, batch_size: int, pad_seq_len: int, options: dict[str, Any]
+        self,
+        build: Callable[..., Metadata],
+        device: torch.device,
+        batch_size: int,
+        pad_seq_len: int,
+        options: dict[str, Any],
     ) -> None:
-        checks.integer("batch_size", batch_size, 1, builder.max_batch_size)
-        checks.integer("pad_seq_len", pad_seq_len, 0, builder.max_context_len)
-        device = builder.req_to_token.device
         if device.type != "cuda":
             raise ValueError(f"capture needs a builder on a GPU, got one on {device}")
         self.batch_size = batch_size
@@ -37,10 +38,10 @@ class CapturedBuild:
         self._rows = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._lens = torch.full((batch_size,), pad_seq_len, dtype=torch.int64, device=device)
         with torch.cuda.device(device):
-            builder.build(self._rows, self._lens, **options)  # compiles, outside of the capture
+            build(self._rows, self._lens, **options)  # compiles, outside of the capture
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self.metadata: Metadata = builder.build(self._rows, self._lens, **options)
+                self.metadata: Metadata = build(self._rows, self._lens, **options)
 
     def replay(self, req_pool_indices: Tensor, seq_lens: Tensor) -> Metadata:
         """Copies the rows and lengths in, pads them with pool index 0, and replays the graph.

@@ -3,66 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xkv import checks, launch, oracle, specs
+from xkv import buffers, checks, specs
+from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
-
-# what a build writes beside the ids, and how many entries more than the batch has each of them
-OUTPUTS = {
-    "kv_indptr": 1,
-    "kv_last_page_len": 0,
-    "cache_seqlens": 0,
-    "cu_seqlens_k": 1,
-    "cu_seqlens_q": 1,
-}
-
-
-@dataclass(slots=True)
-class Metadata:
-    """What a backend reads of one step: views of the builder's buffers. What it does not read is None.
-
-    Attributes:
-        page_size: tokens of a page.
-        max_seq_len: tokens, host bound of every length.
-        page_table: ``[batch, width]`` int32, pages.
-        kv_indices: ``[entries]`` int32 or int64: the live entries where ``max_tokens`` was given and
-            the page size is 1, else the whole capacity.
-        kv_indptr: ``[batch + 1]`` int32, entries.
-        kv_last_page_len: ``[batch]`` int32, tokens.
-        cache_seqlens: ``[batch]`` int32, tokens from the first page's first token.
-        cu_seqlens_k: ``[batch + 1]`` int32, prefix sums of ``cache_seqlens``.
-        cu_seqlens_q: ``[batch + 1]`` int32, prefix sums of the query lengths.
-        window: the same for the sliding window, or None.
-    """
-
-    page_size: int
-    max_seq_len: int
-    page_table: Tensor | None = None
-    kv_indices: Tensor | None = None
-    kv_indptr: Tensor | None = None
-    kv_last_page_len: Tensor | None = None
-    cache_seqlens: Tensor | None = None
-    cu_seqlens_k: Tensor | None = None
-    cu_seqlens_q: Tensor | None = None
-    window: Metadata | None = None
-
-    @property
-    def qo_indptr(self) -> Tensor | None:
-        """``cu_seqlens_q`` by the name that FlashInfer and Aiter have for it."""
-        return self.cu_seqlens_q
-
-    @property
-    def kv_len_arr(self) -> Tensor | None:
-        """``cache_seqlens`` by the name that FlashInfer has for it."""
-        return self.cache_seqlens
+from xkv.step import Step, StepInputs
 
 
 class MetadataBuilder:
@@ -134,40 +87,22 @@ class MetadataBuilder:
         self.req_to_token = req_to_token
         self.source_page_size = source_page_size
         self.status = Status(device)
-        self._batches: dict[int, tuple[tuple[View, ...], Metadata]] = {}
+        self._steps: dict[tuple[Any, ...], Step] = {}
         self._always_check = os.environ.get("XKV_CHECK", "0") not in ("", "0")
-        self._views = [self._buffers(View(torch.empty(0), page_map=page_map))]
+        self._views = [self._allocate(View(torch.empty(0), page_map=page_map))]
         if sliding_window is not None or window_token_map is not None:
             view = View(torch.empty(0), window=sliding_window, token_map=window_token_map)
-            self._views.append(self._buffers(view))
+            self._views.append(self._allocate(view))
             self._views[1].cu_seqlens_q = None  # the same as the first view's
 
-    def _buffers(self, view: View) -> View:
-        """The persistent buffers of a view: valid ids and lengths of zero until the first build."""
-        spec, batch, device = self.spec, self.max_batch_size, self.req_to_token.device
+    def _allocate(self, view: View) -> View:
+        spec, batch = self.spec, self.max_batch_size
         if spec.form == "table":
             shape: tuple[int, ...] = (batch, spec.width(self.max_context_len, self.page_size))
         else:
             # every row can leave a page partly filled at either end
             shape = (self.max_tokens // self.page_size + 2 * batch * (self.page_size > 1),)
-        view.out = torch.full(shape, spec.fill_id, dtype=getattr(torch, spec.id_dtype), device=device)
-        for name in spec.outputs:
-            setattr(view, name, torch.zeros(batch + OUTPUTS[name], dtype=torch.int32, device=device))
-        return view
-
-    def _of_batch(self, batch: int) -> tuple[tuple[View, ...], Metadata]:
-        """The buffers' views for a batch size, made once."""
-        if batch not in self._batches:
-            views = tuple(_cut(view, batch, self.spec.form) for view in self._views)
-            metas = [self._metadata(view) for view in views]
-            metas[0].window = metas[1] if len(metas) == 2 else None
-            self._batches[batch] = views, metas[0]
-        return self._batches[batch]
-
-    def _metadata(self, view: View) -> Metadata:
-        ids = "page_table" if self.spec.form == "table" else "kv_indices"
-        outputs: dict[str, Any] = {ids: view.out} | {name: getattr(view, name) for name in OUTPUTS}
-        return Metadata(self.page_size, self.max_context_len, **outputs)
+        return buffers.allocate(view, spec, shape, batch, self.req_to_token.device)
 
     def build(
         self,
@@ -215,52 +150,68 @@ class MetadataBuilder:
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
         """
-        source, spec = self.req_to_token, self.spec
-        checks.tensor("seq_lens", seq_lens, 1, source)
-        batch = seq_lens.shape[0]
+        inputs = StepInputs(
+            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
+        )
+        key = inputs.kinds()
+        step = self._steps.get(key)
+        if step is None:
+            self._check(inputs)
+            step = self._steps[key] = self._step(inputs)
+        elif not step.fits(inputs):
+            self._check(inputs)  # says what does not fit
+        if max_tokens is not None:
+            checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
+        step.run(inputs)
+        meta = step.metadata
+        if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
+            return replace(meta, kv_indices=meta.kv_indices[:max_tokens])
+        return meta
+
+    def _check(self, inputs: StepInputs) -> None:
+        """Raises what is wrong with a step's arguments."""
+        source, lens = self.req_to_token, inputs.seq_lens
+        checks.tensor("seq_lens", lens, 1, source)
+        batch = lens.shape[0]
         if batch > self.max_batch_size:
             raise ValueError(
                 f"seq_lens must have at most max_batch_size={self.max_batch_size} entries, got {batch}"
             )
-        checks.per_row("req_pool_indices", req_pool_indices, source, batch)
-        checks.integer("query_lens_sign", query_lens_sign, -1, 1)
-        views, meta = self._of_batch(batch)
+        checks.integer("query_lens_sign", inputs.query_lens_sign, -1, 1)
+        for name in ("req_pool_indices", "kv_start", "window_kv_start"):
+            value = getattr(inputs, name)
+            if value is not None or name == "req_pool_indices":
+                checks.per_row(name, value, source, batch)
+        if inputs.window_kv_start is not None and len(self._views) == 1:
+            raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
+        if isinstance(inputs.seq_lens_delta, Tensor):
+            checks.per_row("seq_lens_delta", inputs.seq_lens_delta, source, batch)
+        else:
+            checks.integer("seq_lens_delta", inputs.seq_lens_delta, -ROW_MAX, ROW_MAX)
+        if isinstance(inputs.query_lens, Tensor):
+            checks.per_row("query_lens", inputs.query_lens, source, batch)
+        else:
+            checks.integer("query_lens", inputs.query_lens, 0, INT32_MAX // (batch + 1))
+            if inputs.query_lens_sign:
+                raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
+
+    def _step(self, inputs: StepInputs) -> Step:
+        """Prepares the launch for steps of this kind and batch size."""
+        spec, batch = self.spec, inputs.seq_lens.shape[0]
+        views = tuple(buffers.cut(view, batch, spec.form) for view in self._views)
+        metas = [buffers.describe(v, spec, self.page_size, self.max_context_len) for v in views]
+        if len(metas) == 2:
+            metas[0].window = metas[1]
         build = Build(
-            source, req_pool_indices, seq_lens, TABLE if spec.form == "table" else CSR,
+            self.req_to_token, inputs.req_pool_indices, inputs.seq_lens,
+            TABLE if spec.form == "table" else CSR,
             self.page_size, self.source_page_size, self.page_size, views,
-            query_sign=query_lens_sign, min_seq_len=spec.min_seq_len,
+            query_sign=inputs.query_lens_sign, min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
+            tail_fill=spec.fill_id if spec.tail_tokens else None,
             tail_tile=spec.tail_tile(self.page_size), status=self.status.word,
         )  # fmt: skip
-        if spec.tail_tokens:
-            build.tail_fill = spec.fill_id
-        if isinstance(seq_lens_delta, Tensor):
-            build.seq_lens_delta_rows = checks.per_row("seq_lens_delta", seq_lens_delta, source, batch)
-        else:
-            build.seq_lens_delta = checks.integer("seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX)
-        if isinstance(query_lens, Tensor):
-            build.query_lens = checks.per_row("query_lens", query_lens, source, batch)
-        else:
-            build.query_len = checks.integer("query_lens", query_lens, 0, INT32_MAX // (batch + 1))
-            if query_lens_sign:
-                raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
-        for name, start in (("kv_start", kv_start), ("window_kv_start", window_kv_start)):
-            if start is not None:
-                checks.per_row(name, start, source, batch)
-        build.views[0].kv_start = kv_start
-        if len(build.views) == 2:
-            build.views[1].kv_start = window_kv_start
-        elif window_kv_start is not None:
-            raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        if max_tokens is not None:
-            checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        if self._always_check and not oracle.capturing(source):
-            oracle.run_checked(build, self.status)
-        else:
-            launch.run(build)
-        if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
-            return replace(meta, kv_indices=meta.kv_indices[:max_tokens])
-        return meta
+        return Step(build, metas[0], self.status if self._always_check else None)
 
     def capture(
         self, batch_size: int, *, pad_seq_len: int = 0, **options: Any
@@ -275,7 +226,9 @@ class MetadataBuilder:
         Returns:
             What replays it.
         """
-        return CapturedBuild(self, batch_size, pad_seq_len, options)
+        checks.integer("batch_size", batch_size, 1, self.max_batch_size)
+        checks.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
+        return CapturedBuild(self.build, self.req_to_token.device, batch_size, pad_seq_len, options)
 
     def check(self) -> None:
         """Raises what the builds since the last check had to cut. Syncs; not for capture.
@@ -284,13 +237,3 @@ class MetadataBuilder:
             StatusError: names the first offending row and the reason.
         """
         self.status.check()
-
-
-def _cut(view: View, batch: int, form: str) -> View:
-    """The view for the first ``batch`` rows."""
-    parts = {
-        name: None if buffer is None else buffer[: batch + more]
-        for name, more in OUTPUTS.items()
-        for buffer in (getattr(view, name),)
-    }
-    return replace(view, out=view.out[:batch] if form == "table" else view.out, **parts)
