@@ -60,6 +60,13 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
     return value
 
 
+def status_word(word: Tensor, like: Tensor) -> Tensor:
+    """One int64 on the device of ``like``; a user may have put anything there."""
+    if word.dim() != 1 or word.shape[0] != 1 or str(word.dtype) != "torch.int64":
+        raise ValueError(f"status.word must be one int64, got {word.dtype} of shape {tuple(word.shape)}")
+    return tensor("status", word, 1, like)
+
+
 def source(req_to_token: Tensor, source_page_size: int) -> None:
     """The table to read: 2-D, on a device that xkv runs on, not wider than positions go."""
     tensor("req_to_token", req_to_token, 2)

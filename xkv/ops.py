@@ -330,17 +330,19 @@ def _request(
     if status is not None:
         if not isinstance(status, Status):
             raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
-        build.status = checks.tensor("status", status.word, 1, req_to_token)
+        build.status = checks.status_word(status.word, req_to_token)
     return build
 
 
 def _reads(build: Build, *more: Tensor | None) -> list[Tensor]:
-    reads = [build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows]
+    reads = [
+        build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows, build.status,
+    ]  # fmt: skip
     return [x for x in (*reads, *more) if x is not None]
 
 
 def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
-    if not isinstance(out, tuple) or len(out) != 3:
+    if not isinstance(out, KVIndices):
         raise TypeError(f"out must be an xkv.KVIndices, got {type(out).__name__}")
     for name, x, size in (
         ("out.kv_indptr", out[0], build.batch + 1),
