@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xkv.tools.traces import (
+from xkv.tools.demo.traces import (
     HASH_BLOCK,
     MAX_TOKENS,
     Request,

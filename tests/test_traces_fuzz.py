@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_traces import AZURE, HEADER, check, mooncake
 
-from xkv.tools.traces import TraceError, read_trace
+from xkv.tools.demo.traces import TraceError, read_trace
 
 FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

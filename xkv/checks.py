@@ -54,9 +54,7 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
     """A `tensor` ``[rows]``."""
     tensor(name, value, 1, like)
     if value.shape[0] != rows:
-        raise ValueError(
-            f"{name} must have one entry a request, {rows} as in seq_lens, got {value.shape[0]}"
-        )
+        raise ValueError(f"{name} must have one entry a request, {rows} as in seq_lens, got {value.shape[0]}")
     return value
 
 

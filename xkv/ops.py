@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import checks, launch
+from xkv import checks, launch, request
 from xkv.build import CSR, INT32_MAX, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
@@ -91,7 +91,7 @@ def build_page_table(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    build = _request(
+    build = request.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
@@ -99,12 +99,12 @@ def build_page_table(
     if max_seq_len is not None:
         checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
     if out is None:
-        longest = _longest(build) if max_seq_len is None else max_seq_len
-        out = _new(build, (build.batch, -(-longest // page_size)), dtype)
+        longest = request.longest(build) if max_seq_len is None else max_seq_len
+        out = request.new(build, (build.batch, -(-longest // page_size)), dtype)
         if tail_fill is None:
             build.tail_fill = 0
     else:
-        checks.output("out", out, 2, build.batch, _reads(build, kv_start, token_map, page_map))
+        checks.output("out", out, 2, build.batch, request.reads(build, kv_start, token_map, page_map))
         if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
             raise ValueError(
                 f"out is too narrow: {out.shape[1]} pages of {page_size} tokens do not hold"
@@ -173,7 +173,7 @@ def build_kv_indices(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    build = _request(
+    build = request.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
@@ -185,12 +185,12 @@ def build_kv_indices(
         # every row can leave a page partly filled at its end and, if it may start anywhere, its start
         ragged = batch * (page_size > 1) * (1 if kv_start is None else 2)
         entries = None if max_tokens is None else max_tokens // page_size + ragged
-        indptr = _new(build, (batch + 1,), torch.int32)
-        last = _new(build, (batch,), torch.int32)
-        ids = _new(build, (_entries(build, kv_start) if entries is None else entries,), dtype)
+        indptr = request.new(build, (batch + 1,), torch.int32)
+        last = request.new(build, (batch,), torch.int32)
+        ids = request.new(build, (request.entries(build, kv_start) if entries is None else entries,), dtype)
         out = KVIndices(indptr, ids, last)
     else:
-        _check_out(build, out, _reads(build, kv_start, token_map, page_map))
+        _check_out(build, out, request.reads(build, kv_start, token_map, page_map))
         if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
             raise ValueError(
                 f"out.kv_indices is too short: {out.kv_indices.shape[0]} entries of {page_size}"
@@ -259,7 +259,7 @@ def build_slot_mapping(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    build = _request(
+    build = request.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
@@ -270,75 +270,12 @@ def build_slot_mapping(
     if out is None:
         if max_tokens is None:
             max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
-        out = _new(build, (max_tokens,), dtype)
+        out = request.new(build, (max_tokens,), dtype)
     else:
-        reads = [*_reads(build, None, token_map, page_map), query_lens]
+        reads = [*request.reads(build, None, token_map, page_map), query_lens]
         checks.output("out", out, 1, max_tokens or 0, reads)
     build.views = (View(out, None, None, token_map, page_map),)
     return _run(build, out)
-
-
-def _request(
-    req_to_token: Tensor,
-    req_pool_indices: Tensor,
-    seq_lens: Tensor,
-    form: int,
-    page_size: int,
-    source_page_size: int,
-    seq_lens_delta: int | Tensor,
-    kv_start: Tensor | None,
-    token_map: Tensor | None,
-    page_map: Tensor | None,
-    map_page_size: int | None,
-    missing_id: int | None,
-    tail_fill: int | None,
-    tail_tile: int | None,
-    status: Status | None,
-) -> Build:
-    """The checks and fields that all ops share."""
-    checks.page_size("page_size", page_size)
-    checks.source(req_to_token, source_page_size)
-    checks.tensor("seq_lens", seq_lens, 1, req_to_token)
-    batch = seq_lens.shape[0]
-    checks.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
-    build = Build(
-        req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
-        page_size if map_page_size is None else checks.page_size("map_page_size", map_page_size), (),
-    )  # fmt: skip
-    if isinstance(seq_lens_delta, Tensor):
-        build.seq_lens_delta_rows = checks.per_row(
-            "seq_lens_delta", seq_lens_delta, req_to_token, batch
-        )
-    else:
-        build.seq_lens_delta = checks.integer(
-            "seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX
-        )
-    if kv_start is not None:
-        checks.per_row("kv_start", kv_start, req_to_token, batch)
-    for name, ids in (("token_map", token_map), ("page_map", page_map)):
-        if ids is not None:
-            checks.tensor(name, ids, 1, req_to_token)
-    if missing_id is not None:
-        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX, INT32_MAX)
-        build.expect_all = False
-    if tail_fill is not None:
-        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX, INT32_MAX)
-    if tail_tile is not None:
-        build.tail_tile = checks.integer("tail_tile", tail_tile, 1, INT32_MAX)
-        if tail_fill is None:
-            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
-    if status is not None:
-        if not isinstance(status, Status):
-            raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
-        build.status = checks.status_word(status.word, req_to_token)
-    return build
-
-
-def _reads(build: Build, *more: Tensor | None) -> list[Tensor]:
-    reads = [
-        build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows, build.status,
-    ]  # fmt: skip
-    return [x for x in (*reads, *more) if x is not None]
 
 
 def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
@@ -353,32 +290,6 @@ def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
         if x.dtype is not torch.int32 and x is not out[1]:
             raise TypeError(f"{name} must be int32, got {x.dtype}")
         reads = [*reads, x]
-
-
-def _new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {dtype}")
-    return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)
-
-
-def _ends(build: Build) -> Tensor:
-    delta = build.seq_lens_delta_rows
-    ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
-    ends = ends + (build.seq_lens_delta if delta is None else delta.clamp(-LENGTH_MAX, LENGTH_MAX))
-    return ends.clamp(0, build.source_tokens)
-
-
-def _longest(build: Build) -> int:
-    return int(_ends(build).max()) if build.batch else 0
-
-
-def _entries(build: Build, kv_start: Tensor | None) -> int:
-    ends, page_size = _ends(build), build.page_size
-    pages = (ends + page_size - 1) // page_size
-    if kv_start is not None:
-        start = kv_start.to(torch.int64).clamp(min=0)
-        pages = torch.where(start < ends, pages - start // page_size, 0)
-    return int(pages.sum())
 
 
 def _run(build: Build, out: Tensor) -> Tensor:

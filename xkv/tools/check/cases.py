@@ -11,7 +11,7 @@ import torch
 
 import xkv
 from xkv.status import Reason
-from xkv.tools.trial import Case
+from xkv.tools.check.trial import Case
 
 TABLE, CSR, SLOTS = "build_page_table", "build_kv_indices", "build_slot_mapping"
 ROWS = 5  # of every source

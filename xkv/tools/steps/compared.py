@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import xkv
-from xkv.tools import sequences
-from xkv.tools.peers import Peers, Setup, StandIn, Step
-from xkv.tools.sequences import Results
+from xkv.tools.steps import sequences
+from xkv.tools.steps.peers import Peers, Setup, StandIn, Step
+from xkv.tools.steps.sequences import Results
 
 DRAFTS = 4  # tokens of a verify
 STEPS = 16  # in a graph, each on source rows of its own, so that the source comes from DRAM
@@ -38,7 +38,7 @@ class Row:
     """One row of the table: a backend in a mode.
 
     Attributes:
-        backend: what MetadataBuilder is asked for, and the function of xkv.tools.sequences.
+        backend: what MetadataBuilder is asked for, and the function of xkv.tools.steps.sequences.
         page_size: tokens of a page.
         drafts: draft tokens of a verify; 0: decode.
         file: where their kernel is, "" for none.

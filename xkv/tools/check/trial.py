@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import xkv
-from xkv.tools import definition
+from xkv.tools.check import definition
 
 SENTINEL = -1234567  # no id, no length: what must not be written, or was not, shows
 _GUARD = 24  # elements on either side; keeps a view as aligned as its storage

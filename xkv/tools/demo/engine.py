@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from xkv.tools.paging import PagedKVCache, PrefixNode, ReqToToken
-from xkv.tools.traces import Request
+from xkv.tools.demo.paging import PagedKVCache, PrefixNode, ReqToToken
+from xkv.tools.demo.traces import Request
 
 _ROW_EXTRA = 4  # entries past max_context, as engines have: no width that is a multiple of 16
 

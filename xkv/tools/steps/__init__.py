@@ -15,9 +15,9 @@ import xkv
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xkv.tools.compared import Row
-    from xkv.tools.peers import Peers, Step
-    from xkv.tools.timing import Figures
+    from xkv.tools.steps.compared import Row
+    from xkv.tools.steps.peers import Peers, Step
+    from xkv.tools.steps.timing import Figures
 
 _HEADERS = [
     "backend", "page", "mode",
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.absolute().parent.is_dir():
         return _fail(f"--json: there is no folder {args.json.absolute().parent}")
     where = xkv.platform()  # first of all that needs torch: says so where it is missing
-    from xkv.tools import compared, peers, timing
+    from xkv.tools.steps import compared, peers, timing
 
     if args.peers is not None and peers.find(args.peers, peers.INDEX_KERNELS) is None:
         return _fail(f"--peers: there is no {peers.INDEX_KERNELS} in {args.peers}")
@@ -110,7 +110,7 @@ def _measure(
     row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step]
 ) -> tuple[Figures | None, Figures]:
     """Theirs, or None where nothing here can stand for it, and ours."""
-    from xkv.tools import compared, timing
+    from xkv.tools.steps import compared, timing
 
     theirs, ours = compared.both(row, peers, source, len(steps[0].lens), context)
     told = timing.measure(theirs, steps) if peers.has(row.file) else None

@@ -11,9 +11,9 @@ import torch
 import xkv
 from xkv import launch
 from xkv.status import Reason
-from xkv.tools import cases
-from xkv.tools.cases import CSR, SLOTS, TABLE, call_of, tokens_of
-from xkv.tools.trial import Case, MismatchError, Trial, captured, new, once
+from xkv.tools.check import cases
+from xkv.tools.check.cases import CSR, SLOTS, TABLE, call_of, tokens_of
+from xkv.tools.check.trial import Case, MismatchError, Trial, captured, new, once
 
 Checks = Iterable[tuple[str, Callable[[], None]]]
 """What is checked, and what raises where it does not hold; device work only in the latter."""

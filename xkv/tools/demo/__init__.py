@@ -7,7 +7,7 @@ import importlib
 import sys
 
 import xkv
-from xkv.tools.traces import HASH_BLOCK, Request, TraceError, read_trace, synthetic_trace
+from xkv.tools.demo.traces import HASH_BLOCK, Request, TraceError, read_trace, synthetic_trace
 
 _MAX_ENTRIES = 2**28  # batch * max_context: req_to_token and kv_indices take a GiB each
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     except (_UsageError, TraceError, xkv.UnsupportedPlatformError) as error:
         return _fail(str(error))
     # Not before: torch may be missing, a wrong argument is answered at once, --help needs neither.
-    from xkv.tools.replay import replay, single_thread
+    from xkv.tools.demo.replay import replay, single_thread
 
     bar = tqdm(total=args.steps, unit="step", desc="xkv demo", file=sys.stderr)
     with bar, single_thread():

@@ -13,8 +13,8 @@ import torch
 
 import xkv
 from xkv import launch, tuning
-from xkv.tools.engine import DecodeBatch, Engine, EngineStats
-from xkv.tools.traces import Request
+from xkv.tools.demo.engine import DecodeBatch, Engine, EngineStats
+from xkv.tools.demo.traces import Request
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows
 _GUARD = 8  # columns past the page table's width that belong to nobody

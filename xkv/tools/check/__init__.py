@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import xkv
 
 if TYPE_CHECKING:
-    from xkv.tools.selftest import Bench, Checks
+    from xkv.tools.check.selftest import Bench, Checks
 
 _SHOWN = 3  # failures of a group that are printed
 _COLUMNS = "{:>6}  {:<6}  {:>7}"
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """
     xkv.platform(None if args.device == "auto" else args.device)
     # Not before: torch may be missing, and --help does not need it.
-    from xkv.tools import selftest
-    from xkv.tools.replay import single_thread
+    from xkv.tools.check import selftest
+    from xkv.tools.demo.replay import single_thread
 
     bench = selftest.bench(args.device, args.quick)
     print(f"xkv {xkv.__version__} on {bench}\n")
@@ -80,7 +80,7 @@ def _title(group: Callable[[Bench], Checks]) -> str:
 
 def _tried(checks: Checks) -> tuple[int, list[str]]:
     """How many checks there were, and what failed."""
-    from xkv.tools.trial import MismatchError
+    from xkv.tools.check.trial import MismatchError
 
     cases, failures = 0, []
     for what, check in checks:

@@ -1,0 +1,103 @@
+"""From the arguments that the public ops share to a `Build`, and how large their outputs must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xkv import checks
+from xkv.build import INT32_MAX, LENGTH_MAX, ROW_MAX, Build
+from xkv.status import Status
+
+
+def common(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    form: int,
+    page_size: int,
+    source_page_size: int,
+    seq_lens_delta: int | Tensor,
+    kv_start: Tensor | None,
+    token_map: Tensor | None,
+    page_map: Tensor | None,
+    map_page_size: int | None,
+    missing_id: int | None,
+    tail_fill: int | None,
+    tail_tile: int | None,
+    status: Status | None,
+) -> Build:
+    """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
+    checks.page_size("page_size", page_size)
+    checks.source(req_to_token, source_page_size)
+    checks.tensor("seq_lens", seq_lens, 1, req_to_token)
+    batch = seq_lens.shape[0]
+    checks.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
+    build = Build(
+        req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
+        page_size if map_page_size is None else checks.page_size("map_page_size", map_page_size), (),
+    )  # fmt: skip
+    if isinstance(seq_lens_delta, Tensor):
+        build.seq_lens_delta_rows = checks.per_row(
+            "seq_lens_delta", seq_lens_delta, req_to_token, batch
+        )
+    else:
+        build.seq_lens_delta = checks.integer(
+            "seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX
+        )
+    if kv_start is not None:
+        checks.per_row("kv_start", kv_start, req_to_token, batch)
+    for name, ids in (("token_map", token_map), ("page_map", page_map)):
+        if ids is not None:
+            checks.tensor(name, ids, 1, req_to_token)
+    if missing_id is not None:
+        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX, INT32_MAX)
+        build.expect_all = False
+    if tail_fill is not None:
+        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX, INT32_MAX)
+    if tail_tile is not None:
+        build.tail_tile = checks.integer("tail_tile", tail_tile, 1, INT32_MAX)
+        if tail_fill is None:
+            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
+    if status is not None:
+        if not isinstance(status, Status):
+            raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
+        build.status = checks.status_word(status.word, req_to_token)
+    return build
+
+
+def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
+    """Every tensor that the launch reads, which no output may overlap."""
+    mine = [
+        build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows, build.status,
+    ]  # fmt: skip
+    return [x for x in (*mine, *more) if x is not None]
+
+
+def new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An output that the op allocates."""
+    if dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {dtype}")
+    return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)
+
+
+def _ends(build: Build) -> Tensor:
+    delta = build.seq_lens_delta_rows
+    ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
+    ends = ends + (build.seq_lens_delta if delta is None else delta.clamp(-LENGTH_MAX, LENGTH_MAX))
+    return ends.clamp(0, build.source_tokens)
+
+
+def longest(build: Build) -> int:
+    """Tokens of the longest row. Syncs."""
+    return int(_ends(build).max()) if build.batch else 0
+
+
+def entries(build: Build, kv_start: Tensor | None) -> int:
+    """Pages of all rows. Syncs."""
+    ends, page_size = _ends(build), build.page_size
+    pages = (ends + page_size - 1) // page_size
+    if kv_start is not None:
+        start = kv_start.to(torch.int64).clamp(min=0)
+        pages = torch.where(start < ends, pages - start // page_size, 0)
+    return int(pages.sum())
