@@ -100,9 +100,7 @@ def assert_holds(x: torch.Tensor, wanted: list[int] | list[list[int]]) -> None:
     assert whole(x).tolist() == expected.tolist()
 
 
-def assert_csr(
-    out: KVIndices, table: list[list[int]], P: int, lens: list[int] = LENS, tail: int = 0
-) -> None:
+def assert_csr(out: KVIndices, table: list[list[int]], P: int, lens: list[int] = LENS, tail: int = 0) -> None:
     """Guarded buffers hold rows, prefix sums and last page lengths, and nothing more."""
     assert_holds(out.kv_indptr, [0, *itertools.accumulate(map(len, table))])
     assert_holds(out.kv_indices, [*itertools.chain(*table), *[0] * tail])
@@ -383,17 +381,13 @@ MAPS = {
 @pytest.mark.parametrize("missing_id", [None, 123456])
 @pytest.mark.parametrize(("given", "M"), MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize(("P", "S"), [(16, 1), (1, 1), (4, 16)])
-def test_maps(
-    P: int, S: int, given: set[str], M: int | None, missing_id: int | None, device: str
-) -> None:
+def test_maps(P: int, S: int, given: set[str], M: int | None, missing_id: int | None, device: str) -> None:
     """Maps and a source that lack ids: missing_id stands in, or -1 and a report."""
     source = ids(S, missing=20 // S)
     tokens = (max(map(max, source)) + 1) * S
     rng = random.Random(7)
     maps = {
-        name: [
-            rng.randrange(size) if rng.random() < 0.9 else -rng.randint(1, 9) for _ in range(size)
-        ]
+        name: [rng.randrange(size) if rng.random() < 0.9 else -rng.randint(1, 9) for _ in range(size)]
         for name, size in (("token_map", tokens), ("page_map", tokens // (M or P) + 1))
         if name in given
     }
@@ -596,9 +590,7 @@ def good(op: str, device: str) -> dict[str, Any]:
         made["out"] = guarded_1d(9, I64, device)
     else:
         made["page_size"] = 16
-        made["out"] = (
-            fresh_table(2, 4, I32, device) if op == TABLE else fresh_csr(9, I32, device, 2)
-        )
+        made["out"] = fresh_table(2, 4, I32, device) if op == TABLE else fresh_csr(9, I32, device, 2)
     return made
 
 
@@ -629,9 +621,7 @@ for ops, name in TENSORS:
         "numpy": lambda x: x.cpu().numpy(),
         "an int": lambda x: 3,
     }.items():
-        refuse(
-            ops, TypeError, f"{name} must be a torch.Tensor", "got ", name=label, **swap(name, how)
-        )
+        refuse(ops, TypeError, f"{name} must be a torch.Tensor", "got ", name=label, **swap(name, how))
     for dtype in (torch.int16, torch.uint8, torch.bool, torch.float32, torch.complex64):
         refuse(
             ops, TypeError, f"{name} must be int32 or int64", f"got {dtype}", name=str(dtype),
@@ -747,9 +737,7 @@ for ops, name in (((TABLE, CSR), "page_size"), (ALL, "source_page_size"), (ALL, 
             **{name: value},
         )  # fmt: skip
     for value in (True, 16.0, "16", np.int64(16), torch.tensor(16)):
-        refuse(
-            ops, TypeError, f"{name} must be an int", f"got {type(value).__name__}", **{name: value}
-        )
+        refuse(ops, TypeError, f"{name} must be an int", f"got {type(value).__name__}", **{name: value})
 refuse((TABLE, CSR), TypeError, "page_size must be an int", "got NoneType", page_size=None)
 
 # Plain integers: (ops, name, what else must be given, bounds).
@@ -775,9 +763,7 @@ for ops, name, more, low, high in INTEGERS:
 refuse(ALL, ValueError, "tail_tile=4 needs tail_fill", "got None", tail_tile=4)
 
 for value in (0, "ok", object(), torch.zeros(1, dtype=I64)):
-    refuse(
-        ALL, TypeError, "status must be an xkv.Status", f"got {type(value).__name__}", status=value
-    )
+    refuse(ALL, TypeError, "status must be an xkv.Status", f"got {type(value).__name__}", status=value)
 
 
 def status_with(word: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, Any]], Status]:
@@ -825,9 +811,7 @@ refuse(
 )  # fmt: skip
 refuse((SLOTS,), ValueError, "out must have at least 10 rows or entries", "got 9", max_tokens=10)
 for value in ([], (1, 2, 3), 3):
-    refuse(
-        (CSR,), TypeError, "out must be an xkv.KVIndices", f"got {type(value).__name__}", out=value
-    )
+    refuse((CSR,), TypeError, "out must be an xkv.KVIndices", f"got {type(value).__name__}", out=value)
 refuse(
     (CSR,), TypeError, "out must be an xkv.KVIndices", "got tuple", name="plain",
     **swap("out", tuple),
@@ -892,9 +876,7 @@ SHARED += [(ALL, "page_map"), (ALL, "seq_lens_delta"), ((TABLE, CSR), "kv_start"
 SHARED += [((SLOTS,), "query_lens"), (ALL, "status")]
 
 
-@pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for ops, name in SHARED for op in ops], ids=str
-)
+@pytest.mark.parametrize(("op", "name"), [(op, name) for ops, name in SHARED for op in ops], ids=str)
 def test_out_over_an_input(op: str, name: str, device: str) -> None:
     given = good(op, device)
     # int64: an output of either width can begin at its last entry
@@ -908,9 +890,7 @@ def test_out_over_an_input(op: str, name: str, device: str) -> None:
         for field in KVIndices._fields:
             bad = over(target, getattr(given["out"], field))
             out = given["out"]._replace(**{field: bad})
-            assert_refused(
-                op, given | {"out": out}, ValueError, f"out.{field} must not share memory", ()
-            )
+            assert_refused(op, given | {"out": out}, ValueError, f"out.{field} must not share memory", ())
     else:
         out = over(target, given["out"])
         assert_refused(op, given | {"out": out}, ValueError, "out must not share memory", ())
@@ -978,9 +958,7 @@ def test_refused(
     device: str,
 ) -> None:  # fmt: skip
     given = good(op, device)
-    changed = {
-        k: v(given) if callable(v) and not isinstance(v, type) else v for k, v in change.items()
-    }
+    changed = {k: v(given) if callable(v) and not isinstance(v, type) else v for k, v in change.items()}
     assert_refused(op, given | changed, error, begins, says)
 
 

@@ -1,0 +1,256 @@
+"""Tuning rows: what they may hold, which one serves whom, and the grids that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xkv import cuda, launch, rocm, tuning
+from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.platforms import CPU, Platform
+from xkv.tuning import Tuning, lookup
+
+KINDS = get_args(tuning.Kind)
+MAX_BATCH = 65536
+WARP_SIZE = {"cuda": 32, "hip": 64}
+TABLES = {("cuda", arch): rows for arch, rows in cuda.TUNING.items()}
+TABLES |= {("hip", arch): rows for arch, rows in rocm.TUNING.items()}
+TABLES |= {("cpu", "cpu"): tuning.CPU_ROWS}
+ROWS = [
+    pytest.param(vendor, row, id=f"{arch}-{row.kind}-{row.max_batch}")
+    for (vendor, arch), rows in TABLES.items()
+    for row in rows
+]
+
+
+def gpu(vendor: str, arch: str, compute_units: int = 100) -> Platform:
+    return Platform(vendor, arch, WARP_SIZE.get(vendor, 1), compute_units)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """A lookup logs once; whether it has is this test's own affair."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    for value in vars(tuning).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+
+
+GOOD = Tuning("page", None, 256, 4, 8, 256, True, "made up")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("num_page_per_block", x) for x in (0, -64, 3, 96, 1 << 16)),
+        *(("num_warps", x) for x in (0, -1, 3, 12, 32)),
+        *(("batch_block", x) for x in (0, -16, 5, 100)),
+        *(("programs_per_cu", x) for x in (0, -8)),
+    ],
+)
+def test_bad_row(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"^{field} must be .*, got {value}$"):
+        dataclasses.replace(GOOD, **{field: value})
+
+
+def test_row_is_frozen_and_says_what_it_is() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GOOD.num_warps = 8  # type: ignore[misc]
+    for part in ("256", "num_warps=4", "made up"):
+        assert part in str(GOOD)
+
+
+def test_archs() -> None:
+    """The archs that the design names have tables; each vendor's default is one of them."""
+    assert {"sm90", "sm100", "sm103", "sm120"} <= set(cuda.TUNING)
+    assert {"gfx942", "gfx950"} <= set(rocm.TUNING)
+    assert cuda.DEFAULT_ARCH in cuda.TUNING
+    assert rocm.DEFAULT_ARCH in rocm.TUNING
+
+
+@pytest.mark.parametrize(("vendor", "row"), ROWS)
+def test_row_of_a_table(vendor: str, row: Tuning) -> None:
+    assert row.num_warps * WARP_SIZE.get(vendor, 1) <= 1024
+    assert row.provenance.strip()
+    assert row.kind in KINDS
+    assert row.max_batch is None or 1 <= row.max_batch < MAX_BATCH
+
+
+def batches_of(rows: Any) -> list[int]:
+    """Every batch size at which another row may begin to serve, and the ends."""
+    edges = {row.max_batch for row in rows if row.max_batch is not None}
+    return sorted({0, 1, MAX_BATCH} | edges | {edge + 1 for edge in edges})
+
+
+@pytest.mark.parametrize(("vendor", "arch"), TABLES)
+def test_every_batch_is_served_and_no_row_is_idle(vendor: str, arch: str) -> None:
+    rows = TABLES[vendor, arch]
+    served = []
+    for kind in KINDS:
+        for batch in batches_of(rows):
+            row = lookup(gpu(vendor, arch), kind, batch)
+            assert row.kind == kind
+            bounds = [r.max_batch or MAX_BATCH for r in rows if r.kind == kind]
+            assert (row.max_batch or MAX_BATCH) == min(n for n in bounds if n >= batch)
+            served.append(row)
+    assert set(served) == set(rows)
+
+
+def records(caplog: pytest.LogCaptureFixture, platform: Platform) -> list[logging.LogRecord]:
+    """What looking up every kind and batch logs."""
+    with caplog.at_level(logging.DEBUG, "xkv"):
+        for kind in KINDS:
+            for batch in (1, 2, 300, 1, MAX_BATCH):
+                lookup(platform, kind, batch)
+    return caplog.records
+
+
+@pytest.mark.parametrize(("vendor", "arch"), TABLES)
+def test_exact_arch_is_silent(vendor: str, arch: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert records(caplog, gpu(vendor, arch)) == []
+    rows = [lookup(gpu(vendor, arch), kind, 1) for kind in KINDS]
+    assert set(rows) <= set(TABLES[vendor, arch])
+
+
+FAMILY = [
+    ("cuda", "sm101", "sm100"),
+    ("cuda", "sm121", "sm120"),
+    ("hip", "gfx940", "gfx942"),
+    ("hip", "gfx941", "gfx942"),
+]
+UNKNOWN = [("cuda", a) for a in ("sm75", "sm89", "sm110", "sm900")]
+UNKNOWN += [("hip", a) for a in ("gfx90a", "gfx1100", "gfx1250")]
+
+
+def same(a: Platform, b: Platform) -> bool:
+    """Whether two platforms are served alike."""
+    return all(lookup(a, k, n) == lookup(b, k, n) for k in KINDS for n in (1, 17, 400, MAX_BATCH))
+
+
+@pytest.mark.parametrize(("vendor", "arch", "family"), FAMILY)
+def test_family(vendor: str, arch: str, family: str, caplog: pytest.LogCaptureFixture) -> None:
+    (record,) = records(caplog, gpu(vendor, arch))
+    assert (record.name, record.levelname) == ("xkv", "INFO")
+    assert f"no tuning rows for {arch}: using those of {family}" in record.getMessage()
+    assert same(gpu(vendor, arch), gpu(vendor, family))
+
+
+@pytest.mark.parametrize(("vendor", "arch"), UNKNOWN)
+def test_vendor_default(vendor: str, arch: str, caplog: pytest.LogCaptureFixture) -> None:
+    default = {"cuda": cuda, "hip": rocm}[vendor].DEFAULT_ARCH
+    (record,) = records(caplog, gpu(vendor, arch))
+    assert (record.name, record.levelname) == ("xkv", "WARNING")
+    assert f"does not know {arch}: using the tuning rows of {default}" in record.getMessage()
+    assert same(gpu(vendor, arch), gpu(vendor, default))
+
+
+def test_each_unknown_arch_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        for vendor, arch in UNKNOWN:
+            records(caplog, gpu(vendor, arch))
+    assert len(caplog.records) == len(UNKNOWN)
+
+
+def test_cpu_under_an_override_keeps_the_interpreters_rows() -> None:
+    assert same(Platform("cpu", "sm90", 1, 4), CPU)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "source_page_size", "kind"),
+    [(1, 1, "token"), (1, 64, "token"), (16, 64, "token"), (64, 64, "token"), (64, 1, "page"),
+     (2, 1, "page"), (64, 16, "page")],
+)  # fmt: skip
+def test_kind(page_size: int, source_page_size: int, kind: str) -> None:
+    """Whether neighbouring items read neighbouring entries of the source."""
+    assert tuning.kind_of(page_size, source_page_size) == kind
+
+
+# Shapes for which nothing is allocated, up to what an engine could ask for and beyond.
+
+POWERS = st.integers(0, 10).map(lambda n: 1 << n)
+GPUS = st.sampled_from(
+    [
+        gpu(vendor, arch, units)
+        for vendor, arch in TABLES
+        for units in ((20, 132, 148, 188) if vendor == "cuda" else (38, 256, 304))
+    ]
+)
+
+
+def meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int32, device="meta")
+
+
+@st.composite
+def builds(draw: st.DrawFn) -> Build:
+    form = draw(st.sampled_from([TABLE, CSR, SLOTS]))
+    batch = draw(st.integers(0, 40) | st.integers(0, MAX_BATCH))
+    page_size = 1 if form == SLOTS else draw(POWERS)
+    source_page_size = draw(POWERS)
+    width = draw(st.integers(0, 5000) | st.integers(0, ROW_MAX // source_page_size))
+
+    def view() -> View:
+        room = draw(st.integers(0, 100) | st.integers(0, ROW_MAX) | st.just(INT32_MAX))
+        return View(meta(batch, room) if form == TABLE else meta(room))
+
+    indices = meta(batch)
+    return Build(
+        meta(3, width), indices, indices, form, page_size, source_page_size, page_size,
+        tuple(view() for _ in range(draw(st.integers(1, 2)))),
+        min_seq_len=draw(st.integers(0, 1)) if form != SLOTS else 0,
+        tail_fill=draw(st.sampled_from([None, 0])),
+    )  # fmt: skip
+
+
+def most_items(build: Build) -> int:
+    """The longest row that the kernel can come to write, whatever the device data say."""
+    room = max(view.capacity(build.form) for view in build.views)
+    if build.form == SLOTS:  # a query may be longer than its row: it keeps its place
+        return room
+    if build.form == TABLE and build.tail_fill is not None:
+        return room
+    tokens = max(min(build.req_to_token.shape[1] * build.source_page_size, ROW_MAX), build.min_seq_len)
+    return min(room, -(-tokens // build.page_size))
+
+
+@settings(max_examples=500, deadline=None)
+@given(build=builds(), where=GPUS)
+def test_grid(build: Build, where: Platform) -> None:
+    row = lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
+    grid, direct, balance = launch.schedule(build, row, where)
+    x, y, z = grid
+    assert 1 <= x < 2**31
+    assert 1 <= y < 65536
+    assert z == len(build.views)
+    # HIP counts work items, and keeps the count of one launch in 32 bits
+    assert x * y * z * row.num_warps * where.warp_size < 2**32
+    # every block of a row is written, by one pass or the other
+    blocks = -(-most_items(build) // row.num_page_per_block)
+    assert balance or (direct and blocks <= y)
+    # programs stride over the work: the grid does not grow with it
+    assert x * y <= max(where.compute_units * row.programs_per_cu, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(build=builds(), where=GPUS, balanced_alone=st.booleans())
+def test_grid_of_either_way_to_deal_out(build: Build, where: Platform, balanced_alone: bool) -> None:
+    """The same for rows that no table has yet."""
+    row = dataclasses.replace(GOOD, direct=not balanced_alone)
+    (x, y, z), direct, balance = launch.schedule(build, row, where)
+    blocks = -(-most_items(build) // row.num_page_per_block)
+    assert balance or (direct and blocks <= y)
+    assert bool(direct) is not balanced_alone
+    assert direct or y == 1
+    assert x * y * z <= where.compute_units * row.programs_per_cu * len(build.views)
