@@ -15,11 +15,11 @@ from compiling import BIG, compiled, meta, specialization
 from triton import knobs
 from triton.backends import backends
 
-from xkv import cuda, launch, rocm, tuning
+from xkv import cuda, dispatch, launch, rocm, tuning
 from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.dispatch import specs_of
 from xkv.platforms import Platform
 from xkv.specs import BackendSpec
-from xkv.specs import table as specs_of
 from xkv.tuning import Tuning
 
 pytestmark = pytest.mark.compile
@@ -212,7 +212,7 @@ def batch_of(row: Tuning) -> int:
 def test_machine_code(where: Platform, row: Tuning, make: Any, heavy: bool) -> None:
     need(where)
     build = make(batch_of(row))
-    _, _, balance = launch.schedule(build, row, where)
+    balance = launch.schedule(build, row, where).balance
     assert balance, "the case is to hold all of the kernel's code"
     kernel = compiled(build, row, where)
     examine(kernel, where, row, heavy=heavy)
@@ -242,7 +242,7 @@ def test_small_storages(arch: str, kind: str) -> None:
     """What Triton knows about alignment and size changes the code; it must fit then too."""
     where = GPUS[arch]
     need(where)
-    row = tuning.lookup(where, kind, 256)
+    row = dispatch.tuning_row(where, kind, 256)
     form, page_size = (TABLE, 64) if kind == "page" else (CSR, 1)
     build = plain(form, page_size, 1, 256, storage=0)
     examine(compiled(build, row, where), where, row)
@@ -253,10 +253,10 @@ def test_short_rows(arch: str) -> None:
     """Rows that one pass writes: there is no other in the code."""
     where = GPUS[arch]
     need(where)
-    row = tuning.lookup(where, "page", 4)
+    row = dispatch.tuning_row(where, "page", 4)
     build = plain(TABLE, 64, 1, 4)
     build.views[0].out = meta(4, 16)
-    _, _, balance = launch.schedule(build, row, where)
+    balance = launch.schedule(build, row, where).balance
     assert not balance
     examine(compiled(build, row, where), where, row)
 
@@ -276,7 +276,7 @@ def test_what_is_not_asked_for_is_no_argument(arch: str, form: str) -> None:
     need(where)
     make = forms_of(where).get(form, lambda n: of_spec(specs_of("hip")["aiter_unified"], n))
     build = make(4)
-    row = tuning.lookup(where, tuning.kind_of(build.page_size, build.source_page_size), 4)
+    row = dispatch.tuning_row(where, tuning.kind_of(build.page_size, build.source_page_size), 4)
     for (name, (kind, _)), value in zip(key(build, row, where).items(), build.arguments(), strict=True):
         assert (kind == "constexpr") == (value is None), name
 
@@ -286,7 +286,7 @@ def test_no_number_is_specialised(arch: str) -> None:
     """Nothing compiles while serving, whatever sizes, strides, lengths and options come by."""
     where = GPUS[arch]
     need(where)
-    row = tuning.lookup(where, "page", 1)
+    row = dispatch.tuning_row(where, "page", 1)
     keys = []
     for n in (0, 1, 2, 16, 17, 4096, 65536):
         build = everything(64, n)
@@ -308,7 +308,7 @@ def test_nor_is_where_a_tensor_lies(arch: str) -> None:
     """Views into larger buffers, aligned or not, of any storage size, meet the same kernel."""
     where = GPUS[arch]
     need(where)
-    row = tuning.lookup(where, "page", 16)
+    row = dispatch.tuning_row(where, "page", 16)
     keys = []
     for storage, shift in ((0, 0), (BIG, 0), (0, 1), (BIG, 1)):
         build = plain(TABLE, 64, 1, 16, storage=storage)

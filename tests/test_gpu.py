@@ -147,14 +147,14 @@ def test_device_that_is_not_current() -> None:
 
 def test_cost_follows_live_tokens() -> None:
     """A capacity of 1M costs no more programs than one of 128K."""
-    from xkv import tuning
+    from xkv import dispatch
 
     where = xkv.platform("cuda")
-    row = tuning.lookup(where, "page", 256)
+    row = dispatch.tuning_row(where, "page", 256)
     for capacity in (1 << 17, 1 << 20):
         source = torch.empty(1, 1, dtype=torch.int32, device="cuda").expand(1, capacity)
         lens = torch.zeros(256, dtype=torch.int64, device="cuda")
         out = torch.empty(1, dtype=torch.int32, device="cuda").expand(256, capacity // 64)
         build = Build(source, lens, lens, TABLE, 64, 1, 64, (View(out),))
-        grid, _, _ = launch.schedule(build, row, where)
+        grid = launch.schedule(build, row, where).grid
         assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu

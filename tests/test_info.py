@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import xkv
-from xkv import cuda, rocm, tuning
+from xkv import cuda, dispatch, rocm
 from xkv.__main__ import main
 from xkv.platforms import Platform
 
@@ -151,7 +151,7 @@ def test_tuning_rows(found: Platform, origin: str, rows, printed, gpus, caplog) 
             (line,) = (line for line in table if line.startswith(f"{kind} {span} "))
             assert line.startswith(f"{kind} {span} {row.num_page_per_block} {row.num_warps} ")
             assert line.endswith(f" {row.provenance}")
-            assert tuning.lookup(found, kind, least) == row
+            assert dispatch.tuning_row(found, kind, least) == row
             least = (row.max_batch or 0) + 1
 
 

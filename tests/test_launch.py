@@ -79,13 +79,13 @@ def test_hooks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _prepared() -> tuple[launch.Prepared, object, object]:
-    from xkv import tuning
+    from xkv import dispatch
 
     build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
     want = building.twin(build)
     reference.run(want)
     where = xkv.platform("cuda")
-    return launch.Prepared(build, tuning.lookup(where, "page", 6), where), build, want
+    return launch.Prepared(build, dispatch.tuning_row(where, "page", 6), where), build, want
 
 
 @pytest.mark.gpu

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import xkv
-from xkv import metadata, oracle, platforms, specs
+from xkv import dispatch, metadata, oracle, platforms
 
-NAMES = sorted(specs.table("cpu"))
-PAGE_SIZES = [(name, p) for name in NAMES for p in specs.table("cpu")[name].page_sizes if p <= 128]
+NAMES = sorted(dispatch.specs_of("cpu"))
+PAGE_SIZES = [(name, p) for name in NAMES for p in dispatch.specs_of("cpu")[name].page_sizes if p <= 128]
 CONTEXT = 1000
 LENS = [300, 0, 897, 64, 1]
 
@@ -31,7 +31,7 @@ def source(device: str, unit: int, source_page_size: int = 1) -> torch.Tensor:
 
 
 def make(name: str, device: str, page_size: int | None = None, **options: object):
-    unit = page_size or specs.table("cpu")[name].page_size
+    unit = page_size or dispatch.specs_of("cpu")[name].page_size
     table = source(device, unit, options.get("source_page_size", 1))
     return xkv.MetadataBuilder(
         name, table, max_batch_size=8, max_context_len=CONTEXT, page_size=page_size, **options
@@ -131,7 +131,7 @@ def test_modes(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_sliding_window(name: str, mapped: bool, device: str) -> None:
-    P = specs.table("cpu")[name].page_size
+    P = dispatch.specs_of("cpu")[name].page_size
     size = 9 * 1024 + 128
     window_map = torch.arange(size, device=device).flip(0) // P * P + torch.arange(size, device=device) % P
     window_map[::P] = torch.where(torch.arange(size, device=device)[::P] % (3 * P) == 0, -1, window_map[::P])
@@ -184,7 +184,7 @@ def test_padded_rows_are_tolerated(name: str, padding: str, device: str) -> None
 def test_contracts_of_shape(device: str) -> None:
     rows, lens = batch(device, [5, 6])
     for name, P in PAGE_SIZES:
-        spec = specs.table("cpu")[name]
+        spec = dispatch.specs_of("cpu")[name]
         builder = make(name, device, P)
         meta = builder.build(rows, lens)
         if spec.form == "table":
@@ -291,8 +291,8 @@ def test_foreign_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "platform", lambda device: hip)
     with pytest.raises(ValueError, match="'flashmla' does not run on 'hip'; there: aiter_mla"):
         make("flashmla", "cpu")
-    assert [s.name for s in specs.table("hip").values()] == ["aiter_mla", "aiter_unified", "triton"]
-    assert "aiter_mla" not in specs.table("cuda")
+    assert [s.name for s in dispatch.specs_of("hip").values()] == ["aiter_mla", "aiter_unified", "triton"]
+    assert "aiter_mla" not in dispatch.specs_of("cuda")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from dense import (
 from test_gpu import kernels
 
 import xkv
-from xkv import specs
+from xkv import dispatch
 
 pytestmark = pytest.mark.gpu
 
@@ -193,7 +193,7 @@ MODES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("backend", specs.table("cpu"))
+@pytest.mark.parametrize("backend", dispatch.specs_of("cpu"))
 def test_a_step_is_one_kernel(backend: str, mode: str) -> None:
     """And neither a copy nor a fill, whatever the backend and the mode."""
     if backend not in {spec.name for spec in xkv.backends()}:

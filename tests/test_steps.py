@@ -153,7 +153,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared, "WORKLOADS", SMALL)
     monkeypatch.setattr(compared, "STEPS", 2)
     monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
-    monkeypatch.setattr(xkv, "backends", lambda: xkv.specs.backends("cpu"))
+    monkeypatch.setattr(xkv, "backends", lambda: xkv.dispatch.backends("cpu"))
     monkeypatch.setattr(timing, "measure", lambda call, inputs: timing.Figures(3, 2.25, 10.0))
     monkeypatch.setattr(timing, "add_us", lambda: 4.5)
     monkeypatch.setattr(steps, "_versions", lambda: {"xkv": xkv.__version__})

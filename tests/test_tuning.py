@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xkv import cuda, launch, rocm, tuning
+from xkv import cuda, dispatch, launch, rocm, tuning
 from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.dispatch import tuning_row as lookup
 from xkv.platforms import CPU, Platform
-from xkv.tuning import Tuning, lookup
+from xkv.tuning import Tuning
 
 KINDS = get_args(tuning.Kind)
 MAX_BATCH = 65536
@@ -43,7 +44,7 @@ def fresh() -> Iterator[None]:
 
 
 def forget() -> None:
-    for value in vars(tuning).values():
+    for value in vars(dispatch).values():
         if hasattr(value, "cache_clear"):
             value.cache_clear()
 
@@ -229,7 +230,7 @@ def most_items(build: Build) -> int:
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
-    grid, direct, balance = launch.schedule(build, row, where)
+    grid, direct, balance, _ = launch.schedule(build, row, where)
     x, y, z = grid
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
@@ -248,7 +249,7 @@ def test_grid(build: Build, where: Platform) -> None:
 def test_grid_of_either_way_to_deal_out(build: Build, where: Platform, balanced_alone: bool) -> None:
     """The same for rows that no table has yet."""
     row = dataclasses.replace(GOOD, direct=not balanced_alone)
-    (x, y, z), direct, balance = launch.schedule(build, row, where)
+    (x, y, z), direct, balance, _ = launch.schedule(build, row, where)
     blocks = -(-most_items(build) // row.num_page_per_block)
     assert balance or (direct and blocks <= y)
     assert bool(direct) is not balanced_alone

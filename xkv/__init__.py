@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xkv.buffers import Metadata
+    from xkv.dispatch import backends
     from xkv.metadata import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
     from xkv.platforms import Platform, UnsupportedPlatformError, platform
-    from xkv.specs import BackendSpec, backends
+    from xkv.specs import BackendSpec
     from xkv.status import Offence, Reason, Status, StatusError
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BackendSpec": "xkv.specs",
-    "backends": "xkv.specs",
+    "backends": "xkv.dispatch",
     "Metadata": "xkv.buffers",
     "MetadataBuilder": "xkv.metadata",
     "KVIndices": "xkv.ops",

@@ -13,6 +13,7 @@ CSR = 1  # one ragged stream of pages or tokens
 SLOTS = 2  # one ragged stream of the query tokens alone
 
 INT32_MAX = (1 << 31) - 1
+CAPACITY_MAX = INT32_MAX - (1 << 15)  # entries: a block's overshoot fits in int32
 ROW_MAX = (1 << 28) - 1  # tokens in a row
 LENGTH_MAX = 1 << 28  # lengths are cut to it on reading: sums of four, and block ends, fit in int32
 ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
@@ -48,7 +49,7 @@ class View:
 
     def capacity(self, form: int) -> int:
         """Entries a row (table) or the stream (CSR, slots) has room for."""
-        return int(self.out.shape[1]) if form == TABLE else min(self.out.shape[0], INT32_MAX)
+        return min(int(self.out.shape[1 if form == TABLE else 0]), CAPACITY_MAX)
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ def _written(items, view, policy):
 
 @triton.jit
 def _left(items, mask, view, policy, C: tl.constexpr):
-    """Blocks of a row that the direct pass leaves; the host keeps their sum inside int32."""
+    """Blocks of a row that the direct pass leaves."""
     if C.TAIL and C.FORM == TABLE:
         items = _written(items, view, policy).to(tl.int32)
     items = tl.minimum(items, view.capacity)
@@ -207,14 +207,16 @@ def _before(b, req, view, policy, C: tl.constexpr):
 @triton.jit
 def _balance(p, programs, req, view, policy, C: tl.constexpr):
     """The blocks that the direct pass leaves, counted over the batch: block u falls to u % programs."""
-    u = p
     seen = req.batch * 0
+    if C.WIDE:
+        seen = seen.to(tl.int64)
+    u = p + seen
     items_seen = req.batch.to(tl.int64) * 0
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         _, _, _, items, _, _, _ = _describe(i, mask, req, view, policy, C)
-        left = _left(items, mask, view, policy, C)
+        left = _left(items, mask, view, policy, C) + seen * 0  # as wide as their sum
         upto = seen
         seen += tl.sum(left, 0)
         if u < seen:
@@ -222,7 +224,7 @@ def _balance(p, programs, req, view, policy, C: tl.constexpr):
             while u < seen:
                 passed = sums <= u
                 b = chunk + tl.sum(passed.to(tl.int32), 0)
-                block = u - tl.max(tl.where(passed, sums, upto), 0)
+                block = (u - tl.max(tl.where(passed, sums, upto), 0)).to(tl.int32)
                 if C.DIRECT:
                     block += tl.num_programs(1)
                 base = items_seen

@@ -37,6 +37,7 @@ class Config:
     BATCH_BLOCK: int
     DIRECT: bool
     BALANCE: bool
+    WIDE: bool
 
 
 class Request(NamedTuple):

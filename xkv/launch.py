@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
-from xkv import tuning
+from xkv import dispatch, tuning
 from xkv.build import INT32_MAX, Build
 from xkv.platforms import Platform, platform
 
@@ -30,7 +30,7 @@ def run(build: Build) -> None:
         reference.run(build)
         return
     where = platform(device)
-    row = tuning.lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
+    row = dispatch.tuning_row(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
     launch(build, row, where)
 
 
@@ -51,10 +51,12 @@ class Prepared:
     __slots__ = ("_build", "_config", "_device", "_fast", "_grid", "_warps", "args")
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
-        self._grid, direct, balance = schedule(build, row, where)
+        plan = schedule(build, row, where)
+        self._grid = plan.grid
         self._config = config(
             build.page_size, build.source_page_size, build.map_page_size, build.form,
-            build.tail_fill is not None, row.num_page_per_block, row.batch_block, direct, balance,
+            build.tail_fill is not None, row.num_page_per_block, row.batch_block,
+            plan.direct, plan.balance, plan.wide,
         )  # fmt: skip
         self._warps = row.num_warps
         self._build = build  # keeps alive what args point to
@@ -140,22 +142,33 @@ def _hooked() -> bool:
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
-def schedule(
-    build: Build, row: tuning.Tuning, where: Platform
-) -> tuple[tuple[int, int, int], bool, bool]:
-    """How the work is dealt out, from what the host knows without a sync.
+class Schedule(NamedTuple):
+    """How the work is dealt out.
 
-    Returns:
-        The grid (programs, direct blocks a row, views); whether the first blocks of every row are
-        written directly; and whether rows may have more, which is balanced over the programs.
+    Attributes:
+        grid: programs, direct blocks a row, views.
+        direct: whether the first blocks of every row are written without a look at the others.
+        balance: whether rows may have more, which is dealt out over the programs.
+        wide: whether counting those blocks takes int64.
     """
-    batch = max(build.batch, 1)
+
+    grid: tuple[int, int, int]
+    direct: bool
+    balance: bool
+    wide: bool
+
+
+def schedule(build: Build, row: tuning.Tuning, where: Platform) -> Schedule:
+    """Deals the work out, from what the host knows without a sync."""
+    batch, views = max(build.batch, 1), len(build.views)
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
     most = min(where.compute_units * row.programs_per_cu, batch * row_blocks)
+    wide = batch * row_blocks + most > INT32_MAX
     if not row.direct:
-        return (most, 1, len(build.views)), False, True
+        return Schedule((most, 1, views), False, True, wide)
     direct = min(max(most // batch, 1), row_blocks)
-    return (min(batch, most), direct, len(build.views)), True, row_blocks > direct
+    balance = row_blocks > direct
+    return Schedule((min(batch, most), direct, views), True, balance, wide and balance)
 
 
 @functools.cache

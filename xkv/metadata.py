@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import buffers, checks, specs
+from xkv import buffers, checks, dispatch
 from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
@@ -67,7 +67,7 @@ class MetadataBuilder:
     ) -> None:
         checks.source(req_to_token, source_page_size)
         device = req_to_token.device
-        self.spec = spec = specs.find(backend, platform(device).vendor)
+        self.spec = spec = dispatch.backend(backend, platform(device).vendor)
         self.page_size = spec.page_size if page_size is None else page_size
         if self.page_size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))

@@ -61,7 +61,7 @@ def build_page_table(
     Args:
         req_to_token: ``[rows, width]`` int32 or int64, inner stride 1. An entry is the id of
             ``source_page_size`` consecutive tokens: token slots (1, as in SGLang) or page ids (the
-            block size, as in vLLM). At most 2**30 tokens a row.
+            block size, as in vLLM). Less than 2**28 tokens a row.
         req_pool_indices: ``[batch]`` int32 or int64, rows of ``req_to_token``.
         seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
         page_size: tokens of an output page, a power of two from 1 to 1024.
@@ -152,8 +152,8 @@ def build_kv_indices(
         source_page_size: as in `build_page_table`.
         out: what to write to: ``kv_indptr`` ``[>= batch + 1]`` int32, ``kv_indices`` ``[capacity]``
             int32 or int64, ``kv_last_page_len`` ``[>= batch]`` int32. None: allocated.
-        max_tokens: tokens, host bound of the sum of all rows; ``out`` must have room for it, with a
-            partly filled page a row.
+        max_tokens: tokens, host bound of the sum of all rows; ``out`` must have room for it, partly
+            filled pages not counted.
         seq_lens_delta: as in `build_page_table`.
         kv_start: as in `build_page_table`.
         token_map: as in `build_page_table`.

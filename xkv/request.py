@@ -51,10 +51,10 @@ def common(
         if ids is not None:
             checks.tensor(name, ids, 1, req_to_token)
     if missing_id is not None:
-        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX, INT32_MAX)
+        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
         build.expect_all = False
     if tail_fill is not None:
-        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX, INT32_MAX)
+        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
     if tail_tile is not None:
         build.tail_tile = checks.integer("tail_tile", tail_tile, 1, INT32_MAX)
         if tail_fill is None:

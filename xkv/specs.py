@@ -1,12 +1,9 @@
-"""What each attention backend reads, as data: one frozen `BackendSpec` a backend, found by name."""
+"""What each attention backend reads, as data: one frozen `BackendSpec` a backend."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import torch
+from typing import Literal
 
 POWERS_OF_TWO = tuple(1 << n for n in range(11))
 
@@ -61,40 +58,3 @@ TRITON = BackendSpec(
     why="SGLang's Triton backend takes int64 token slots and int32 indptr, on both vendors, and masks"
     " what lies past the live entries (layers/attention/triton_backend.py)",
 )  # fmt: skip
-
-
-def table(vendor: str) -> dict[str, BackendSpec]:
-    """The specs that serve a vendor; on a CPU those of both, so that either can be prepared there."""
-    from xkv import cuda, rocm
-
-    rows = [*(cuda.SPECS if vendor != "hip" else ()), *(rocm.SPECS if vendor != "cuda" else ())]
-    return {spec.name: spec for spec in (*rows, TRITON)}
-
-
-def backends(device: torch.device | str | int | None = None) -> tuple[BackendSpec, ...]:
-    """Lists the backends for the platform at hand.
-
-    Args:
-        device: as in `xkv.platform`.
-
-    Returns:
-        Their specs; on a CPU those of both vendors.
-    """
-    from xkv.platforms import platform
-
-    return tuple(table(platform(device).vendor).values())
-
-
-def find(name: str, vendor: str) -> BackendSpec:
-    """Returns the spec of that name.
-
-    Raises:
-        ValueError: there is none for this vendor; the message lists what there is.
-    """
-    have = table(vendor)
-    if name in have:
-        return have[name]
-    known = ", ".join(have)
-    if name in table("cpu"):
-        raise ValueError(f"backend {name!r} does not run on {vendor!r}; there: {known}")
-    raise ValueError(f"backend {name!r} is unknown; on {vendor!r} there are: {known}")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from xkv import launch, oracle, tuning
+from xkv import dispatch, launch, oracle, tuning
 from xkv.buffers import Metadata
 from xkv.build import INT32_MAX, ROW_MAX, Build
 from xkv.platforms import platform
@@ -99,7 +99,7 @@ class Step:
         if prepared is None:
             build, where = self._build, platform(self._device)
             kind = tuning.kind_of(build.page_size, build.source_page_size)
-            prepared = launch.Prepared(build, tuning.lookup(where, kind, build.batch), where)
+            prepared = launch.Prepared(build, dispatch.tuning_row(where, kind, build.batch), where)
             self._prepared = prepared
         else:
             rows, lens, delta, query, _, start, window_start = inputs

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from xkv.platforms import Platform
+from typing import Literal
 
 Kind = Literal["page", "token"]
-
-_log = logging.getLogger("xkv")
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,12 @@ class Tuning:
     provenance: str
 
     def __post_init__(self) -> None:
+        if self.kind not in ("page", "token"):
+            raise ValueError(f"kind must be 'page' or 'token', got {self.kind!r}")
+        if self.max_batch is not None and self.max_batch < 1:
+            raise ValueError(f"max_batch must be None or >= 1, got {self.max_batch}")
+        if not self.provenance:
+            raise ValueError("provenance must say where the row comes from, got nothing")
         for name in ("num_page_per_block", "num_warps", "batch_block"):
             value = getattr(self, name)
             # tl.arange and Triton's warp count take powers of two only
@@ -63,43 +62,6 @@ class Tuning:
 def kind_of(page_size: int, source_page_size: int) -> Kind:
     """Token-like where neighbouring items read neighbouring entries; page-like where they stride."""
     return "token" if page_size <= source_page_size else "page"
-
-
-@functools.cache
-def lookup(platform: Platform, kind: Kind, batch: int) -> Tuning:
-    """Returns the first row that serves the batch: exact arch, then family, then vendor default.
-
-    Args:
-        platform: the device.
-        kind: see `kind_of`.
-        batch: requests.
-
-    Raises:
-        LookupError: a table without such a row; every table of xkv has them all.
-    """
-    for row in _rows(platform):
-        if row.kind == kind and (row.max_batch is None or batch <= row.max_batch):
-            return row
-    raise LookupError(f"no tuning row for {kind} at batch {batch} on {platform}")
-
-
-@functools.cache
-def _rows(platform: Platform) -> Sequence[Tuning]:
-    from xkv import cuda, rocm
-
-    vendor: Any = {"cuda": cuda, "hip": rocm}.get(platform.vendor)
-    if vendor is None:
-        return CPU_ROWS
-    tables: dict[str, Sequence[Tuning]] = vendor.TUNING
-    if platform.arch in tables:
-        return tables[platform.arch]
-    family = vendor.family(platform.arch)
-    if family is not None:
-        _log.info("xkv has no tuning rows for %s: using those of %s", platform.arch, family)
-        return tables[family]
-    default = vendor.DEFAULT_ARCH
-    _log.warning("xkv does not know %s: using the tuning rows of %s", platform.arch, default)
-    return tables[default]
 
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.

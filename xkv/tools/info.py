@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import xkv
-from xkv import cuda, rocm, tuning
+from xkv import dispatch, tuning
 from xkv.platforms import Platform
 
 _SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
@@ -126,27 +126,26 @@ def _devices() -> list[tuple[str, Platform]]:
 
 
 def _origin(where: Platform) -> str:
-    """How `tuning.lookup` comes to its rows."""
-    vendor = {"cuda": cuda, "hip": rocm}.get(where.vendor)
-    if vendor is None:
+    """Whose rows `dispatch.tuning_row` gives."""
+    arch, _ = dispatch.rows_of(where)
+    if where.vendor not in dispatch.VENDORS:
         return "used under TRITON_INTERPRET=1; else the torch reference serves CPU tensors"
-    if where.arch in vendor.TUNING:
+    if arch == where.arch:
         return "its own"
-    family = vendor.family(where.arch)
-    if family is not None:
-        return f"those of its family, {family}"
-    return f"the vendor's default, those of {vendor.DEFAULT_ARCH}; xkv does not know {where.arch}"
+    if arch == dispatch.VENDORS[where.vendor].family(where.arch):
+        return f"those of its family, {arch}"
+    return f"the vendor's default, those of {arch}; xkv does not know {where.arch}"
 
 
 def _rows(where: Platform) -> Iterator[list[str]]:
-    """The rows that `tuning.lookup` gives, one for every kind and class of batch sizes."""
+    """The rows that `dispatch.tuning_row` gives, one for every kind and class of batch sizes."""
     fields = [f.name for f in dataclasses.fields(tuning.Tuning)]
     fields = [name for name in fields if name not in ("kind", "max_batch")]
     yield ["kind", "batch", *fields]
     for kind in get_args(tuning.Kind):
         batch: int | None = 1
         while batch is not None:
-            row = tuning.lookup(where, kind, batch)
+            row = dispatch.tuning_row(where, kind, batch)
             most = row.max_batch
             span = f"{batch} and more" if most is None else f"{batch} to {most}"
             yield [kind, span, *(str(getattr(row, name)) for name in fields)]

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 import xkv
-from xkv import launch, tuning
+from xkv import dispatch, launch, tuning
 from xkv.tools.demo.engine import DecodeBatch, Engine, EngineStats
 from xkv.tools.demo.traces import Request
 
@@ -245,5 +245,5 @@ def _chosen_row(device: torch.device, page_size: int, batch: int) -> str:
     if device.type == "cpu" and not launch.interpreted():
         return f"{platform}: the torch reference"
     kinds = [tuning.kind_of(size, 1) for size in (page_size, 1)]
-    rows = [f"{kind}: {tuning.lookup(platform, kind, batch)}" for kind in kinds]
+    rows = [f"{kind}: {dispatch.tuning_row(platform, kind, batch)}" for kind in kinds]
     return "\n".join([str(platform), *dict.fromkeys(rows)])
