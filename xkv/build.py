@@ -119,6 +119,17 @@ class Build:
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
 
+    @property
+    def writes_sums(self) -> bool:
+        """Whether anything beside the ids is written: lengths, prefix sums or the status word."""
+        if self.status is not None:
+            return True
+        return any(
+            x is not None
+            for v in self.views
+            for x in (v.cache_seqlens, v.cu_seqlens_k, v.kv_indptr, v.kv_last_page_len, v.cu_seqlens_q)
+        )
+
     def arguments(self) -> list[Any]:
         """The kernel's arguments in its order, all but the constexpr.
 

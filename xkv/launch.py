@@ -162,13 +162,15 @@ def schedule(build: Build, row: tuning.Tuning, where: Platform) -> Schedule:
     """Deals the work out, from what the host knows without a sync."""
     batch, views = max(build.batch, 1), len(build.views)
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
-    most = min(where.compute_units * row.programs_per_cu, batch * row_blocks)
+    most = where.compute_units * row.programs_per_cu
     wide = batch * row_blocks + most > INT32_MAX
     if not row.direct:
-        return Schedule((most, 1, views), False, True, wide)
-    direct = min(max(most // batch, 1), row_blocks)
+        return Schedule((min(most, batch * row_blocks), 1, views), False, True, wide)
+    # a row of programs more than requests: the last ones, which write the sums, have no blocks to write
+    rows = batch + build.writes_sums
+    direct = min(max(most // rows, 1), row_blocks)
     balance = row_blocks > direct
-    return Schedule((min(batch, most), direct, views), True, balance, wide and balance)
+    return Schedule((min(rows, most), direct, views), True, balance, wide and balance)
 
 
 @functools.cache
