@@ -40,6 +40,7 @@ def test_graph_replay_with_other_lengths_and_rows(form: int, page_size: int) -> 
 def test_side_stream() -> None:
     build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
     want = expect(build)
+    launch.run(building.twin(build))  # compiles, which takes longer than the sleep below
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
