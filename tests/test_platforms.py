@@ -212,14 +212,15 @@ class TestOverride:
         monkeypatch.setenv("XKV_ARCH", "gfx950:sramecc+:xnack-")
         assert platform().arch == "gfx950"
 
-    @pytest.mark.parametrize("arch", ["sm90", "gfx942"])
-    def test_on_the_cpu_names_the_arch_but_stays_there(
-        self, arch: str, plug: Any, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("arch", "vendor", "warp_size"), [("sm90", "cuda", 32), ("gfx942", "hip", 64)]
+    )
+    def test_on_the_cpu_any_arch_can_be_asked_for(
+        self, arch: str, vendor: str, warp_size: int, plug: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plug()
         monkeypatch.setenv("XKV_ARCH", arch)
-        cpu = platforms.CPU
-        assert platform() == Platform("cpu", arch, cpu.warp_size, cpu.compute_units)
+        assert platform() == Platform(vendor, arch, warp_size, platforms.CPU.compute_units)
 
     @pytest.mark.parametrize(
         ("gpu", "arch"),

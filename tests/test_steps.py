@@ -153,6 +153,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared, "WORKLOADS", SMALL)
     monkeypatch.setattr(compared, "STEPS", 2)
     monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(xkv, "backends", lambda: xkv.dispatch.backends("cpu"))
     monkeypatch.setattr(timing, "measure", lambda call, inputs: timing.Figures(3, 2.25, 10.0))
     monkeypatch.setattr(timing, "add_us", lambda: 4.5)
@@ -221,6 +222,7 @@ def test_what_does_not_allow_a_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(xkv, "platform", lambda: CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(*argv) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"xkv steps: {said}\n")

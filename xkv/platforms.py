@@ -51,7 +51,8 @@ def platform(device: torch.device | str | int | None = None) -> Platform:
     """Returns the platform of a device; detected once, then cached. Does not sync.
 
     The environment variable XKV_ARCH ("sm90", "gfx942", ...) overrides the arch that was found, for
-    tuning rows only: the kernel is still compiled for the device at hand.
+    tuning rows and backends only: the kernel is still compiled for the device at hand. On a CPU any
+    arch may be asked for, to see or interpret what a GPU of it would get.
 
     Args:
         device: a torch device, or None for the current GPU, or the CPU where there is none.
@@ -165,4 +166,6 @@ def _override(found: Platform, wanted: str) -> Platform:
             f"XKV_ARCH={wanted!r} does not fit the device found, {found}: give an arch of its"
             " vendor, such as 'sm90' or 'gfx942', or unset it"
         )
-    return Platform(found.vendor, arch, found.warp_size, found.compute_units)
+    if found.vendor != "cpu":
+        return Platform(vendor, arch, found.warp_size, found.compute_units)
+    return Platform(vendor, arch, {"cuda": 32, "hip": 64}[vendor], found.compute_units)

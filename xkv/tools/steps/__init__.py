@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.peers is not None and peers.find(args.peers, peers.INDEX_KERNELS) is None:
         return _fail(f"--peers: there is no {peers.INDEX_KERNELS} in {args.peers}")
-    if where.vendor == "cpu":
+    import torch
+
+    if not torch.cuda.is_available():
         return _fail("steps are timed on a GPU, and there is none")
 
     theirs: Peers = peers.StandIn() if args.peers is None else peers.SGLang(args.peers)
