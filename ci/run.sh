@@ -77,7 +77,7 @@ run_tests() {
     # A machine that must have a GPU gets the tier even if torch sees none: the tests then fail.
     if [[ -n ${XKV_REQUIRE_ARCH:-} ]] ||
         "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        tier gpu "$py" -m pytest -m "not compile and not interpret"
+        tier gpu "$py" -m pytest -n 8 -m "not compile and not interpret"
     fi
     if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
     # Last, and nothing printed after it: pytest's own summary closes the output.
