@@ -7,7 +7,8 @@ One formula, for a token position ``t`` of the source row ``r``::
 
 The kernel never asks what it runs on: page sizes, form and block shapes reach it in one constexpr
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
-``reference.py`` says the same in plain torch; ``build.py`` says what each argument means.
+``kernel_rows.py`` holds what is done to one row; ``reference.py`` says the same in plain torch;
+``build.py`` says what each argument means.
 
 Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. DIRECT: the programs write the first
 blocks of all rows, one program a block, with no look at the other rows. BALANCE: what longer rows have
@@ -17,191 +18,10 @@ left is dealt out over all programs in turn, so that cost follows the live token
 import triton
 import triton.language as tl
 
-from xkv.kernel_args import (
-    BAD_ID,
-    BAD_LENGTH,
-    BAD_MAP,
-    BAD_QUERY,
-    BAD_ROW,
-    BAD_START,
-    CSR,
-    CUT,
-    ID_MAX,
-    INT32_MAX,
-    LENGTH_MAX,
-    OVERFLOW,
-    SLOTS,
-    TABLE,
-    Config,
-    Policy,
-    Request,
-    View,
-)  # fmt: skip
+from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
+from xkv.kernel_rows import before, blocks_left, clip, describe, emit, fill_end, report
 
 __all__ = ["Config", "xkv_build"]
-
-
-@triton.jit
-def _clip(x, low, high):
-    return tl.minimum(tl.maximum(x, low), high)
-
-
-@triton.jit
-def _load_int(ptr, i, mask):
-    """A length or position of either width, cut so that sums of four fit in int32."""
-    return _clip(tl.load(ptr + i, mask=mask, other=0), -LENGTH_MAX, LENGTH_MAX).to(tl.int32)
-
-
-@triton.jit
-def _report(policy, b, reason, mask):
-    """Keeps the smallest (row, reason): deterministic, and free where nothing is wrong."""
-    if policy.status_ptr is not None:
-        word = b.to(tl.int64) * 256 + reason
-        tl.atomic_min(policy.status_ptr + word * 0, word, mask=mask & (reason > 0), sem="relaxed")
-
-
-@triton.jit
-def _describe(b, mask, req, view, policy, C: tl.constexpr):
-    """Row b of the batch (a scalar or a vector), cut to what may be read and, in tables, written.
-
-    Returns the source row, the first position, the end, the items, the length that the backend sees,
-    the query length, and why it had to be cut (0: it was not).
-    """
-    row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
-    length = _load_int(req.lens_ptr, b, mask) + req.delta
-    if req.delta_ptr is not None:
-        length += _load_int(req.delta_ptr, b, mask)
-    asked = length * 0
-    if req.query_ptr is not None:
-        asked += _load_int(req.query_ptr, b, mask)
-        length += asked * req.query_sign
-    query = tl.maximum(asked, 0)
-    known = (row >= 0) & (row < req.src_rows)
-    end = tl.where(known, _clip(length, 0, req.src_tokens), 0)
-    # an empty row's index is never looked at: engines leave anything there
-    reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
-    if C.FORM == SLOTS:
-        first = length - query
-        items = query
-        kv_len = end
-        reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
-    else:
-        start = length * 0
-        if view.window is not None:
-            start = tl.maximum(end - view.window, 0)
-        if view.start_ptr is not None:
-            wanted = _load_int(view.start_ptr, b, mask)
-            bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
-            reason = tl.where((reason == 0) & bad, BAD_START, reason)
-            start = _clip(wanted, start, end)
-        first = start // C.PAGE_SIZE * C.PAGE_SIZE
-        kv_len = tl.where(start < end, end - first, 0)
-        if policy.min_len is not None:
-            kv_len = tl.maximum(kv_len, policy.min_len)
-        items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
-        if C.FORM == TABLE:
-            reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
-            items = tl.minimum(items, view.capacity)
-            kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
-    return row, first, end, tl.where(mask, items, 0), kv_len, query, reason
-
-
-@triton.jit
-def _written(items, view, policy):
-    """How far a row or a stream is written: to the end of its tile, and at least one tile."""
-    tiles = (tl.maximum(items.to(tl.int64), 1) + policy.tail - 1) // policy.tail
-    return tl.minimum(tiles * policy.tail, view.capacity)
-
-
-@triton.jit
-def _left(items, mask, view, policy, C: tl.constexpr):
-    """Blocks of a row that the direct pass leaves."""
-    if C.TAIL and C.FORM == TABLE:
-        items = _written(items, view, policy).to(tl.int32)
-    items = tl.minimum(items, view.capacity)
-    blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
-    if C.DIRECT:
-        blocks = tl.maximum(blocks - tl.num_programs(1), 0)
-    return tl.where(mask, blocks, 0)
-
-
-@triton.jit
-def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
-    """Token -> map[token // PAGE] * PAGE + token % PAGE; which were found, which lie outside."""
-    page = token // PAGE
-    inside = have & (page < map_len)
-    target = tl.load(map_ptr + page, mask=inside, other=-1).to(tl.int64)
-    found = inside & (target >= 0) & (target < ID_MAX)
-    return tl.where(found, target, 0) * PAGE + token % PAGE, found, have & (page >= map_len)
-
-
-@triton.jit
-def _emit(b, block, base, described, req, view, policy, C: tl.constexpr):
-    """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
-    row, first, end, items, _, _, _ = described
-    done = block * C.NUM_PAGE_PER_BLOCK
-    if C.FORM == TABLE:
-        out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
-        written = _written(items, view, policy).to(tl.int32) if C.TAIL else items
-    else:
-        out_row = view.out_ptr + base
-        items = _clip(view.capacity - base, 0, items).to(tl.int32)
-        written = items
-    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
-    j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-    at = first + done * C.PAGE_SIZE
-    live = j < items - done
-    EXACT: tl.constexpr = C.FORM != SLOTS and policy.min_len is None
-    if not EXACT:  # items may stand for tokens that the row does not have
-        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
-    src_row = req.src_ptr + row * req.src_stride
-    ALIGNED: tl.constexpr = C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0
-    if ALIGNED:
-        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
-    else:
-        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
-    if EXACT and not C.TAIL:
-        entry = tl.load(source, mask=live)
-    else:
-        entry = tl.load(source, mask=live, other=-1)
-    have = entry >= 0
-    outside = j < 0
-    if ALIGNED and view.token_map_ptr is None and view.page_map_ptr is None:
-        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
-    else:
-        have = have & live & (entry.to(tl.int64) < ID_MAX)
-        token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
-        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
-        if view.token_map_ptr is not None:
-            token, have, lost = _translate(token, have, view.token_map_ptr, view.token_map_len, 1)
-            outside = outside | lost
-        if view.page_map_ptr is not None:
-            token, have, lost = _translate(
-                token, have, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
-            )
-            outside = outside | lost
-        page = token // C.PAGE_SIZE
-    if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
-        have = have & (page <= INT32_MAX)
-    if policy.status_ptr is not None:
-        bad = live & ~have & (outside | (policy.expect_all != 0))
-        _report(policy, b + j * 0, tl.where(outside, BAD_MAP, BAD_ID), bad)
-    stand_in = policy.missing_id
-    if C.TAIL:
-        stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
-    value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
-    tl.store(out_row + done + j, value, mask=j < written - done)
-
-
-@triton.jit
-def _before(b, req, view, policy, C: tl.constexpr):
-    """Items of all rows before b: where row b begins in the stream."""
-    total = req.batch.to(tl.int64) * 0
-    for chunk in range(0, b, C.BATCH_BLOCK):
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        _, _, _, items, _, _, _ = _describe(i, i < b, req, view, policy, C)
-        total += tl.sum(items.to(tl.int64), 0)
-    return total
 
 
 @triton.jit
@@ -215,8 +35,8 @@ def _balance(p, programs, req, view, policy, C: tl.constexpr):
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
-        _, _, _, items, _, _, _ = _describe(i, mask, req, view, policy, C)
-        left = _left(items, mask, view, policy, C) + seen * 0  # as wide as their sum
+        _, _, _, items, _, _, _ = describe(i, mask, req, view, policy, C)
+        left = blocks_left(items, mask, view, policy, C) + seen * 0  # as wide as their sum
         upto = seen
         seen += tl.sum(left, 0)
         if u < seen:
@@ -230,8 +50,8 @@ def _balance(p, programs, req, view, policy, C: tl.constexpr):
                 base = items_seen
                 if C.FORM != TABLE:
                     base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-                described = _describe(b, b < req.batch, req, view, policy, C)
-                _emit(b, block, base, described, req, view, policy, C)
+                described = describe(b, b < req.batch, req, view, policy, C)
+                emit(b, block, base, described, req, view, policy, C)
                 u += programs
         if C.FORM != TABLE:
             items_seen += tl.sum(items.to(tl.int64), 0)
@@ -254,18 +74,18 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
     for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
-        _, _, _, items, kv_len, query, reason = _describe(i, mask, req, view, policy, C)
+        _, _, _, items, kv_len, query, reason = describe(i, mask, req, view, policy, C)
         items = items.to(tl.int64)
         kv_len = tl.where(mask, kv_len, 0).to(tl.int64)
         query = tl.where(mask, query, 0).to(tl.int64)
         if (chunk // C.BATCH_BLOCK) % programs == p:
-            _report(policy, i, reason, mask)
+            report(policy, i, reason, mask)
             kept = kv_len
             if STREAM:
                 upto = item_sum + tl.cumsum(items, 0)
-                _report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity))
+                report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity))
                 if C.FORM == CSR:
-                    room = _clip(view.capacity - (upto - items), 0, items)
+                    room = clip(view.capacity - (upto - items), 0, items)
                     kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
                 if view.indptr_ptr is not None:
                     _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask)
@@ -277,14 +97,14 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
                 tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
             if view.cu_k_ptr is not None:
                 upto = kv_sum + tl.cumsum(kv_len, 0)
-                _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
                 _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
             if view.cu_q_ptr is not None:
                 if req.query_ptr is None:
                     upto = (i + 1).to(tl.int64) * req.query_len
                 else:
                     upto = query_sum + tl.cumsum(query, 0)
-                _report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
                 _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
         if STREAM:
             item_sum += tl.sum(items, 0)
@@ -310,9 +130,9 @@ def _build(req, view, policy, C: tl.constexpr):
         for b in range(tl.program_id(0), req.batch, tl.num_programs(0)):
             base = req.batch.to(tl.int64) * 0
             if STREAM:
-                base = _before(b, req, view, policy, C)
-            described = _describe(b, True, req, view, policy, C)
-            _emit(b, tl.program_id(1), base, described, req, view, policy, C)
+                base = before(b, req, view, policy, C)
+            described = describe(b, True, req, view, policy, C)
+            emit(b, tl.program_id(1), base, described, req, view, policy, C)
     if C.BALANCE:
         _balance(p, programs, req, view, policy, C)
 
@@ -320,7 +140,7 @@ def _build(req, view, policy, C: tl.constexpr):
     last = programs - 1 - p
     if C.TAIL and STREAM:
         total = tl.minimum(_write_sums(last, programs, req, view, policy, C), view.capacity)
-        end = _written(total, view, policy)
+        end = fill_end(total, view, policy)
         for at in range(total + p * C.NUM_PAGE_PER_BLOCK, end, programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)

@@ -1,0 +1,183 @@
+"""The kernel's rows: what of a row may be read and written, and writing one block of it."""
+
+import triton
+import triton.language as tl
+
+from xkv.kernel_args import (
+    BAD_ID,
+    BAD_LENGTH,
+    BAD_MAP,
+    BAD_QUERY,
+    BAD_ROW,
+    BAD_START,
+    CUT,
+    ID_MAX,
+    INT32_MAX,
+    LENGTH_MAX,
+    SLOTS,
+    TABLE,
+)  # fmt: skip
+
+
+@triton.jit
+def clip(x, low, high):
+    """X, cut to [low, high]."""
+    return tl.minimum(tl.maximum(x, low), high)
+
+
+@triton.jit
+def _load_int(ptr, i, mask):
+    """A length or position of either width, cut so that sums of four fit in int32."""
+    return clip(tl.load(ptr + i, mask=mask, other=0), -LENGTH_MAX, LENGTH_MAX).to(tl.int32)
+
+
+@triton.jit
+def report(policy, b, reason, mask):
+    """Keeps the smallest (row, reason): deterministic, and free where nothing is wrong."""
+    if policy.status_ptr is not None:
+        word = b.to(tl.int64) * 256 + reason
+        tl.atomic_min(policy.status_ptr + word * 0, word, mask=mask & (reason > 0), sem="relaxed")
+
+
+@triton.jit
+def describe(b, mask, req, view, policy, C: tl.constexpr):
+    """Row b of the batch (a scalar or a vector), cut to what may be read and, in tables, written.
+
+    Returns the source row, the first position, the end, the items, the length that the backend sees,
+    the query length, and why it had to be cut (0: it was not).
+    """
+    row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
+    length = _load_int(req.lens_ptr, b, mask) + req.delta
+    if req.delta_ptr is not None:
+        length += _load_int(req.delta_ptr, b, mask)
+    asked = length * 0
+    if req.query_ptr is not None:
+        asked += _load_int(req.query_ptr, b, mask)
+        length += asked * req.query_sign
+    query = tl.maximum(asked, 0)
+    known = (row >= 0) & (row < req.src_rows)
+    end = tl.where(known, clip(length, 0, req.src_tokens), 0)
+    # an empty row's index is never looked at: engines leave anything there
+    reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
+    if C.FORM == SLOTS:
+        first = length - query
+        items = query
+        kv_len = end
+        reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
+    else:
+        start = length * 0
+        if view.window is not None:
+            start = tl.maximum(end - view.window, 0)
+        if view.start_ptr is not None:
+            wanted = _load_int(view.start_ptr, b, mask)
+            bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
+            reason = tl.where((reason == 0) & bad, BAD_START, reason)
+            start = clip(wanted, start, end)
+        first = start // C.PAGE_SIZE * C.PAGE_SIZE
+        kv_len = tl.where(start < end, end - first, 0)
+        if policy.min_len is not None:
+            kv_len = tl.maximum(kv_len, policy.min_len)
+        items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
+        if C.FORM == TABLE:
+            reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
+            items = tl.minimum(items, view.capacity)
+            kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
+    return row, first, end, tl.where(mask, items, 0), kv_len, query, reason
+
+
+@triton.jit
+def fill_end(items, view, policy):
+    """How far a row or a stream is written: to the end of its tile, and at least one tile."""
+    tiles = (tl.maximum(items.to(tl.int64), 1) + policy.tail - 1) // policy.tail
+    return tl.minimum(tiles * policy.tail, view.capacity)
+
+
+@triton.jit
+def blocks_left(items, mask, view, policy, C: tl.constexpr):
+    """Blocks of a row that the direct pass leaves."""
+    if C.TAIL and C.FORM == TABLE:
+        items = fill_end(items, view, policy).to(tl.int32)
+    items = tl.minimum(items, view.capacity)
+    blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
+    if C.DIRECT:
+        blocks = tl.maximum(blocks - tl.num_programs(1), 0)
+    return tl.where(mask, blocks, 0)
+
+
+@triton.jit
+def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
+    """Token -> map[token // PAGE] * PAGE + token % PAGE; which were found, which lie outside."""
+    page = token // PAGE
+    inside = have & (page < map_len)
+    target = tl.load(map_ptr + page, mask=inside, other=-1).to(tl.int64)
+    found = inside & (target >= 0) & (target < ID_MAX)
+    return tl.where(found, target, 0) * PAGE + token % PAGE, found, have & (page >= map_len)
+
+
+@triton.jit
+def emit(b, block, base, described, req, view, policy, C: tl.constexpr):
+    """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
+    row, first, end, items, _, _, _ = described
+    done = block * C.NUM_PAGE_PER_BLOCK
+    if C.FORM == TABLE:
+        out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
+        written = fill_end(items, view, policy).to(tl.int32) if C.TAIL else items
+    else:
+        out_row = view.out_ptr + base
+        items = clip(view.capacity - base, 0, items).to(tl.int32)
+        written = items
+    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
+    j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
+    at = first + done * C.PAGE_SIZE
+    live = j < items - done
+    EXACT: tl.constexpr = C.FORM != SLOTS and policy.min_len is None
+    if not EXACT:  # items may stand for tokens that the row does not have
+        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
+    src_row = req.src_ptr + row * req.src_stride
+    ALIGNED: tl.constexpr = C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0
+    if ALIGNED:
+        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+    else:
+        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
+    if EXACT and not C.TAIL:
+        entry = tl.load(source, mask=live)
+    else:
+        entry = tl.load(source, mask=live, other=-1)
+    have = entry >= 0
+    outside = j < 0
+    if ALIGNED and view.token_map_ptr is None and view.page_map_ptr is None:
+        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
+    else:
+        have = have & live & (entry.to(tl.int64) < ID_MAX)
+        token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
+        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
+        if view.token_map_ptr is not None:
+            token, have, lost = _translate(token, have, view.token_map_ptr, view.token_map_len, 1)
+            outside = outside | lost
+        if view.page_map_ptr is not None:
+            token, have, lost = _translate(
+                token, have, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
+            )
+            outside = outside | lost
+        page = token // C.PAGE_SIZE
+    if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
+        have = have & (page <= INT32_MAX)
+    if policy.status_ptr is not None:
+        bad = live & ~have & (outside | (policy.expect_all != 0))
+        report(policy, b + j * 0, tl.where(outside, BAD_MAP, BAD_ID), bad)
+    stand_in = policy.missing_id
+    if C.TAIL:
+        stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
+    value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
+    tl.store(out_row + done + j, value, mask=j < written - done)
+
+
+@triton.jit
+def before(b, req, view, policy, C: tl.constexpr):
+    """Items of all rows before b: where row b begins in the stream."""
+    total = req.batch.to(tl.int64) * 0
+    for chunk in range(0, b, C.BATCH_BLOCK):
+        i = chunk + tl.arange(0, C.BATCH_BLOCK)
+        _, _, _, items, _, _, _ = describe(i, i < b, req, view, policy, C)
+        total += tl.sum(items.to(tl.int64), 0)
+    return total
