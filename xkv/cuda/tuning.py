@@ -4,13 +4,14 @@ from xkv.tuning import Tuning
 
 _REASONED = "untuned, compile-checked; sm90's row"
 
-# Swept on an H100 80GB (torch 2.11, Triton 3.6, 2026-11-23) over 12 workloads, 1 x 128K to 256 x 128K,
-# cold L2; the distance is the geometric mean to the best of 24 to 60 rows at each point.
+# Chosen by a sweep over block size, warps and programs on 1 x 128K to 256 x 128K tokens, cold L2. The times
+# are a builder's whole step by `python -m xkv steps`, torch 2.11, Triton 3.6.
+_H100 = "H100 80GB, 2026-11-23:"
 _SM90 = (
-    Tuning("page", 16, 256, 4, 8, 16, True, "H100, 2026-11-23: within 1% of the best"),
-    Tuning("page", None, 512, 4, 16, 256, True, "H100, 2026-11-23: within 6% of the best"),
-    Tuning("token", 16, 512, 4, 8, 16, True, "H100, 2026-11-23: within 7% of the best"),
-    Tuning("token", None, 2048, 4, 8, 256, True, "H100, 2026-11-23: within 4% of the best"),
+    Tuning("page", 16, 256, 4, 8, 16, True, f"{_H100} flashmla, 1 x 64K, 2.0 to 2.5 us"),
+    Tuning("page", None, 512, 4, 16, 256, True, f"{_H100} flashmla, 256 x 4K, 2.9 us"),
+    Tuning("token", 16, 512, 4, 8, 16, True, f"{_H100} flashinfer_mla, 1 x 64K, 2.2 us"),
+    Tuning("token", None, 2048, 4, 8, 256, True, f"{_H100} flashinfer_mla, 256 x 4K, 8.8 us"),
 )
 
 
