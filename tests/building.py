@@ -9,6 +9,7 @@ import random
 import torch
 
 from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.oracle import WRITTEN
 
 SENTINEL = -1234567
 GUARD = 24  # elements on either side of each buffer
@@ -37,14 +38,9 @@ def outputs(build: Build) -> dict[str, torch.Tensor]:
     for n, view in enumerate(build.views):
         for field in dataclasses.fields(view):
             value = getattr(view, field.name)
-            if field.name in _WRITTEN and value is not None:
+            if field.name in WRITTEN and value is not None:
                 found[f"views[{n}].{field.name}"] = value
     return found
-
-
-_WRITTEN = {
-    "out", "cache_seqlens", "cu_seqlens_k", "kv_indptr", "kv_last_page_len", "cu_seqlens_q",
-}  # fmt: skip
 
 
 def twin(build: Build) -> Build:
@@ -55,7 +51,7 @@ def twin(build: Build) -> Build:
     other.views = tuple(
         dataclasses.replace(
             view,
-            **{k: _copy(v) for k in _WRITTEN if (v := getattr(view, k)) is not None},
+            **{k: _copy(v) for k in WRITTEN if (v := getattr(view, k)) is not None},
         )
         for view in build.views
     )

@@ -8,17 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.build import View
+from xkv.build import OUTPUTS, View
 from xkv.specs import BackendSpec
-
-# what a build writes beside the ids, and how many entries more than the batch has each of them
-OUTPUTS = {
-    "kv_indptr": 1,
-    "kv_last_page_len": 0,
-    "cache_seqlens": 0,
-    "cu_seqlens_k": 1,
-    "cu_seqlens_q": 1,
-}
 
 
 @dataclass(slots=True)

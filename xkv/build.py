@@ -18,6 +18,15 @@ ROW_MAX = (1 << 28) - 1  # tokens in a row
 LENGTH_MAX = 1 << 28  # lengths are cut to it on reading: sums of four, and block ends, fit in int32
 ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
 
+# what a build writes beside the ids, and how many entries more than the batch has each of them
+OUTPUTS = {
+    "kv_indptr": 1,
+    "kv_last_page_len": 0,
+    "cache_seqlens": 0,
+    "cu_seqlens_k": 1,
+    "cu_seqlens_q": 1,
+}
+
 
 @dataclass(slots=True)
 class View:
@@ -124,11 +133,7 @@ class Build:
         """Whether anything beside the ids is written: lengths, prefix sums or the status word."""
         if self.status is not None:
             return True
-        return any(
-            x is not None
-            for v in self.views
-            for x in (v.cache_seqlens, v.cu_seqlens_k, v.kv_indptr, v.kv_last_page_len, v.cu_seqlens_q)
-        )
+        return any(getattr(view, name) is not None for view in self.views for name in OUTPUTS)
 
     def arguments(self) -> list[Any]:
         """The kernel's arguments in its order, all but the constexpr.

@@ -58,6 +58,15 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
     return value
 
 
+def integers(name: str, value: int | Tensor, like: Tensor, rows: int, low: int, high: int) -> int | Tensor:
+    """An int in [low, high] for all rows, or a `per_row` with one for each."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return per_row(name, value, like, rows)
+    return integer(name, value, low, high)
+
+
 def status_word(word: Tensor, like: Tensor) -> Tensor:
     """One int64 on the device of ``like``; a user may have put anything there."""
     if word.dim() != 1 or word.shape[0] != 1 or str(word.dtype) != "torch.int64":

@@ -16,7 +16,7 @@ from xkv.kernel_args import (
     LENGTH_MAX,
     SLOTS,
     TABLE,
-)  # fmt: skip
+)
 
 
 @triton.jit

@@ -29,9 +29,14 @@ def run(build: Build) -> None:
 
         reference.run(build)
         return
-    where = platform(device)
-    row = dispatch.tuning_row(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
-    launch(build, row, where)
+    prepare(build)()
+
+
+def prepare(build: Build) -> Prepared:
+    """Readies the launch with the tuning row of the build's device, kind and batch."""
+    where = platform(build.req_to_token.device)
+    kind = tuning.kind_of(build.page_size, build.source_page_size)
+    return Prepared(build, dispatch.tuning_row(where, kind, build.batch), where)
 
 
 def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
@@ -86,7 +91,6 @@ class Prepared:
 
         with torch.cuda.device(device):
             fast(*self._grid, stream, self.args)
-
 
 
 _compiled: dict[tuple[Any, ...], Any] = {}

@@ -184,16 +184,10 @@ class MetadataBuilder:
                 checks.per_row(name, value, source, batch)
         if inputs.window_kv_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        if isinstance(inputs.seq_lens_delta, Tensor):
-            checks.per_row("seq_lens_delta", inputs.seq_lens_delta, source, batch)
-        else:
-            checks.integer("seq_lens_delta", inputs.seq_lens_delta, -ROW_MAX, ROW_MAX)
-        if isinstance(inputs.query_lens, Tensor):
-            checks.per_row("query_lens", inputs.query_lens, source, batch)
-        else:
-            checks.integer("query_lens", inputs.query_lens, 0, INT32_MAX // (batch + 1))
-            if inputs.query_lens_sign:
-                raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
+        checks.integers("seq_lens_delta", inputs.seq_lens_delta, source, batch, -ROW_MAX, ROW_MAX)
+        checks.integers("query_lens", inputs.query_lens, source, batch, 0, INT32_MAX // (batch + 1))
+        if inputs.query_lens_sign and not isinstance(inputs.query_lens, Tensor):
+            raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
 
     def _step(self, inputs: StepInputs) -> Step:
         """Prepares the launch for steps of this kind and batch size."""

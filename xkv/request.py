@@ -37,14 +37,11 @@ def common(
         req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
         page_size if map_page_size is None else checks.page_size("map_page_size", map_page_size), (),
     )  # fmt: skip
-    if isinstance(seq_lens_delta, Tensor):
-        build.seq_lens_delta_rows = checks.per_row(
-            "seq_lens_delta", seq_lens_delta, req_to_token, batch
-        )
+    delta = checks.integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
+    if isinstance(delta, Tensor):
+        build.seq_lens_delta_rows = delta
     else:
-        build.seq_lens_delta = checks.integer(
-            "seq_lens_delta", seq_lens_delta, -ROW_MAX, ROW_MAX
-        )
+        build.seq_lens_delta = delta
     if kv_start is not None:
         checks.per_row("kv_start", kv_start, req_to_token, batch)
     for name, ids in (("token_map", token_map), ("page_map", page_map)):

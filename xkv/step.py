@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from xkv import dispatch, launch, oracle, tuning
+from xkv import launch, oracle
 from xkv.buffers import Metadata
 from xkv.build import INT32_MAX, ROW_MAX, Build
-from xkv.platforms import platform
 from xkv.status import Status
 
 
@@ -97,10 +96,7 @@ class Step:
     def _launch(self, inputs: StepInputs) -> None:
         prepared = self._prepared
         if prepared is None:
-            build, where = self._build, platform(self._device)
-            kind = tuning.kind_of(build.page_size, build.source_page_size)
-            prepared = launch.Prepared(build, dispatch.tuning_row(where, kind, build.batch), where)
-            self._prepared = prepared
+            prepared = self._prepared = launch.prepare(self._build)
         else:
             rows, lens, delta, query, _, start, window_start = inputs
             args, at = prepared.args, launch.positions()
