@@ -10,18 +10,42 @@ The kernel never asks what it runs on: page sizes, form and block shapes reach i
 ``kernel_rows.py`` holds what is done to one row; ``reference.py`` says the same in plain torch;
 ``build.py`` says what each argument means.
 
-Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. DIRECT: the programs write the first
-blocks of all rows, one program a block, with no look at the other rows. BALANCE: what longer rows have
-left is dealt out over all programs in turn, so that cost follows the live tokens, however skewed.
+Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. The direct pass writes the first blocks of
+every row, one program a block. BALANCE: what longer rows have left is counted over the batch while the
+direct reads are on their way, and dealt out over all programs in turn, so that cost follows the live
+tokens, however skewed.
 """
 
 import triton
 import triton.language as tl
 
 from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
-from xkv.kernel_rows import before, blocks_left, clip, describe, emit, fill_end, report
+from xkv.kernel_rows import blocks_left, clip, describe, fill_end, load_block, report, store_block
 
 __all__ = ["Config", "xkv_build"]
+
+
+@triton.jit
+def _count(b, req, view, policy, C: tl.constexpr):
+    """Items of the rows before b, and the blocks of all rows that the direct pass leaves."""
+    base = req.batch.to(tl.int64) * 0
+    left = req.batch * 0
+    if C.WIDE:
+        left = left.to(tl.int64)
+    if C.BALANCE:
+        rows = req.batch
+    elif C.FORM != TABLE:
+        rows = tl.minimum(b, req.batch)
+    else:
+        rows = 0
+    for chunk in range(0, rows, C.BATCH_BLOCK):
+        i = chunk + tl.arange(0, C.BATCH_BLOCK)
+        _, _, _, items, _, _, _ = describe(i, i < rows, req, view, policy, C)
+        if C.FORM != TABLE:
+            base += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)
+        if C.BALANCE:
+            left += tl.sum(blocks_left(items, i < rows, view, policy, C) + left * 0, 0)
+    return base, left
 
 
 @triton.jit
@@ -37,22 +61,20 @@ def _balance(p, programs, req, view, policy, C: tl.constexpr):
         mask = i < req.batch
         _, _, _, items, _, _, _ = describe(i, mask, req, view, policy, C)
         left = blocks_left(items, mask, view, policy, C) + seen * 0  # as wide as their sum
+        sums = seen + tl.cumsum(left, 0)
         upto = seen
         seen += tl.sum(left, 0)
-        if u < seen:
-            sums = upto + tl.cumsum(left, 0)
-            while u < seen:
-                passed = sums <= u
-                b = chunk + tl.sum(passed.to(tl.int32), 0)
-                block = (u - tl.max(tl.where(passed, sums, upto), 0)).to(tl.int32)
-                if C.DIRECT:
-                    block += tl.num_programs(1)
-                base = items_seen
-                if C.FORM != TABLE:
-                    base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-                described = describe(b, b < req.batch, req, view, policy, C)
-                emit(b, block, base, described, req, view, policy, C)
-                u += programs
+        while u < seen:
+            passed = sums <= u
+            b = chunk + tl.sum(passed.to(tl.int32), 0)
+            block = (u - tl.max(tl.where(passed, sums, upto), 0)).to(tl.int32) + tl.num_programs(1)
+            base = items_seen
+            if C.FORM != TABLE:
+                base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
+            row = describe(b, b < req.batch, req, view, policy, C)
+            entry = load_block(block, row, req, policy, C)
+            store_block(b, block, base, row, entry, req, view, policy, C)
+            u += programs
         if C.FORM != TABLE:
             items_seen += tl.sum(items.to(tl.int64), 0)
 
@@ -126,15 +148,17 @@ def _build(req, view, policy, C: tl.constexpr):
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    if C.DIRECT:
-        for b in range(tl.program_id(0), req.batch, tl.num_programs(0)):
-            base = req.batch.to(tl.int64) * 0
-            if STREAM:
-                base = before(b, req, view, policy, C)
-            described = describe(b, True, req, view, policy, C)
-            emit(b, tl.program_id(1), base, described, req, view, policy, C)
+    # a row past the batch has no items; its programs are there for the sums
+    b = tl.program_id(0)
+    block = tl.program_id(1)
+    row = describe(b, b < req.batch, req, view, policy, C)
+    entry = load_block(block, row, req, policy, C)
+    # counted while the entries are on their way
+    base, left = _count(b, req, view, policy, C)
+    store_block(b, block, base, row, entry, req, view, policy, C)
     if C.BALANCE:
-        _balance(p, programs, req, view, policy, C)
+        if p < left:
+            _balance(p, programs, req, view, policy, C)
 
     # the last programs have the least to do above: let them write the sums
     last = programs - 1 - p
@@ -167,19 +191,21 @@ def xkv_build(
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
     min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr, C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (programs a block, direct blocks a row, views). ``build.Build`` describes the arguments."""
+    """Grid (rows and one for the sums, direct blocks a row, views). ``build.Build`` describes the arguments."""
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
         query_ptr, query_sign, query_len,
     )  # fmt: skip
     policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr)
-    if tl.program_id(2) == 0:
-        view = View(
-            start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
-            out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
-        )  # fmt: skip
+    view = View(
+        start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+        out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
+    )  # fmt: skip
+    if out2_ptr is None:
         _build(req, view, policy, C)
-    elif out2_ptr is not None:
+    elif tl.program_id(2) == 0:
+        _build(req, view, policy, C)
+    else:
         view2 = View(
             start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, None,

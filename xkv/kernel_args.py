@@ -35,7 +35,6 @@ class Config:
     TAIL: bool
     NUM_PAGE_PER_BLOCK: int
     BATCH_BLOCK: int
-    DIRECT: bool
     BALANCE: bool
     WIDE: bool
 

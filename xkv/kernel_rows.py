@@ -99,9 +99,7 @@ def blocks_left(items, mask, view, policy, C: tl.constexpr):
         items = fill_end(items, view, policy).to(tl.int32)
     items = tl.minimum(items, view.capacity)
     blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
-    if C.DIRECT:
-        blocks = tl.maximum(blocks - tl.num_programs(1), 0)
-    return tl.where(mask, blocks, 0)
+    return tl.where(mask, tl.maximum(blocks - tl.num_programs(1), 0), 0)
 
 
 @triton.jit
@@ -115,37 +113,53 @@ def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def emit(b, block, base, described, req, view, policy, C: tl.constexpr):
+def _where(block, row, policy, C: tl.constexpr):
+    """The block's first token, its items, and which of them the row has a token for."""
+    _, first, end, items, _, _, _ = row
+    done = block * C.NUM_PAGE_PER_BLOCK
+    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
+    at = first + done * C.PAGE_SIZE
+    j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
+    live = j < items - done
+    if C.FORM == SLOTS or policy.min_len is not None:  # items may stand for tokens that the row lacks
+        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
+    return at, j, live
+
+
+@triton.jit
+def load_block(block, row, req, policy, C: tl.constexpr):
+    """Reads one block of a row's source entries; -1 where the row has no token."""
+    at, j, live = _where(block, row, policy, C)
+    src_row = req.src_ptr + row[0] * req.src_stride
+    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
+        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+    else:
+        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
+    if C.FORM != SLOTS and policy.min_len is None and not C.TAIL:
+        return tl.load(source, mask=live)  # nothing else is stored: no need to fill it in
+    else:
+        return tl.load(source, mask=live, other=-1)
+
+
+@triton.jit
+def store_block(b, block, base, row, entry, req, view, policy, C: tl.constexpr):
     """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
-    row, first, end, items, _, _, _ = described
+    at, j, live = _where(block, row, policy, C)
+    items = row[3]
     done = block * C.NUM_PAGE_PER_BLOCK
     if C.FORM == TABLE:
         out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
-        written = fill_end(items, view, policy).to(tl.int32) if C.TAIL else items
+        written = items
+        if C.TAIL:  # an empty row has a tile to fill, a row past the batch has none
+            written = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
     else:
         out_row = view.out_ptr + base
         items = clip(view.capacity - base, 0, items).to(tl.int32)
         written = items
-    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
-    j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-    at = first + done * C.PAGE_SIZE
-    live = j < items - done
-    EXACT: tl.constexpr = C.FORM != SLOTS and policy.min_len is None
-    if not EXACT:  # items may stand for tokens that the row does not have
-        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
-    src_row = req.src_ptr + row * req.src_stride
-    ALIGNED: tl.constexpr = C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0
-    if ALIGNED:
-        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
-    else:
-        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
-    if EXACT and not C.TAIL:
-        entry = tl.load(source, mask=live)
-    else:
-        entry = tl.load(source, mask=live, other=-1)
+        live = live & (j < items - done)
     have = entry >= 0
     outside = j < 0
-    if ALIGNED and view.token_map_ptr is None and view.page_map_ptr is None:
+    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
         page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
     else:
         have = have & live & (entry.to(tl.int64) < ID_MAX)
@@ -170,14 +184,3 @@ def emit(b, block, base, described, req, view, policy, C: tl.constexpr):
         stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     tl.store(out_row + done + j, value, mask=j < written - done)
-
-
-@triton.jit
-def before(b, req, view, policy, C: tl.constexpr):
-    """Items of all rows before b: where row b begins in the stream."""
-    total = req.batch.to(tl.int64) * 0
-    for chunk in range(0, b, C.BATCH_BLOCK):
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        _, _, _, items, _, _, _ = describe(i, i < b, req, view, policy, C)
-        total += tl.sum(items.to(tl.int64), 0)
-    return total

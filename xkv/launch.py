@@ -16,6 +16,8 @@ from xkv import dispatch, tuning
 from xkv.build import INT32_MAX, Build
 from xkv.platforms import Platform, platform
 
+GRID_Y_MAX = 65_535
+
 
 def run(build: Build) -> None:
     """Builds what ``build`` says: one launch on a GPU, the reference on a CPU.
@@ -61,7 +63,7 @@ class Prepared:
         self._config = config(
             build.page_size, build.source_page_size, build.map_page_size, build.form,
             build.tail_fill is not None, row.num_page_per_block, row.batch_block,
-            plan.direct, plan.balance, plan.wide,
+            plan.balance, plan.wide,
         )  # fmt: skip
         self._warps = row.num_warps
         self._build = build  # keeps alive what args point to
@@ -150,31 +152,26 @@ class Schedule(NamedTuple):
     """How the work is dealt out.
 
     Attributes:
-        grid: programs, direct blocks a row, views.
-        direct: whether the first blocks of every row are written without a look at the others.
-        balance: whether rows may have more, which is dealt out over the programs.
-        wide: whether counting those blocks takes int64.
+        grid: rows and perhaps one for the sums, direct blocks a row, views.
+        balance: whether rows may have more blocks, which are then dealt out over all programs.
+        wide: whether counting those takes int64.
     """
 
     grid: tuple[int, int, int]
-    direct: bool
     balance: bool
     wide: bool
 
 
 def schedule(build: Build, row: tuning.Tuning, where: Platform) -> Schedule:
     """Deals the work out, from what the host knows without a sync."""
-    batch, views = max(build.batch, 1), len(build.views)
+    batch = max(build.batch, 1)
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
-    most = where.compute_units * row.programs_per_cu
-    wide = batch * row_blocks + most > INT32_MAX
-    if not row.direct:
-        return Schedule((min(most, batch * row_blocks), 1, views), False, True, wide)
-    # a row of programs more than requests: the last ones, which write the sums, have no blocks to write
+    # a row of programs more than requests: they have no blocks of their own and write the sums
     rows = batch + build.writes_sums
-    direct = min(max(most // rows, 1), row_blocks)
+    direct = min(max(where.compute_units * row.programs_per_cu // rows, 1), row_blocks, GRID_Y_MAX)
     balance = row_blocks > direct
-    return Schedule((min(rows, most), direct, views), True, balance, wide and balance)
+    wide = batch * row_blocks + rows * direct > INT32_MAX
+    return Schedule((rows, direct, len(build.views)), balance, wide and balance)
 
 
 @functools.cache

@@ -19,8 +19,6 @@ class Tuning:
         num_warps: warps of a program.
         programs_per_cu: programs a compute unit gets at most: the grid's bound.
         batch_block: requests a program looks at at a time when it sums over the batch.
-        direct: write the first blocks of every row before the rest is balanced; pays where many rows
-            are short.
         provenance: where the row was measured, or that it was not.
     """
 
@@ -30,7 +28,6 @@ class Tuning:
     num_warps: int
     programs_per_cu: int
     batch_block: int
-    direct: bool
     provenance: str
 
     def __post_init__(self) -> None:
@@ -66,6 +63,6 @@ def kind_of(page_size: int, source_page_size: int) -> Kind:
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
 CPU_ROWS = (
-    Tuning("page", None, 16, 4, 2, 16, True, "interpreter only"),
-    Tuning("token", None, 64, 4, 2, 16, True, "interpreter only"),
+    Tuning("page", None, 16, 4, 2, 16, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 16, "interpreter only"),
 )
