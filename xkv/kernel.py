@@ -20,63 +20,95 @@ import triton
 import triton.language as tl
 
 from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
-from xkv.kernel_rows import blocks_left, clip, describe, fill_end, load_block, report, store_block
+from xkv.kernel_rows import (
+    before,
+    blocks_left,
+    clip,
+    describe,
+    fill_end,
+    load_block,
+    report,
+    row_blocks,
+    store_block,
+)
 
 __all__ = ["Config", "xkv_build"]
 
 
 @triton.jit
-def _count(b, req, view, policy, C: tl.constexpr):
-    """Items of the rows before b, and the blocks of all rows that the direct pass leaves."""
-    base = req.batch.to(tl.int64) * 0
-    left = req.batch * 0
-    if C.WIDE:
-        left = left.to(tl.int64)
-    if C.BALANCE:
-        rows = req.batch
-    elif C.FORM != TABLE:
-        rows = tl.minimum(b, req.batch)
-    else:
-        rows = 0
-    for chunk in range(0, rows, C.BATCH_BLOCK):
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        _, _, _, items, _, _, _ = describe(i, i < rows, req, view, policy, C)
-        if C.FORM != TABLE:
-            base += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)
-        if C.BALANCE:
-            left += tl.sum(blocks_left(items, i < rows, view, policy, C) + left * 0, 0)
-    return base, left
+def _seek(u, chunk, seen, items_seen, req, view, policy, C: tl.constexpr):
+    """Block u of those that the direct pass leaves: its row (or the batch, for none), its number, the items before.
 
-
-@triton.jit
-def _balance(p, programs, req, view, policy, C: tl.constexpr):
-    """The blocks that the direct pass leaves, counted over the batch: block u falls to u % programs."""
-    seen = req.batch * 0
-    if C.WIDE:
-        seen = seen.to(tl.int64)
-    u = p + seen
-    items_seen = req.batch.to(tl.int64) * 0
-    for chunk in range(0, req.batch, C.BATCH_BLOCK):
+    The rows before ``chunk`` leave ``seen`` blocks and have ``items_seen`` items; so they do on return.
+    """
+    b = req.batch
+    block = req.batch * 0
+    base = items_seen
+    more = chunk < req.batch
+    while more:
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         _, _, _, items, _, _, _ = describe(i, mask, req, view, policy, C)
-        left = blocks_left(items, mask, view, policy, C) + seen * 0  # as wide as their sum
-        sums = seen + tl.cumsum(left, 0)
-        upto = seen
-        seen += tl.sum(left, 0)
-        while u < seen:
+        left = blocks_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
+        upto = seen + tl.sum(left, 0)
+        if u < upto:
+            sums = seen + tl.cumsum(left, 0)
             passed = sums <= u
             b = chunk + tl.sum(passed.to(tl.int32), 0)
-            block = (u - tl.max(tl.where(passed, sums, upto), 0)).to(tl.int32) + tl.num_programs(1)
-            base = items_seen
+            block = (u - tl.max(tl.where(passed, sums, seen), 0)).to(tl.int32) + policy.direct
             if C.FORM != TABLE:
-                base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-            row = describe(b, b < req.batch, req, view, policy, C)
-            entry = load_block(block, row, req, policy, C)
-            store_block(b, block, base, row, entry, req, view, policy, C)
-            u += programs
-        if C.FORM != TABLE:
-            items_seen += tl.sum(items.to(tl.int64), 0)
+                base = items_seen + tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
+            more = False
+        else:
+            seen = upto
+            chunk += C.BATCH_BLOCK
+            if C.FORM != TABLE:
+                items_seen += tl.sum(items.to(tl.int64), 0)
+            more = chunk < req.batch
+    return b, block, base, chunk, seen, items_seen
+
+
+@triton.jit
+def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
+    """All of the ids: a program's own row first, then what other rows have left.
+
+    The next block is looked for and read before this one is written: one is always on its way.
+    """
+    b = tl.program_id(0)
+    block = tl.program_id(1)
+    # a row past the batch has no items: its programs are there for the sums, and to help out
+    row, first, end, items, _, _, _ = describe(b, b < req.batch, req, view, policy, C)
+    entry = load_block(block, row, first, end, items, req, policy, C)
+    base = before(b, req, view, policy, C)
+    own = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
+    u = req.batch * 0
+    if C.WIDE:
+        u = u.to(tl.int64)
+    seen = u
+    u += p
+    chunk = req.batch * 0
+    items_seen = base * 0
+    more = b <= req.batch
+    while more:
+        next_b, next_block, next_base = b, block + tl.num_programs(1), base
+        next_row, next_first, next_end, next_items = row, first, end, items
+        next_entry = entry
+        more = next_block < own
+        if C.BALANCE:
+            if next_block >= own:
+                next_b, next_block, next_base, chunk, seen, items_seen = _seek(
+                    u, chunk, seen, items_seen, req, view, policy, C
+                )
+                u += programs
+                more = next_b < req.batch
+                next_row, next_first, next_end, next_items, _, _, _ = describe(
+                    next_b, more, req, view, policy, C
+                )
+        if more:
+            next_entry = load_block(next_block, next_row, next_first, next_end, next_items, req, policy, C)
+        store_block(b, block, base, first, end, items, entry, req, view, policy, C)
+        b, block, base = next_b, next_block, next_base
+        row, first, end, items, entry = next_row, next_first, next_end, next_items, next_entry
 
 
 @triton.jit
@@ -148,17 +180,7 @@ def _build(req, view, policy, C: tl.constexpr):
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    # a row past the batch has no items; its programs are there for the sums
-    b = tl.program_id(0)
-    block = tl.program_id(1)
-    row = describe(b, b < req.batch, req, view, policy, C)
-    entry = load_block(block, row, req, policy, C)
-    # counted while the entries are on their way
-    base, left = _count(b, req, view, policy, C)
-    store_block(b, block, base, row, entry, req, view, policy, C)
-    if C.BALANCE:
-        if p < left:
-            _balance(p, programs, req, view, policy, C)
+    _write_blocks(p, programs, req, view, policy, C)
 
     # the last programs have the least to do above: let them write the sums
     last = programs - 1 - p
@@ -176,7 +198,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(46)))
+@triton.jit(do_not_specialize=list(range(47)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i32",
     rows_ptr, lens_ptr, batch: "i32", delta_ptr, delta: "i32",
@@ -189,14 +211,15 @@ def xkv_build(
     start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
-    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr, C: tl.constexpr,
+    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
+    direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows and one for the sums, direct blocks a row, views). ``build.Build`` describes the arguments."""
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
         query_ptr, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr)
+    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct)
     view = View(
         start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,

@@ -76,7 +76,7 @@ class View(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What stands in where no id is, and where offences go."""
+    """What stands in where no id is, where offences go, and the blocks of each row that are its own."""
 
     min_len: Any
     min_last: Any
@@ -85,3 +85,4 @@ class Policy(NamedTuple):
     missing_id: Any
     expect_all: Any
     status_ptr: Any
+    direct: Any

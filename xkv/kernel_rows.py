@@ -93,13 +93,30 @@ def fill_end(items, view, policy):
 
 
 @triton.jit
-def blocks_left(items, mask, view, policy, C: tl.constexpr):
-    """Blocks of a row that the direct pass leaves."""
-    if C.TAIL and C.FORM == TABLE:
-        items = fill_end(items, view, policy).to(tl.int32)
+def row_blocks(b, items, req, view, policy, C: tl.constexpr):
+    """Blocks of a row, those of its tail's fill included."""
+    if C.TAIL and C.FORM == TABLE:  # an empty row has a tile to fill, a row past the batch has none
+        items = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
     items = tl.minimum(items, view.capacity)
-    blocks = (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
-    return tl.where(mask, tl.maximum(blocks - tl.num_programs(1), 0), 0)
+    return (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
+
+
+@triton.jit
+def blocks_left(b, items, req, view, policy, C: tl.constexpr):
+    """Blocks of a row that the direct pass leaves."""
+    return tl.maximum(row_blocks(b, items, req, view, policy, C) - policy.direct, 0)
+
+
+@triton.jit
+def before(b, req, view, policy, C: tl.constexpr):
+    """Items of all rows before b: where row b begins in the stream. 0 in tables."""
+    total = req.batch.to(tl.int64) * 0
+    if C.FORM != TABLE:
+        for chunk in range(0, tl.minimum(b, req.batch), C.BATCH_BLOCK):
+            i = chunk + tl.arange(0, C.BATCH_BLOCK)
+            _, _, _, items, _, _, _ = describe(i, i < tl.minimum(b, req.batch), req, view, policy, C)
+            total += tl.sum(items.to(tl.int64), 0)
+    return total
 
 
 @triton.jit
@@ -113,9 +130,8 @@ def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _where(block, row, policy, C: tl.constexpr):
+def _where(block, first, end, items, policy, C: tl.constexpr):
     """The block's first token, its items, and which of them the row has a token for."""
-    _, first, end, items, _, _, _ = row
     done = block * C.NUM_PAGE_PER_BLOCK
     # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
     at = first + done * C.PAGE_SIZE
@@ -127,10 +143,10 @@ def _where(block, row, policy, C: tl.constexpr):
 
 
 @triton.jit
-def load_block(block, row, req, policy, C: tl.constexpr):
+def load_block(block, row, first, end, items, req, policy, C: tl.constexpr):
     """Reads one block of a row's source entries; -1 where the row has no token."""
-    at, j, live = _where(block, row, policy, C)
-    src_row = req.src_ptr + row[0] * req.src_stride
+    at, j, live = _where(block, first, end, items, policy, C)
+    src_row = req.src_ptr + row * req.src_stride
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
@@ -142,15 +158,14 @@ def load_block(block, row, req, policy, C: tl.constexpr):
 
 
 @triton.jit
-def store_block(b, block, base, row, entry, req, view, policy, C: tl.constexpr):
+def store_block(b, block, base, first, end, items, entry, req, view, policy, C: tl.constexpr):
     """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
-    at, j, live = _where(block, row, policy, C)
-    items = row[3]
+    at, j, live = _where(block, first, end, items, policy, C)
     done = block * C.NUM_PAGE_PER_BLOCK
+    written = items
     if C.FORM == TABLE:
         out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
-        written = items
-        if C.TAIL:  # an empty row has a tile to fill, a row past the batch has none
+        if C.TAIL:
             written = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
     else:
         out_row = view.out_ptr + base

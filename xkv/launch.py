@@ -55,7 +55,7 @@ class Prepared:
             here too.
     """
 
-    __slots__ = ("_build", "_config", "_device", "_fast", "_grid", "_warps", "args")
+    __slots__ = ("_build", "_config", "_device", "_direct", "_fast", "_grid", "_warps", "args")
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
         plan = schedule(build, row, where)
@@ -68,7 +68,8 @@ class Prepared:
         self._warps = row.num_warps
         self._build = build  # keeps alive what args point to
         self._device = device = build.req_to_token.get_device()
-        tensors = build.arguments()
+        self._direct = plan.direct
+        tensors = [*build.arguments(), plan.direct]
         if device < 0:  # interpreted
             self._fast, self.args = None, tensors
             return
@@ -82,7 +83,8 @@ class Prepared:
         """Launches on the current stream of the build's device."""
         fast = self._fast
         if fast is None or _hooked():
-            _front_door(self._device, self._grid, self._build.arguments(), self._config, self._warps)
+            tensors = [*self._build.arguments(), self._direct]
+            _front_door(self._device, self._grid, tensors, self._config, self._warps)
             return
         torch_c, device = _torch_c(), self._device
         stream = torch_c._cuda_getCurrentRawStream(device)
@@ -152,12 +154,14 @@ class Schedule(NamedTuple):
     """How the work is dealt out.
 
     Attributes:
-        grid: rows and perhaps one for the sums, direct blocks a row, views.
+        grid: rows and perhaps one for the sums, programs a row, views.
+        direct: blocks of a row, at most, that its own programs write.
         balance: whether rows may have more blocks, which are then dealt out over all programs.
         wide: whether counting those takes int64.
     """
 
     grid: tuple[int, int, int]
+    direct: int
     balance: bool
     wide: bool
 
@@ -168,10 +172,11 @@ def schedule(build: Build, row: tuning.Tuning, where: Platform) -> Schedule:
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
     # a row of programs more than requests: they have no blocks of their own and write the sums
     rows = batch + build.writes_sums
-    direct = min(max(where.compute_units * row.programs_per_cu // rows, 1), row_blocks, GRID_Y_MAX)
+    programs = min(max(where.compute_units * row.programs_per_cu // rows, 1), row_blocks, GRID_Y_MAX)
+    direct = programs * row.blocks_per_program
     balance = row_blocks > direct
-    wide = batch * row_blocks + rows * direct > INT32_MAX
-    return Schedule((rows, direct, len(build.views)), balance, wide and balance)
+    wide = batch * row_blocks + rows * programs > INT32_MAX
+    return Schedule((rows, programs, len(build.views)), min(direct, INT32_MAX), balance, wide and balance)
 
 
 @functools.cache

@@ -18,6 +18,8 @@ class Tuning:
         num_page_per_block: items a program writes at a time, NUM_PAGE_PER_BLOCK; a power of two.
         num_warps: warps of a program.
         programs_per_cu: programs a compute unit gets at most: the grid's bound.
+        blocks_per_program: blocks that a program writes of its own row; what the row has beyond those
+            is balanced over all programs.
         batch_block: requests a program looks at at a time when it sums over the batch.
         provenance: where the row was measured, or that it was not.
     """
@@ -27,6 +29,7 @@ class Tuning:
     num_page_per_block: int
     num_warps: int
     programs_per_cu: int
+    blocks_per_program: int
     batch_block: int
     provenance: str
 
@@ -46,8 +49,9 @@ class Tuning:
             raise ValueError(f"num_page_per_block must be <= 32768, got {self.num_page_per_block}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
-        if self.programs_per_cu < 1:
-            raise ValueError(f"programs_per_cu must be >= 1, got {self.programs_per_cu}")
+        for name in ("programs_per_cu", "blocks_per_program"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     def __str__(self) -> str:
         return (
@@ -63,6 +67,6 @@ def kind_of(page_size: int, source_page_size: int) -> Kind:
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
 CPU_ROWS = (
-    Tuning("page", None, 16, 4, 2, 16, "interpreter only"),
-    Tuning("token", None, 64, 4, 2, 16, "interpreter only"),
+    Tuning("page", None, 16, 4, 2, 1, 16, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 1, 16, "interpreter only"),
 )

@@ -9,10 +9,10 @@ from xkv.tuning import Tuning
 _REASONED = "untuned, compile-checked"
 
 _CDNA = (
-    Tuning("page", 16, 256, 4, 4, 16, _REASONED),
-    Tuning("page", None, 512, 4, 4, 256, _REASONED),
-    Tuning("token", 16, 512, 4, 4, 16, _REASONED),
-    Tuning("token", None, 2048, 8, 4, 256, _REASONED),
+    Tuning("page", 16, 256, 4, 4, 1, 16, _REASONED),
+    Tuning("page", None, 512, 4, 4, 1, 256, _REASONED),
+    Tuning("token", 16, 512, 4, 4, 1, 16, _REASONED),
+    Tuning("token", None, 2048, 8, 4, 1, 256, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
