@@ -10,6 +10,7 @@ from cases import CASES, make
 import xkv
 from xkv import launch, reference
 from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.schedule import schedule
 
 pytestmark = pytest.mark.gpu
 
@@ -157,5 +158,5 @@ def test_cost_follows_live_tokens() -> None:
         lens = torch.zeros(256, dtype=torch.int64, device="cuda")
         out = torch.empty(1, dtype=torch.int32, device="cuda").expand(256, capacity // 64)
         build = Build(source, lens, lens, TABLE, 64, 1, 64, (View(out),))
-        grid = launch.schedule(build, row, where).grid
+        grid = schedule(build, row, where).grid
         assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu

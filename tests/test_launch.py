@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 
@@ -16,17 +17,59 @@ from xkv.build import TABLE
 
 
 class _Launcher:
-    """A launcher as Triton 3.6 to 3.9 have it."""
+    """A launcher as Triton 3.6 has it: the driver's is given the kernel's arguments one by one."""
+
+    cooperative = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
+        self.launch = lambda *args: self.calls.append(args)
 
     def __call__(self, gridX, gridY, gridZ, stream, function, *args):
-        self.calls.append((gridX, gridY, gridZ, stream, function, *args))
+        self.launch(gridX, gridY, gridZ, stream, function, self.cooperative, *args)
+
+
+class _Nested(_Launcher):
+    """As Triton 3.7 has it, and HIP's order: they are given as one."""
+
+    def __call__(self, gridX, gridY, gridZ, stream, function, packed, metadata, enter, leave, *args):
+        self.launch(False, gridX, gridY, gridZ, stream, function, packed, metadata, enter, leave, args)
 
 
 class _Renamed(_Launcher):
-    def __call__(self, grid, stream, function, *args):
+    def __call__(self, grid, stream, function, packed):
+        raise AssertionError("not the call we know")
+
+
+class _Twice(_Launcher):
+    def __call__(self, *args):
+        self.launch(*args)
+        self.launch(*args)
+
+
+class _Hidden(_Launcher):
+    """The stream is not handed on as it came: nothing tells where it would go."""
+
+    def __call__(self, gridX, gridY, gridZ, stream, *args):
+        self.launch(gridX, gridY, gridZ, str(stream), *args)
+
+
+class _Rearranged(_Launcher):
+    def __call__(self, gridX, gridY, gridZ, stream, function, *args):
+        self.launch(gridX, gridY, gridZ, stream, function, *reversed(args))
+
+
+class _Scratch(_Launcher):
+    """Allocates for each launch, by its grid."""
+
+    def __call__(self, gridX, gridY, gridZ, *args):
+        self.launch(gridX, gridY, gridZ, bytearray(gridX * gridY), *args)
+
+
+class _Bare:
+    """No launcher of the driver's in it at all."""
+
+    def __call__(self, *args):
         raise AssertionError("not the call we know")
 
 
@@ -37,76 +80,137 @@ class _Compiled:
         self.run = run
 
 
-def test_the_private_call() -> None:
-    run = _Launcher()
-    call = launch._cheap(_Compiled(run), "config")
-    call(3, 2, 1, 99, [5, None, 6])
-    assert run.calls == [(3, 2, 1, 99, 7, ("packed",), None, None, None, 5, None, 6, "config")]
+@pytest.mark.parametrize("launcher", [_Launcher, _Nested])
+def test_what_triton_calls_is_recorded(launcher: type[_Launcher]) -> None:
+    run = launcher()
+    call = launch.record(_Compiled(run), 3)
+    assert call is not None
+    assert not run.calls  # recording launches nothing
+    before, after = call.around((3, 2, 1))
+    given = ([4, None, "C"],) if call.nested else (4, None, "C")
+    call.raw(*before, 99, *after, *given)
+    run(3, 2, 1, 99, 7, ("packed",), None, None, None, 4, None, "C")
+    ours, tritons = run.calls
+    if call.nested:
+        ours, tritons = (*ours[:-1], *ours[-1]), (*tritons[:-1], *tritons[-1])
+    assert ours == tritons
 
 
-@pytest.mark.parametrize("broken", [_Compiled(_Renamed()), _Compiled(None), object()])
-def test_an_unknown_call_is_not_made(broken: object) -> None:
-    assert launch._cheap(broken, "config") is None
+@pytest.mark.parametrize("broken", [_Renamed, _Twice, _Hidden, _Rearranged, _Scratch, _Bare, lambda: None])
+def test_an_unknown_call_is_not_made(broken) -> None:
+    assert launch.record(_Compiled(broken()), 3) is None
+
+
+def test_no_launcher_at_all() -> None:
+    assert launch.record(object(), 3) is None
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("vendor", ["nvidia", "amd"])
-def test_triton_has_the_call_we_know(vendor: str) -> None:
-    """The launchers of both back ends of the Triton at hand, unless it must fall back."""
-    import importlib
-
+@pytest.mark.parametrize(("vendor", "name"), [("nvidia", "CudaLauncher"), ("amd", "HIPLauncher")])
+def test_triton_has_a_call_we_know(vendor: str, name: str) -> None:
+    """The launchers of both back ends of the Triton at hand; else every launch would fall back."""
     driver = importlib.import_module(f"triton.backends.{vendor}.driver")
-    launcher = getattr(driver, {"nvidia": "CudaLauncher", "amd": "HIPLauncher"}[vendor])
+    launcher = getattr(driver, name)
     run = launcher.__new__(launcher)  # __init__ would look for a GPU
-    assert launch._cheap(_Compiled(run), "config") is not None
+    calls: list[tuple[object, ...]] = []
+    names = set(launcher.__call__.__code__.co_names) | set().union(
+        *(c.co_names for c in launcher.__call__.__code__.co_consts if hasattr(c, "co_names"))
+    )
+    # what __init__ sets, as for a kernel without scratch memory
+    vars(run).update({n: 0 for n in names if not hasattr(launcher, n)}, launch=lambda *a: calls.append(a))
+    call = launch.record(_Compiled(run), 4)
+    assert call is not None
+    before, after = call.around((3, 2, 1))
+    args = [1, None, 2, "C"]
+    call.raw(*before, 99, *after, *([args] if call.nested else args))
+    run(3, 2, 1, 99, 7, ("packed",), None, None, None, *args)
+    ours, tritons = ([*map(_listed, one)] for one in calls)
+    assert ours == tritons
 
 
-def test_hooks_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Chain:
-        def __init__(self, *calls: object) -> None:
-            self.calls = list(calls)
+def _listed(x: object) -> object:
+    return list(x) if isinstance(x, tuple) else x
 
+
+class _Chain:
+    def __init__(self, *calls: object) -> None:
+        self.calls = list(calls)
+
+
+def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     knobs = launch._knobs()
-    monkeypatch.setattr(knobs, "launch_enter_hook", Chain())
-    monkeypatch.setattr(knobs, "launch_exit_hook", Chain())
-    assert not launch._hooked()
-    monkeypatch.setattr(knobs, "launch_exit_hook", Chain(print))
-    assert launch._hooked()
+    monkeypatch.setattr(knobs, "launch_enter_hook", _Chain())
+    monkeypatch.setattr(knobs, "launch_exit_hook", _Chain())
+    monkeypatch.setattr(knobs, "debug", False)
+    assert not launch._watched()
+    for name, value in (
+        ("launch_exit_hook", _Chain(print)), ("launch_enter_hook", _Chain(print)),
+        ("launch_enter_hook", print), ("debug", True),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(knobs, name, value)
+            assert launch._watched()
     monkeypatch.setattr(knobs, "launch_exit_hook", None)  # as some versions have it
-    assert not launch._hooked()
-    monkeypatch.setattr(knobs, "launch_enter_hook", print)
-    assert launch._hooked()
+    assert not launch._watched()
+    monkeypatch.setattr(launch, "_hooks", lambda: [print])
+    assert launch._watched()
 
 
 def _prepared() -> tuple[launch.Prepared, object, object]:
-    from xkv import dispatch
-
     build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
     want = building.twin(build)
     reference.run(want)
-    where = xkv.platform("cuda")
-    return launch.Prepared(build, dispatch.tuning_row(where, "page", 6), where), build, want
+    return launch.prepare(build), build, want
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("route", ["cheap", "hooked", "unknown call"])
+@pytest.mark.parametrize("route", ["cheap", "hooked", "debug", "unknown call"])
 def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, build, want = _prepared()
-    assert prepared._fast is not None
+    assert prepared.ready()
+    seen: list[object] = []
+    enter = launch._knobs().launch_enter_hook
     if route == "hooked":
-        seen = []
-        enter = launch._knobs().launch_enter_hook
         enter.add(seen.append)
+    elif route == "debug":
+        monkeypatch.setattr(launch._knobs(), "debug", True)
+    elif route == "unknown call":
+        prepared._raw = None
+    try:
+        assert prepared.ready() == (route == "cheap")
+        prepared.run(build)
+    finally:
+        enter.remove(seen.append)
+    assert len(seen) == (route == "hooked")
+    building.assert_same(build, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", ["hooked", "cheap"])
+def test_ops_and_builders_take_either_route(route: str) -> None:
+    """Also when a hook comes after the call was planned, and goes again."""
+    table = torch.arange(6400, dtype=torch.int32, device="cuda").view(4, 1600)
+    rows, lens = torch.arange(4, device="cuda"), torch.tensor([1600, 0, 3, 700], device="cuda")
+    builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)
+    out = torch.full((4, 25), -7, dtype=torch.int32, device="cuda")
+    seen: list[object] = []
+    enter = launch._knobs().launch_enter_hook
+    for turn in range(4):
+        if route == "hooked" and turn == 2:
+            enter.add(seen.append)
         try:
-            prepared()
+            now = lens.roll(turn)
+            xkv.build_page_table(table, rows, now, page_size=64, out=out.fill_(-7))
+            meta = builder.build(rows, now)
         finally:
             enter.remove(seen.append)
-        assert len(seen) == 1
-    else:
-        if route == "unknown call":
-            prepared._fast = None
-        prepared()
-    building.assert_same(build, want)
+        for b in range(4):
+            pages = -(-int(now[b]) // 64)
+            want = table[b, : pages * 64 : 64] // 64
+            assert torch.equal(out[b, :pages], want)
+            assert (out[b, pages:] == -7).all()
+            assert torch.equal(meta.page_table[b, :pages], want)
+    assert len(seen) == (2 if route == "hooked" else 0)
 
 
 @pytest.mark.gpu
@@ -142,19 +246,17 @@ def test_threads_and_streams() -> None:
 @pytest.mark.gpu
 def test_cheaper_than_the_front_door() -> None:
     prepared, build, _ = _prepared()
-    args = build.arguments()
 
     def each(call) -> float:
         times = []
         for _ in range(7):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            for _ in range(200):
+            for _ in range(100):
                 call()
-            times.append((time.perf_counter() - start) / 200)
+            times.append((time.perf_counter() - start) / 100)
         return sorted(times)[3]
 
-    door = each(
-        lambda: launch._front_door(0, prepared._grid, args, prepared._config, prepared._warps)
-    )
-    assert each(prepared) < 0.5 * door
+    cheap = each(lambda: prepared(prepared.args))
+    prepared._raw = None
+    assert cheap < 0.5 * each(lambda: prepared.run(build))

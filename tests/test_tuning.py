@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xkv import cuda, dispatch, launch, rocm, tuning
+from xkv import cuda, dispatch, rocm, tuning
 from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.dispatch import tuning_row as lookup
 from xkv.platforms import CPU, Platform
+from xkv.schedule import schedule
 from xkv.tuning import Tuning
 
 KINDS = get_args(tuning.Kind)
@@ -230,7 +231,7 @@ def most_items(build: Build) -> int:
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
-    (x, y, z), direct, balance, _ = launch.schedule(build, row, where)
+    (x, y, z), direct, balance, _ = schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
     assert z == len(build.views)

@@ -111,8 +111,14 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
 
 def _extent(x: Tensor) -> tuple[int, int]:
     """The bytes from x's first element to past its last."""
+    size = extent(x)
+    start = x.data_ptr() if size else 0
+    return start, start + size
+
+
+def extent(x: Tensor) -> int:
+    """How many bytes lie from x's first element to past its last."""
     if x.numel() == 0:
-        return 0, 0
+        return 0
     last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    start = x.data_ptr()
-    return start, start + (last + 1) * x.element_size()
+    return (last + 1) * x.element_size()

@@ -36,36 +36,37 @@ __all__ = ["Config", "xkv_build"]
 
 
 @triton.jit
-def _seek(u, chunk, seen, items_seen, req, view, policy, C: tl.constexpr):
-    """Block u of those that the direct pass leaves: its row (or the batch, for none), its number, the items before.
+def _seek(u, programs, req, view, policy, C: tl.constexpr):
+    """Block u of those that the direct pass leaves: its row, its number there, the items before the row.
 
-    The rows before ``chunk`` leave ``seen`` blocks and have ``items_seen`` items; so they do on return.
+    The row is ``batch`` where there is no such block. Last comes whether there may be a block u + programs.
     """
     b = req.batch
     block = req.batch * 0
-    base = items_seen
+    base = req.batch.to(tl.int64) * 0
+    seen = u * 0
+    chunk = req.batch * 0
     more = chunk < req.batch
+    again = more
     while more:
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        mask = i < req.batch
-        _, _, _, items, _, _, _ = describe(i, mask, req, view, policy, C)
+        # where rows need not be summed up, one that has no source row may count as if it had
+        _, _, _, items, _, _, _ = describe(i, i < req.batch, req, view, policy, C, C.FORM == TABLE)
         left = blocks_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
         upto = seen + tl.sum(left, 0)
+        more = (u >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
+        again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)
+        passed = left >= 0
         if u < upto:
             sums = seen + tl.cumsum(left, 0)
             passed = sums <= u
             b = chunk + tl.sum(passed.to(tl.int32), 0)
             block = (u - tl.max(tl.where(passed, sums, seen), 0)).to(tl.int32) + policy.direct
-            if C.FORM != TABLE:
-                base = items_seen + tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-            more = False
-        else:
-            seen = upto
-            chunk += C.BATCH_BLOCK
-            if C.FORM != TABLE:
-                items_seen += tl.sum(items.to(tl.int64), 0)
-            more = chunk < req.batch
-    return b, block, base, chunk, seen, items_seen
+        if C.FORM != TABLE:
+            base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
+        seen = upto
+        chunk += C.BATCH_BLOCK
+    return b, block, base, again
 
 
 @triton.jit
@@ -81,34 +82,26 @@ def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
     entry = load_block(block, row, first, end, items, req, policy, C)
     base = before(b, req, view, policy, C)
     own = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
-    u = req.batch * 0
+    u = p
     if C.WIDE:
-        u = u.to(tl.int64)
-    seen = u
-    u += p
-    chunk = req.batch * 0
-    items_seen = base * 0
-    more = b <= req.batch
+        u = p.to(tl.int64)
+    again = b <= req.batch
+    more = again
     while more:
         next_b, next_block, next_base = b, block + tl.num_programs(1), base
-        next_row, next_first, next_end, next_items = row, first, end, items
-        next_entry = entry
+        next_first, next_end, next_items, next_entry = first, end, items, entry
         more = next_block < own
         if C.BALANCE:
-            if next_block >= own:
-                next_b, next_block, next_base, chunk, seen, items_seen = _seek(
-                    u, chunk, seen, items_seen, req, view, policy, C
-                )
+            if (next_block >= own) & again:
+                next_b, next_block, next_base, again = _seek(u, programs, req, view, policy, C)
                 u += programs
                 more = next_b < req.batch
-                next_row, next_first, next_end, next_items, _, _, _ = describe(
-                    next_b, more, req, view, policy, C
-                )
         if more:
-            next_entry = load_block(next_block, next_row, next_first, next_end, next_items, req, policy, C)
+            row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
+            next_entry = load_block(next_block, row, next_first, next_end, next_items, req, policy, C)
         store_block(b, block, base, first, end, items, entry, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
-        row, first, end, items, entry = next_row, next_first, next_end, next_items, next_entry
+        first, end, items, entry = next_first, next_end, next_items, next_entry
 
 
 @triton.jit
@@ -171,7 +164,7 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
 
 @triton.jit
 def _build(req, view, policy, C: tl.constexpr):
-    """One view, whole: direct blocks, what they leave, then lengths and prefix sums, the tail."""
+    """One view, whole: lengths and prefix sums, the stream's tail, then the ids."""
     STREAM: tl.constexpr = C.FORM != TABLE
     SUMS: tl.constexpr = (
         view.seqlens_ptr is not None or view.cu_k_ptr is not None or view.indptr_ptr is not None
@@ -180,9 +173,7 @@ def _build(req, view, policy, C: tl.constexpr):
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    _write_blocks(p, programs, req, view, policy, C)
-
-    # the last programs have the least to do above: let them write the sums
+    # the last programs have the fewest blocks, if any: let them write the sums
     last = programs - 1 - p
     if C.TAIL and STREAM:
         total = tl.minimum(_write_sums(last, programs, req, view, policy, C), view.capacity)
@@ -194,6 +185,7 @@ def _build(req, view, policy, C: tl.constexpr):
     elif SUMS:
         if last * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
             _write_sums(last, programs, req, view, policy, C)
+    _write_blocks(p, programs, req, view, policy, C)
 
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
@@ -214,7 +206,7 @@ def xkv_build(
     min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows and one for the sums, direct blocks a row, views). ``build.Build`` describes the arguments."""
+    """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
         query_ptr, query_sign, query_len,

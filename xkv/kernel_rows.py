@@ -40,13 +40,16 @@ def report(policy, b, reason, mask):
 
 
 @triton.jit
-def describe(b, mask, req, view, policy, C: tl.constexpr):
+def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
     """Row b of the batch (a scalar or a vector), cut to what may be read and, in tables, written.
 
     Returns the source row, the first position, the end, the items, the length that the backend sees,
-    the query length, and why it had to be cut (0: it was not).
+    the query length, and why it had to be cut (0: it was not). TRUSTED: the source row is not looked at,
+    and what has none keeps its items.
     """
-    row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
+    row = b.to(tl.int64) * 0
+    if not TRUSTED:
+        row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
     length = _load_int(req.lens_ptr, b, mask) + req.delta
     if req.delta_ptr is not None:
         length += _load_int(req.delta_ptr, b, mask)
@@ -55,7 +58,7 @@ def describe(b, mask, req, view, policy, C: tl.constexpr):
         asked += _load_int(req.query_ptr, b, mask)
         length += asked * req.query_sign
     query = tl.maximum(asked, 0)
-    known = (row >= 0) & (row < req.src_rows)
+    known = (row >= 0) & ((row < req.src_rows) | TRUSTED)
     end = tl.where(known, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is never looked at: engines leave anything there
     reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))

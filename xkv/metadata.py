@@ -15,7 +15,7 @@ from xkv.build import CSR, INT32_MAX, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
-from xkv.step import Step, StepInputs
+from xkv.step import Step, StepInputs, kind
 
 
 class MetadataBuilder:
@@ -150,19 +150,29 @@ class MetadataBuilder:
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
         """
-        inputs = StepInputs(
-            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
-        )
-        key = inputs.kinds()
-        step = self._steps.get(key)
-        if step is None:
+        delta, query = seq_lens_delta, query_lens
+        try:
+            key = (
+                kind(req_pool_indices), kind(seq_lens), kind(delta), kind(query), query_lens_sign,
+                kind(kv_start), kind(window_kv_start),
+            )  # fmt: skip
+            step = self._steps.get(key)
+        except (AttributeError, RuntimeError, TypeError):
+            step = None  # something is no tensor, or one without strides: _check will name it
+        if (
+            step is None
+            or type(query_lens_sign) is not int
+            or (type(delta) is int and not -ROW_MAX <= delta <= ROW_MAX)
+            or (type(query) is int and not 0 <= query <= step.most_queries)
+        ):
+            inputs = StepInputs(
+                req_pool_indices, seq_lens, delta, query, query_lens_sign, kv_start, window_kv_start
+            )
             self._check(inputs)
             step = self._steps[key] = self._step(inputs)
-        elif not step.fits(inputs):
-            self._check(inputs)  # says what does not fit
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        step.run(inputs)
+        step.run(req_pool_indices, seq_lens, delta, query, kv_start, window_kv_start)
         meta = step.metadata
         if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
             return replace(meta, kv_indices=meta.kv_indices[:max_tokens])
@@ -205,7 +215,8 @@ class MetadataBuilder:
             tail_fill=spec.fill_id if spec.tail_tokens else None,
             tail_tile=spec.tail_tile(self.page_size), status=self.status.word,
         )  # fmt: skip
-        return Step(build, metas[0], self.status if self._always_check else None)
+        most_queries = INT32_MAX // (batch + 1)
+        return Step(build, metas[0], most_queries, self.status if self._always_check else None)
 
     def capture(
         self, batch_size: int, *, pad_seq_len: int = 0, **options: Any

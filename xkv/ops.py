@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import checks, launch, request
+from xkv import checks, plans, request
 from xkv.build import CSR, INT32_MAX, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
@@ -91,6 +91,15 @@ def build_page_table(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
+    given = (
+        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
+        getattr(status, "word", status), out, None, None,
+    )  # fmt: skip
+    slot = plans.find(
+        given, TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
+    )
+    if out is not None and slot.repeat(given, max_seq_len):
+        return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
@@ -111,7 +120,9 @@ def build_page_table(
                 f" max_seq_len={max_seq_len}"
             )
     build.views = (View(out, kv_start, None, token_map, page_map),)
-    return _run(build, out)
+    if build.batch:  # a table of an empty batch has nothing to write
+        slot.run(build, given)
+    return out
 
 
 def build_kv_indices(
@@ -173,6 +184,16 @@ def build_kv_indices(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
+    indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
+    given = (
+        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
+        getattr(status, "word", status), ids, indptr, last,
+    )  # fmt: skip
+    slot = plans.find(
+        given, CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
+    )
+    if out is not None and slot.repeat(given, max_tokens):
+        return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
@@ -185,10 +206,12 @@ def build_kv_indices(
         # every row can leave a page partly filled at its end and, if it may start anywhere, its start
         ragged = batch * (page_size > 1) * (1 if kv_start is None else 2)
         entries = None if max_tokens is None else max_tokens // page_size + ragged
-        indptr = request.new(build, (batch + 1,), torch.int32)
-        last = request.new(build, (batch,), torch.int32)
-        ids = request.new(build, (request.entries(build, kv_start) if entries is None else entries,), dtype)
-        out = KVIndices(indptr, ids, last)
+        if entries is None:
+            entries = request.entries(build, kv_start)
+        out = KVIndices(
+            request.new(build, (batch + 1,), torch.int32), request.new(build, (entries,), dtype),
+            request.new(build, (batch,), torch.int32),
+        )  # fmt: skip
     else:
         _check_out(build, out, request.reads(build, kv_start, token_map, page_map))
         if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
@@ -202,7 +225,7 @@ def build_kv_indices(
             kv_indptr=out.kv_indptr, kv_last_page_len=out.kv_last_page_len,
         ),
     )  # fmt: skip
-    _run(build, out.kv_indices)
+    slot.run(build, given)
     return out
 
 
@@ -259,6 +282,13 @@ def build_slot_mapping(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
+    given = (
+        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, query_lens, None, token_map, page_map,
+        getattr(status, "word", status), out, None, None,
+    )  # fmt: skip
+    slot = plans.find(given, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
+    if out is not None and slot.repeat(given, max_tokens):
+        return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
@@ -275,7 +305,8 @@ def build_slot_mapping(
         reads = [*request.reads(build, None, token_map, page_map), query_lens]
         checks.output("out", out, 1, max_tokens or 0, reads)
     build.views = (View(out, None, None, token_map, page_map),)
-    return _run(build, out)
+    slot.run(build, given)
+    return out
 
 
 def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
@@ -291,9 +322,3 @@ def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
             raise TypeError(f"{name} must be int32, got {x.dtype}")
         reads = [*reads, x]
 
-
-def _run(build: Build, out: Tensor) -> Tensor:
-    # a table of an empty batch has nothing to write; a stream has its prefix sums and its tail
-    if build.form != TABLE or build.batch > 0:
-        launch.run(build)
-    return out

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xkv import launch, oracle
 from xkv.buffers import Metadata
-from xkv.build import INT32_MAX, ROW_MAX, Build
+from xkv.build import Build
 from xkv.status import Status
 
 
@@ -23,19 +23,12 @@ class StepInputs(NamedTuple):
     kv_start: Tensor | None
     window_kv_start: Tensor | None
 
-    def kinds(self) -> tuple[Any, ...]:
-        """All that a prepared launch depends on; equal for inputs that differ in data alone."""
-        rows, lens, delta, query, sign, start, window_start = self
-        return (
-            _kind(rows), _kind(lens), getattr(lens, "shape", None),
-            int if type(delta) is int else _kind(delta), int if type(query) is int else _kind(query),
-            sign, None if start is None else _kind(start),
-            None if window_start is None else _kind(window_start),
-        )  # fmt: skip
 
-
-def _kind(x: Any) -> Any:
-    return x.dtype if isinstance(x, Tensor) else type(x)
+def kind(x: Any) -> Any:
+    """What of one of those a launch and its checks depend on, the value of an int left out."""
+    if x is None or type(x) is int:
+        return type(x)
+    return x.dtype, x.shape, x.is_contiguous(), x.get_device(), x.is_cpu
 
 
 class Step:
@@ -44,79 +37,64 @@ class Step:
     Args:
         build: the launch; its inputs are replaced at every run.
         metadata: what `MetadataBuilder.build` returns.
+        most_queries: query tokens of a request, where one number stands for all of them.
         check: with XKV_CHECK=1 the status to read after each run, else None.
     """
 
-    def __init__(self, build: Build, metadata: Metadata, check: Status | None) -> None:
+    def __init__(self, build: Build, metadata: Metadata, most_queries: int, check: Status | None) -> None:
         self.metadata = metadata
+        self.most_queries = most_queries
         self._build, self._check = build, check
-        self._batch, self._device = build.batch, build.req_to_token.device
-        self._most_queries = INT32_MAX // (build.batch + 1)
         self._prepared: launch.Prepared | None = None
+        self._at: tuple[int, ...] = ()
 
-    def fits(self, inputs: StepInputs) -> bool:
-        """Whether inputs of this kind have the shape, place and range that they must have."""
-        rows, lens, delta, query, _, start, window_start = inputs
-        batch, device = self._batch, self._device
-        for x in (rows, lens, start, window_start):
-            if x is not None and not _is_vector(x, batch, device):
-                return False
-        if type(delta) is int:
-            if not -ROW_MAX <= delta <= ROW_MAX:
-                return False
-        elif not _is_vector(delta, batch, device):
-            return False
-        if type(query) is int:
-            return 0 <= query <= self._most_queries
-        return _is_vector(query, batch, device)
-
-    def run(self, inputs: StepInputs) -> None:
+    def run(
+        self,
+        rows: Tensor,
+        lens: Tensor,
+        delta: int | Tensor,
+        query: int | Tensor,
+        start: Tensor | None,
+        window_start: Tensor | None,
+    ) -> None:
         """Launches with these inputs, checked before and of this step's kind."""
-        rows, lens, delta, query, _, start, window_start = inputs
+        prepared = self._prepared
+        if prepared is None or not prepared.ready():
+            self._run(rows, lens, delta, query, start, window_start)
+            return
+        # in place: a builder serves one stream, and so one thread, at a time
+        args = prepared.args
+        at_rows, at_lens, at_delta, at_query, at_start, at_window_start = self._at
+        args[at_rows] = rows.data_ptr()
+        args[at_lens] = lens.data_ptr()
+        args[at_delta] = delta if type(delta) is int else delta.data_ptr()  # type: ignore[union-attr]
+        if args[at_query] is not None:
+            args[at_query] = query if type(query) is int else query.data_ptr()  # type: ignore[union-attr]
+        if start is not None:
+            args[at_start] = start.data_ptr()
+        if window_start is not None:
+            args[at_window_start] = window_start.data_ptr()
+        prepared(args)
+
+    def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
+        """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
         build = self._build
         build.req_pool_indices, build.seq_lens = rows, lens
-        if type(delta) is int:
-            build.seq_lens_delta = delta
-        else:
-            build.seq_lens_delta_rows = delta  # type: ignore[assignment]
-        if type(query) is int:
-            build.query_len = query
-        else:
-            build.query_lens = query  # type: ignore[assignment]
+        per_row = isinstance(delta, Tensor)
+        build.seq_lens_delta, build.seq_lens_delta_rows = (0, delta) if per_row else (delta, None)
+        ragged = isinstance(query, Tensor)
+        build.query_len, build.query_lens = (0, query) if ragged else (query, None)
         build.views[0].kv_start = start
         if len(build.views) == 2:
             build.views[1].kv_start = window_start
         if self._check is not None and not oracle.capturing(build.req_to_token):
             oracle.run_checked(build, self._check)
-        elif self._device.type != "cuda":
-            launch.run(build)
-        else:
-            self._launch(inputs)
-
-    def _launch(self, inputs: StepInputs) -> None:
-        prepared = self._prepared
-        if prepared is None:
-            prepared = self._prepared = launch.prepare(self._build)
-        else:
-            rows, lens, delta, query, _, start, window_start = inputs
-            args, at = prepared.args, launch.positions()
-            args[at["rows_ptr"]], args[at["lens_ptr"]] = rows.data_ptr(), lens.data_ptr()
-            if type(delta) is int:
-                args[at["delta"]] = delta
-            else:
-                args[at["delta_ptr"]] = delta.data_ptr()  # type: ignore[union-attr]
-            if type(query) is not int:
-                args[at["query_ptr"]] = query.data_ptr()  # type: ignore[union-attr]
-            elif args[at["query_len"]] is not None:
-                args[at["query_len"]] = query
-            if start is not None:
-                args[at["start_ptr"]] = start.data_ptr()
-            if window_start is not None:
-                args[at["start2_ptr"]] = window_start.data_ptr()
-        prepared()
-
-
-def _is_vector(x: Any, batch: int, device: Any) -> bool:
-    return (
-        x.dim() == 1 and x.shape[0] == batch and x.device == device and (batch < 2 or x.stride(0) == 1)
-    )
+            return
+        prepared = launch.run(build)
+        if prepared is not None and self._check is None:
+            at = launch.positions()
+            self._at = (
+                at["rows_ptr"], at["lens_ptr"], at["delta_ptr" if per_row else "delta"],
+                at["query_ptr" if ragged else "query_len"], at["start_ptr"], at["start2_ptr"],
+            )  # fmt: skip
+            self._prepared = prepared

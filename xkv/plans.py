@@ -1,0 +1,116 @@
+"""What the stateless ops remember: one prepared launch for all calls that differ in data alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor
+
+from xkv import launch
+from xkv.build import ROW_MAX, TABLE, Build
+from xkv.checks import extent
+
+_MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
+_OUTS = 3  # how many of NAMES are written
+NAMES = (
+    "src_ptr", "rows_ptr", "lens_ptr", "delta_ptr", "query_ptr", "start_ptr", "token_map_ptr",
+    "page_map_ptr", "status_ptr", "out_ptr", "indptr_ptr", "last_ptr",
+)  # fmt: skip
+
+
+class Plan:
+    """A checked call's launch, for other tensors of the same dtypes, shapes, strides and device.
+
+    It keeps no tensor alive.
+    """
+
+    __slots__ = ("_bytes", "_first_out", "_given", "_prepared", "_room", "_where")
+
+    def __init__(self, prepared: launch.Prepared, build: Build, given: tuple[Any, ...]) -> None:
+        self._prepared = prepared
+        at = launch.positions()
+        self._given = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
+        self._where = [at[NAMES[n]] for n in self._given]
+        self._bytes = [extent(given[n]) for n in self._given]
+        self._first_out = sum(n < len(NAMES) - _OUTS for n in self._given)
+        room = build.views[0].capacity(build.form) * build.page_size
+        self._room = min(room, ROW_MAX) if build.form == TABLE else room
+
+    def run(self, given: tuple[Any, ...], bound: int | None) -> bool:
+        """Launches with these tensors, unless the call must be looked at again: then returns False."""
+        prepared, sizes = self._prepared, self._bytes
+        if not prepared.ready():
+            return False
+        if bound is not None and not (type(bound) is int and 0 <= bound <= self._room):
+            return False
+        pointers = [given[n].data_ptr() for n in self._given]
+        for n in range(self._first_out, len(pointers)):
+            low = pointers[n]
+            high = low + sizes[n]
+            for k in range(n):
+                if pointers[k] < high and low < pointers[k] + sizes[k]:
+                    return False
+        args = prepared.args.copy()
+        for where, pointer in zip(self._where, pointers):  # noqa: B905 (as long, and strict costs time)
+            args[where] = pointer
+        prepared(args)
+        return True
+
+
+class Slot:
+    """Where the plan of one kind of call is kept, once there is one."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
+    def repeat(self, given: tuple[Any, ...], bound: int | None) -> bool:
+        """Whether the plan was there and did what was asked.
+
+        Args:
+            given: as in `find`.
+            bound: tokens that the output must have room for, or None.
+        """
+        return self.plan is not None and self.plan.run(given, bound)
+
+    def run(self, build: Build, given: tuple[Any, ...]) -> None:
+        """Launches a build that was checked, and keeps its plan for the next call."""
+        prepared = launch.run(build)
+        if prepared is not None and self is not NOWHERE:
+            self.plan = Plan(prepared, build, given)
+
+
+NOWHERE = Slot()
+
+
+def find(given: tuple[Any, ...], *options: Any) -> Slot:
+    """The slot of a call, by the kinds of its tensors and by its options.
+
+    Args:
+        given: the call's tensors in the order of `NAMES`; None where there is none, or an int in its
+            place.
+        *options: all else that the launch and its checks depend on.
+
+    Returns:
+        The slot; `NOWHERE` for calls that allocate, that run on a CPU, or that are wrong.
+    """
+    if given[-_OUTS] is None:
+        return NOWHERE
+    try:
+        return _slot(*options, *map(kind, given)) if given[0].is_cuda else NOWHERE
+    except (AttributeError, RuntimeError, TypeError):
+        return NOWHERE  # not a tensor, or one without strides: the checks to come will name it
+
+
+@functools.lru_cache(maxsize=_MOST, typed=True)
+def _slot(*_: Any) -> Slot:
+    return Slot()
+
+
+def kind(x: Any) -> Any:
+    """What of an argument a launch and its checks depend on."""
+    if x is None or type(x) is int:
+        return x
+    return x.dtype, x.shape, x.stride(), x.get_device()
