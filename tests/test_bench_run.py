@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,13 +200,15 @@ def test_without_a_module(
 
 
 @pytest.mark.gpu
-def test_on_the_gpu(tmp_path: Path, capsys: Any) -> None:
-    """One workload for real, beside SGLang's kernels where there are any."""
+def test_on_the_gpu(tmp_path: Path) -> None:
+    """One workload for real, beside SGLang's kernels where there are any, in a fresh process."""
     file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     argv = ["--quick", "--rounds", "3", "--only", "256 x 4K in 128K"]
     argv += ["--json", str(file), "--plot", str(plot)]
-    assert run(*argv, *(("--peers", PEERS) if PEERS else ())) == 0
-    assert "256 x 4K in 128K" in capsys.readouterr().out
+    argv += ["--peers", PEERS] if PEERS else []
+    done = subprocess.run([sys.executable, "-m", "xkv", "bench", *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "256 x 4K in 128K" in done.stdout
     report = json.loads(file.read_text())
     assert [(point["section"], point["page_size"]) for point in report["points"]] == [
         ("table", 64), ("table", 1), ("csr", 64), ("csr", 1),

@@ -25,6 +25,7 @@ def figure(report: dict[str, Any]) -> Any:
         ValueError: the report has no points.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     panels = []
     for section in SECTIONS:
@@ -47,6 +48,9 @@ def figure(report: dict[str, Any]) -> Any:
             look = {"marker": _MARKS.get(name, "o"), "color": _color(name), "s": 70 if name == _FLOOR else 22}
             series[name] = axis.scatter(*zip(*found, strict=True), zorder=3, **look)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.invert_yaxis()
         axis.grid(visible=True, which="both", axis="x", alpha=0.3)
