@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peer_stubs
@@ -10,7 +11,7 @@ import pytest
 import torch
 from benching import FOUND, HOST, TINY, write_trace
 
-from xkv.tools.bench import contenders, inputs, oracle, session, workloads
+from xkv.tools.bench import compiles, contenders, inputs, oracle, session, workloads
 from xkv.tools.bench.records import BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 from xkv.tools.bench.workloads import WORKLOADS, Workload
 
@@ -175,3 +176,19 @@ def test_the_floor_s_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert out.tolist() == [int(at.source[rows[0], 699]), *[-7] * 15]
 
 
+
+
+def test_compiles_are_counted_and_another_listener_still_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    heard: list[Any] = []
+    before = lambda *, src, **more: heard.append((src.name, more["cache_hit"]))  # noqa: E731
+    monkeypatch.setattr(knobs.compilation, "listener", before)
+    kernel = SimpleNamespace(fn=test_workloads)  # as Triton's, with the function it was made of
+    with compiles.counted() as counts:
+        for hit in (False, True):
+            knobs.compilation.listener(src=SimpleNamespace(name="table", fn=kernel), cache_hit=hit)
+        knobs.compilation.listener(src=SimpleNamespace(name="ir"), cache_hit=False)
+    assert counts == {"test_bench.table": 2, "ir": 1}
+    assert heard == [("table", False), ("table", True), ("ir", False)]
+    assert knobs.compilation.listener is before
