@@ -15,8 +15,8 @@ import torch
 import xkv
 from xkv import launch
 from xkv.platforms import CPU, Platform
-from xkv.tools import steps
-from xkv.tools.steps import compared, peers, sequences, timing
+from xkv.tools import steps, timing
+from xkv.tools.steps import compared, peers, sequences
 from xkv.tools.steps.compared import DRAFTS, ROWS, Row, Workload
 from xkv.tools.steps.peers import Step
 
@@ -157,7 +157,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xkv, "backends", lambda: xkv.dispatch.backends("cpu"))
     monkeypatch.setattr(timing, "measure", lambda call, inputs: timing.Figures(3, 2.25, 10.0))
     monkeypatch.setattr(timing, "add_us", lambda: 4.5)
-    monkeypatch.setattr(steps, "_versions", lambda: {"xkv": xkv.__version__})
+    monkeypatch.setattr(timing, "versions", lambda: {"xkv": xkv.__version__})
 
 
 def cells(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m xkv` and the console script `xkv`: info, demo, check and steps."""
+"""`python -m xkv` and the console script `xkv`: info, demo, check, steps and bench."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 import xkv
-from xkv.tools import check, demo, info, steps  # none of them imports torch before it runs
+from xkv.tools import bench, check, demo, info, steps  # none of them imports torch before it runs
 
 _COMMANDS = {
     "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
     "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
     "check": (check, "the self-test of an installed package, on the device at hand"),
     "steps": (steps, "what a metadata step costs: SGLang's ops beside one build"),
+    "bench": (bench, "what a page table and CSR indices cost: SGLang's kernels beside xkv's"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from xkv.tools.steps.compared import Row
     from xkv.tools.steps.peers import Peers, Step
-    from xkv.tools.steps.timing import Figures
+    from xkv.tools.timing import Figures
 
 _HEADERS = [
     "backend", "page", "mode",
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.absolute().parent.is_dir():
         return _fail(f"--json: there is no folder {args.json.absolute().parent}")
     where = xkv.platform()  # first of all that needs torch: says so where it is missing
-    from xkv.tools.steps import compared, peers, timing
+    from xkv.tools import timing
+    from xkv.tools.steps import compared, peers
 
     if args.peers is not None and peers.find(args.peers, peers.INDEX_KERNELS) is None:
         return _fail(f"--peers: there is no {peers.INDEX_KERNELS} in {args.peers}")
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         for note in filter(None, (row.note, lacks)):
             print(f"{row.name}: {note}")
     if args.json is not None:
-        setting = {"platform": str(where), "theirs": theirs.title, **_versions()}
+        setting = {"platform": str(where), "theirs": theirs.title, **timing.versions()}
         args.json.write_text(json.dumps({**setting, "tables": tables}, indent=1) + "\n")
     return 0
 
@@ -112,7 +113,8 @@ def _measure(
     row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step]
 ) -> tuple[Figures | None, Figures]:
     """Theirs, or None where nothing here can stand for it, and ours."""
-    from xkv.tools.steps import compared, timing
+    from xkv.tools import timing
+    from xkv.tools.steps import compared
 
     theirs, ours = compared.both(row, peers, source, len(steps[0].lens), context)
     told = timing.measure(theirs, steps) if peers.has(row.file) else None
@@ -132,11 +134,3 @@ def _record(measured: list[tuple[Row, Figures | None, Figures]]) -> list[dict[st
         }
         for row, theirs, ours in measured
     ]  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import triton
-
-    found = {"xkv": xkv.__version__, "torch": torch.__version__, "triton": triton.__version__}
-    return {"gpu": torch.cuda.get_device_name(), **found}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import xkv
+from xkv.tools import sources
 from xkv.tools.steps import sequences
 from xkv.tools.steps.peers import Peers, Setup, StandIn, Step
 from xkv.tools.steps.sequences import Results
 
 DRAFTS = 4  # tokens of a verify
 STEPS = 16  # in a graph, each on source rows of its own, so that the source comes from DRAM
-_PAGE = 128  # the source's pages: whole pages of every backend's page size
 
 
 class Workload(NamedTuple):
@@ -97,15 +97,7 @@ ROWS = (
 
 def make_source(rows: int, context: int, device: str) -> Tensor:
     """A req_to_token of ``rows`` rows of ``context`` tokens: random pages, each in one piece."""
-    width = context + DRAFTS
-    source = torch.empty(rows, width, dtype=torch.int32, device=device)
-    within = torch.arange(_PAGE, dtype=torch.int32, device=device)
-    for row in range(0, rows, 64):  # in parts, as the whole may be GiBs
-        part = source[row : row + 64]
-        shape = len(part), -(-width // _PAGE), 1
-        pages = torch.randint((1 << 31) // _PAGE, shape, dtype=torch.int32, device=device)
-        part.copy_((pages * _PAGE + within).view(len(part), -1)[:, :width])
-    return source
+    return sources.make_source(rows, context + DRAFTS, 1 << 31, device)
 
 
 def make_steps(load: Workload, device: str) -> list[Step]:

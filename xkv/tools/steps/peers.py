@@ -6,15 +6,15 @@ is in this package. Where there are none, `StandIn` calls xkv's own ops in their
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 import xkv
+from xkv.tools import loading
 
 INDEX_KERNELS = "kv_indices.py"
 OTHERS = ("metadata.py", "trtllm_mha_graph_metadata.py", "aiter_unified_page_table.py")
@@ -149,6 +149,11 @@ class StandIn:
         self.page_table(at, rows, lens + at.drafts, out)
 
 
+def find(folder: Path, name: str) -> Path | None:
+    """The file of that name in the folder, or where the unpacked wheel has it."""
+    return loading.find([folder], f"{_ROOM}/{name}")
+
+
 class SGLang:
     """The kernels of SGLang 0.5.23, called as its backends call them.
 
@@ -159,7 +164,7 @@ class SGLang:
 
     def __init__(self, folder: Path) -> None:
         self.title = f"torch ops + SGLang's kernels in {folder}"
-        self._files = {name: _load(folder, name) for name in (INDEX_KERNELS, *OTHERS)}
+        self._files = {name: loading.load(find(folder, name)) for name in (INDEX_KERNELS, *OTHERS)}
 
     def has(self, file: str) -> bool:
         """Whether the file was found."""
@@ -217,20 +222,3 @@ class SGLang:
             at.source, rows, lens, out, at.source.stride(0), out.stride(0), None, None,
             DRAFT_NUM=at.drafts, PAGE_SIZE=at.page_size, BLOCK_SIZE=1024, HAS_SWA=False,
         )  # fmt: skip
-
-
-def find(folder: Path, name: str) -> Path | None:
-    """The file of that name in the folder, or where the unpacked wheel has it."""
-    return next((p for p in (folder / name, folder / _ROOM / name) if p.is_file()), None)
-
-
-def _load(folder: Path, name: str) -> Any:
-    path = find(folder, name)
-    if path is None:
-        return None
-    spec = importlib.util.spec_from_file_location(f"sglang_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,0 +1,242 @@
+"""Sweeps tuning rows on the GPU at hand and prints the best as source for xkv/<vendor>/tuning.py.
+
+    PYTHONPATH=. python ci/tune.py --json tune.json
+
+Workloads, checks and timing are those of `python -m xkv bench`. For each class of rows, every candidate is
+timed on page tables at one page size; then the best of them, and the row in use, for longer, at every page
+size and on CSR indices too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tune_rows
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+from tune_rows import CLASSES, SWEPT, Class
+
+import xkv
+from xkv import dispatch, launch
+from xkv.build import CSR, TABLE, Build, View
+from xkv.platforms import Platform
+from xkv.tools import timing
+from xkv.tools.bench import contenders, inputs, oracle, records
+from xkv.tools.bench.inputs import Inputs
+from xkv.tools.bench.workloads import Workload
+from xkv.tuning import Tuning
+
+_COARSE_ROUNDS = 5
+_COARSE_SHARE = 0.5  # of a class's time
+
+Times = dict[Tuning, dict[str, float]]
+
+
+class Point(NamedTuple):
+    """What a row is timed on: a workload, a page size, TABLE or CSR."""
+
+    load: Workload
+    size: int
+    form: int
+
+    @property
+    def name(self) -> str:
+        """For the reader."""
+        return f"{self.load.name}, page {self.size}{', csr' * (self.form == CSR)}"
+
+
+class Sweep:
+    """The GPU side.
+
+    Args:
+        classes: what is swept.
+        where: the platform.
+        device: its torch device.
+
+    Attributes:
+        wrong: what a row built that it should not have, a sentence each; such a row is out.
+        left_out: the rows and points that there was no time for.
+    """
+
+    def __init__(self, classes: Sequence[Class], where: Platform, device: str = "cuda") -> None:
+        self.wrong: list[str] = []
+        self.left_out: list[str] = []
+        self._where = where
+        loads = [load for each in classes for load in each.loads]
+        self._sources = inputs.make_sources(loads, device)
+
+    def times(
+        self, rows: Sequence[Tuning], points: Sequence[Point], rounds: int, deadline: float
+    ) -> Times:
+        """Times rows against each other on each of the points. Syncs.
+
+        Args:
+            rows: tuning rows that differ.
+            points: at least one.
+            rounds: timed replays of each row.
+            deadline: by time.perf_counter(); once it has passed, rows are left out of the first point
+                (where they compile), and points after it as a whole.
+
+        Returns:
+            By row, by point, microseconds, the median over rounds; each row has the same points.
+        """
+        times: Times = {row: {} for row in rows}
+        for point in tqdm(points, unit="point", file=sys.stderr, leave=False):
+            first = point is points[0]
+            if not first and time.perf_counter() > deadline:
+                self.left_out.append(point.name)
+                continue
+            at = inputs.make_inputs(point.load, point.size, self._sources[point.load.capacity])
+            make = contenders.table if point.form == TABLE else contenders.csr
+            (ours,) = make(at, contenders.Peers([]))
+            builds = [_build(at, point.form, ours.out, index) for index in at.rows]
+            ready: dict[Tuning, list[launch.Prepared]] = {}
+            for row in list(times):
+                if first and ready and time.perf_counter() > deadline:
+                    self.left_out.append(str(row))
+                    del times[row]
+                    continue
+                ready[row] = [launch.Prepared(build, row, self._where) for build in builds]
+            for row in self._wrong(at, point, ours.out, ready):
+                del times[row], ready[row]
+            calls = {
+                str(n): functools.partial(_launch, prepared)
+                for n, prepared in enumerate(ready.values())
+            }
+            warm = [at.index, at.lens]
+            found = timing.cold_us(calls, range(inputs.LAUNCHES), warm, rounds)
+            for row, us in zip(ready, records.median_us(found).values(), strict=True):
+                times[row][point.name] = us
+        return times
+
+    def _wrong(
+        self, at: Inputs, point: Point, out: dict[str, Tensor], ready: dict[Tuning, list[launch.Prepared]]
+    ) -> list[Tuning]:
+        """Launches each row once; returns those whose result is wrong."""
+        named = {str(n): row for n, row in enumerate(ready)}
+
+        def call(row: Tuning, rows: Tensor) -> None:
+            ready[row][0]()  # is for those rows
+
+        found = oracle.differences(
+            dataclasses.replace(at, index=at.index[:1]),
+            [
+                contenders.Contender(name, functools.partial(call, row), point.size, out)
+                for name, row in named.items()
+            ],
+        )
+        self.wrong += [f"{point.name}: {named[name]}: {what}" for name, what in found.items()]
+        return [named[name] for name in found]
+
+
+def _build(at: Inputs, form: int, out: dict[str, Tensor], rows: Tensor) -> Build:
+    if form == TABLE:
+        view = View(out["page_table"])
+    else:
+        view = View(
+            out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"]
+        )
+    return Build(at.source, rows, at.lens, form, at.page_size, 1, at.page_size, (view,))
+
+
+def _launch(prepared: Sequence[launch.Prepared], number: int) -> None:
+    """The launch of that number in a graph: the sets of source rows in turn."""
+    prepared[number % len(prepared)]()
+
+
+def sweep(
+    each: Class, rig: Sweep, base: Tuning, args: argparse.Namespace, share: float
+) -> tuple[Times, Times]:
+    """Times all candidates of a class, then the best of them for longer.
+
+    Args:
+        each: the class.
+        rig: what times them.
+        base: the row in use.
+        args: --keep, --rounds.
+        share: seconds that it may take, about.
+
+    Returns:
+        What `Sweep.times` gave, of the coarse stage and of the other.
+    """
+    begin = time.perf_counter()
+    rows = tune_rows.candidates(base, each.grid)
+    coarse = [Point(load, each.sizes[0], TABLE) for load in each.loads]
+    first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
+    rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
+    fine = [Point(load, size, form) for form in (TABLE, CSR) for size in each.sizes for load in each.loads]
+    return first, rig.times(rows, fine, args.rounds, begin + share)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags: those of the search, and one for each field of a row."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = made.add_argument
+    add("--kinds", nargs="+", choices=("page", "token"), default=["page", "token"])
+    add("--minutes", type=float, default=6, help="of all classes together, about (default: %(default)s)")
+    add("--keep", type=int, default=8, help="rows of the second stage (default: %(default)s)")
+    add("--rounds", type=int, default=25, help="replays in the second stage (default: %(default)s)")
+    add("--json", metavar="FILE", type=Path, help="writes every time there")
+    for field in SWEPT:
+        flag = "--" + field.replace("_", "-")
+        add(flag, metavar="N,N", type=tune_rows.values, help="in place of each class's own values")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sweeps, and prints the rows.
+
+    Returns:
+        The exit status: 0; 1 if a row's result was wrong, which is then named; 2 without a GPU.
+    """
+    args = parser().parse_args(argv)
+    if not torch.cuda.is_available():
+        print("tune: rows are measured on a GPU, and there is none", file=sys.stderr)
+        return 2
+    where = xkv.platform()
+    flags = {name: value for name in SWEPT if (value := getattr(args, name)) is not None}
+    classes = [each._replace(grid=each.grid | flags) for each in CLASSES if each.kind in args.kinds]
+    machine, date = timing.versions(), datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    rig, best, record = Sweep(classes, where), [], []
+    end = time.perf_counter() + args.minutes * 60
+    for n, each in enumerate(classes):
+        base = dispatch.tuning_row(where, each.kind, each.max_batch or 1 << 16)
+        base = dataclasses.replace(base, max_batch=each.max_batch, provenance="swept")
+        stages = sweep(each, rig, base, args, (end - time.perf_counter()) / (len(classes) - n))
+        scores = tune_rows.ranked(stages[-1])
+        if not scores:  # all of them are wrong, and named below
+            continue
+        print(f"\n{each.name}: {len(stages[0])} rows, then {len(scores)}; * is in use", flush=True)
+        lines = [["*" * (s.row == base), *(getattr(s.row, x) for x in SWEPT), *s[1:]] for s in scores]
+        print(tabulate(lines, ["", *SWEPT, "of best", "most", "at"], floatfmt=".3f"), flush=True)
+        text = tune_rows.provenance(scores[0], machine, date)
+        best.append(dataclasses.replace(scores[0].row, provenance=text))
+        listed = [[{"row": asdict(row), "us": us} for row, us in times.items()] for times in stages]
+        record.append({"class": each.name, "base": asdict(base), "stages": listed})
+    print("\n", *map(tune_rows.source, best), sep="\n")
+    for what in rig.left_out:
+        print(f"no time for {what}")
+    if args.json is not None:
+        setting = {**machine, "date": date, "platform": str(where), "command": shlex.join(sys.argv)}
+        more = {"rows": [asdict(row) for row in best], "left_out": rig.left_out, "wrong": rig.wrong}
+        args.json.write_text(json.dumps({**setting, **more, "classes": record}, indent=1) + "\n")
+    if rig.wrong:
+        print("tune: wrong, and out:", *rig.wrong, sep="\n", file=sys.stderr)
+    return 1 if rig.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What ci/tune.py sweeps, and how it picks: candidates of a class, their ranking, a row as source."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from xkv.tools.bench.workloads import WORKLOADS, Workload
+from xkv.tuning import Kind, Tuning
+
+SMALL = 16  # requests; the other class of batches begins above it
+MAX_WARPS = 64  # a compute unit has room for no more, at 32 lanes each
+
+
+class Class(NamedTuple):
+    """One class of rows.
+
+    Attributes:
+        kind: as in `xkv.tuning.Tuning`.
+        max_batch: likewise.
+        sizes: page sizes in tokens; the coarse stage takes the first.
+        grid: values of a row's fields.
+    """
+
+    kind: Kind
+    max_batch: int | None
+    sizes: tuple[int, ...]
+    grid: dict[str, tuple[Any, ...]]
+
+    @property
+    def name(self) -> str:
+        """For the reader."""
+        return f"{self.kind}, batch {f'<= {self.max_batch}' if self.max_batch else 'any'}"
+
+    @property
+    def loads(self) -> list[Workload]:
+        """The workloads that its row serves."""
+        return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
+
+
+def _grid(npb: str, warps: str, programs: str, batch: str) -> dict[str, tuple[Any, ...]]:
+    names = ("num_page_per_block", "num_warps", "programs_per_cu", "batch_block")
+    return dict(zip(names, map(values, (npb, warps, programs, batch)), strict=True))
+
+
+def values(text: str) -> tuple[Any, ...]:
+    """Integers or booleans: "4,8" -> (4, 8), "true,false" -> (True, False)."""
+    return tuple(json.loads(each) for each in text.split(","))
+
+
+CLASSES = (
+    Class("page", SMALL, (64, 32, 16), _grid("32,64,128,256", "1,2,4", "2,8", "16")),
+    Class("page", None, (64, 32, 16), _grid("128,256,512", "4,8", "4,8,16", "256,512")),
+    Class("token", SMALL, (1,), _grid("512,1024,2048", "4,8", "2,8", "16")),
+    Class("token", None, (1,), _grid("1024,2048,4096", "4,8", "4,8,16", "256")),
+)
+SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
+
+
+class Score(NamedTuple):
+    """How far a row is from the best of each point: 1 is the best itself."""
+
+    row: Tuning
+    mean: float
+    worst: float
+    where: str
+
+
+def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning]:
+    """The row in use, then every combination of the grid that fits a compute unit, in no order.
+
+    Args:
+        base: the row in use; what the grid does not name stays as it has it.
+        grid: values by field.
+
+    Returns:
+        Rows that differ.
+    """
+    combined = (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values()))
+    rows = [dataclasses.replace(base, **each) for each in combined]
+    fitting = [row for row in rows if row.num_warps * row.programs_per_cu <= MAX_WARPS]
+    random.Random(0).shuffle(fitting)  # should time run out, what is untried is no corner of the grid
+    return list(dict.fromkeys([base, *fitting]))
+
+
+def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
+    """Scores rows by their geometric mean distance to the best of each point, the nearest first.
+
+    Args:
+        times: by row, by point, microseconds; every row has the same points.
+    """
+    if not times:
+        return []
+    points = list(next(iter(times.values())))
+    best = {point: min(us[point] for us in times.values()) for point in points}
+    scores = []
+    for row, us in times.items():
+        ratios = {point: us[point] / best[point] for point in points}
+        where = max(ratios, key=ratios.__getitem__)
+        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+        scores.append(Score(row, mean, ratios[where], where))
+    return sorted(scores, key=lambda score: (score.mean, score.worst))
+
+
+def finalists(scores: Sequence[Score], base: Tuning, number: int) -> list[Tuning]:
+    """The first so many rows, and the one in use."""
+    return list(dict.fromkeys([base, *(score.row for score in scores[:number])]))
+
+
+def provenance(score: Score, machine: Mapping[str, str], date: str) -> str:
+    """Where a row comes from, for its provenance."""
+    return (
+        f"{machine['gpu']}, {date}, torch {machine['torch']}, Triton {machine['triton']}: ci/tune.py,"
+        f" {score.mean:.3f} of the best of each point, most {score.worst:.2f} ({score.where})"
+    )
+
+
+def source(row: Tuning) -> str:
+    """A row as it stands in xkv/<vendor>/tuning.py, its lines short enough for ruff."""
+    shown = []
+    for field in dataclasses.fields(Tuning):
+        value = getattr(row, field.name)
+        if field.name == "provenance":
+            lines = textwrap.wrap(value, 84, drop_whitespace=False)
+            shown.append("\n        " + "\n        ".join(map(json.dumps, lines)))
+        else:
+            shown.append(json.dumps(value) if isinstance(value, str) else repr(value))
+    return f"    Tuning(\n        {', '.join(shown)},\n    ),".replace(", \n", ",\n")

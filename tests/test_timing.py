@@ -1,0 +1,93 @@
+"""Timing: who is replayed when, and what of a replay counts; the GPU is made up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from xkv.tools import timing
+
+
+class Fake:
+    """A GPU whose clock, in ms, goes on with each replay; what happened, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ms: dict[str, float]) -> None:
+        self.log: list[str] = []
+        self.now, self.ms = 0.0, ms
+        monkeypatch.setattr(timing, "_FLUSH", 1 << 20)
+        monkeypatch.setattr(timing, "_event", self.event)
+        monkeypatch.setattr(timing, "capture", self.capture)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("sync"))
+        fill, add = torch.Tensor.zero_, torch.add
+
+        def zero_(x: torch.Tensor) -> torch.Tensor:
+            self.log.append(f"flush {x.nbytes}")
+            self.now += 100
+            return fill(x)
+
+        def read(x: torch.Tensor, other: int, out: torch.Tensor) -> torch.Tensor:
+            self.log.append(f"read {tuple(x.shape)}")
+            self.now += 7
+            return add(x, other, out=out)
+
+        monkeypatch.setattr(torch.Tensor, "zero_", zero_)
+        monkeypatch.setattr(torch, "add", read)
+
+    def event(self) -> Any:
+        mark = SimpleNamespace(at=0.0)
+        mark.record = lambda: (self.log.append("mark"), setattr(mark, "at", self.now))
+        mark.elapsed_time = lambda other: other.at - mark.at
+        return mark
+
+    def capture(self, call: Any, given: Any) -> Any:
+        name = call(given[0])
+
+        def replay() -> None:
+            self.log.append(name)
+            self.now += self.ms[name] * len(given)
+
+        return SimpleNamespace(replay=replay)
+
+
+def test_cold_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Fake(monkeypatch, {"a": 0.002, "b": 0.5})
+    warm = [torch.zeros(3, 4, dtype=torch.int64)[:, :3], torch.zeros(5, dtype=torch.int64)]
+    calls = {"first": lambda n: "a", "second": lambda n: "b"}
+    found = timing.cold_us(calls, range(24), warm, 2)
+    each = ["flush 1048576", "read (3, 3)", "read (5,)", "mark"]
+    once = [*each, "a", "mark", *each, "b", "mark"]
+    assert gpu.log == ["a", "b", *once, *once, "sync"]
+    assert found == {"first": pytest.approx([2.0, 2.0]), "second": pytest.approx([500.0, 500.0])}
+
+
+def test_host_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("sync"))
+    monkeypatch.setattr(timing, "_CALLS", 3)
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock) * 1e-6)
+    found = timing.host_rounds({"a": (seen.append, [1, 2]), "b": (seen.append, "x")}, 2)
+    once = ["sync", 1, 2, 1, "sync", "x", "x", "x"]
+    assert seen == [*once, *once, "sync"]
+    assert found == {"a": pytest.approx([2.0, 2.0]), "b": pytest.approx([2.0, 2.0])}
+
+
+@pytest.mark.gpu
+def test_on_the_gpu() -> None:
+    """Twice the bytes take about twice as long, cold; and the bandwidth is what it takes them for."""
+    sets = [torch.ones(32 << 20, dtype=torch.uint8, device="cuda") for _ in range(8)]
+    out = torch.empty_like(sets[0])
+    half = len(out) // 2
+    calls = {
+        "whole": lambda x: torch.bitwise_not(x, out=out),
+        "half": lambda x: torch.bitwise_not(x[:half], out=out[:half]),
+    }
+    for call in calls.values():
+        call(sets[0])
+    warm = [torch.zeros(8, dtype=torch.int64, device="cuda")]
+    found = {name: sorted(us)[4] for name, us in timing.cold_us(calls, sets, warm, 9).items()}
+    assert 1.5 < found["whole"] / found["half"] < 2.5
+    assert 0.3 < 2 * len(out) / found["whole"] / 1e3 / timing.copy_gb_s() < 1.6

@@ -1,0 +1,204 @@
+"""ci/tune.py: what it sweeps, how it picks, what it prints; times are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benching import TINY
+
+import xkv
+from xkv import launch
+from xkv.build import CSR, TABLE
+from xkv.platforms import Platform
+from xkv.tools import timing
+from xkv.tools.bench import inputs
+from xkv.tools.bench.workloads import WORKLOADS, Workload
+from xkv.tuning import Tuning
+
+CI = Path(__file__).resolve().parent.parent / "ci"
+sys.path.append(str(CI))
+import tune  # noqa: E402
+import tune_rows  # noqa: E402
+
+A = Tuning("page", 16, 64, 4, 8, 16, True, "swept")
+B = dataclasses.replace(A, num_page_per_block=128)
+C = dataclasses.replace(A, num_warps=2)
+MANY = Workload("many", (20,) * 17, 100)
+HOPPER = Platform("cuda", "sm90", 32, 132)
+
+
+def test_classes() -> None:
+    """Every row of a vendor's table has its class, and every workload is in one of each kind."""
+    assert [(each.kind, each.max_batch) for each in tune_rows.CLASSES] == [
+        (row.kind, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
+    ]
+    for kind in ("page", "token"):
+        small, large = (each for each in tune_rows.CLASSES if each.kind == kind)
+        assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
+        assert sorted([*small.loads, *large.loads]) == sorted(WORKLOADS)
+    assert set(tune_rows.SWEPT) | {"kind", "max_batch", "provenance"} == {
+        field.name for field in dataclasses.fields(Tuning)
+    }
+
+
+@pytest.mark.parametrize("each", tune_rows.CLASSES, ids=lambda each: each.name)
+def test_candidates(each: tune_rows.Class) -> None:
+    base = dataclasses.replace(A, kind=each.kind, max_batch=each.max_batch, num_page_per_block=8)
+    rows = tune_rows.candidates(base, each.grid)
+    assert rows[0] == base
+    assert len(set(rows)) == len(rows) > 6
+    for row in rows[1:]:
+        assert row.num_warps * row.programs_per_cu <= 64
+        assert all(getattr(row, name) in values for name, values in each.grid.items())
+        # what is not swept is the row's in use
+        same = {name: getattr(base, name) for name in each.grid}
+        assert dataclasses.replace(row, **same) == base
+    assert tune_rows.candidates(base, each.grid) == rows
+
+
+def test_candidates_of_two_values() -> None:
+    grid = {"num_warps": (4, 16), "programs_per_cu": (4, 8)}
+    rows = tune_rows.candidates(A, grid)
+    assert {(row.num_warps, row.programs_per_cu) for row in rows} == {(4, 8), (4, 4), (16, 4)}
+    assert len(rows) == 3
+
+
+def test_ranking() -> None:
+    times = {A: {"x": 2.0, "y": 8.0}, B: {"x": 4.0, "y": 4.0}, C: {"x": 2.0, "y": 5.0}}
+    scores = tune_rows.ranked(times)
+    assert [score.row for score in scores] == [C, A, B]  # 1 and 1.25; 1 and 2, as B, but 2 and 1
+    assert scores[0].mean == pytest.approx(1.25**0.5)
+    assert [(score.worst, score.where) for score in scores] == [(1.25, "y"), (2.0, "y"), (2.0, "x")]
+    assert tune_rows.ranked({}) == []
+    assert tune_rows.finalists(scores, B, 1) == [B, C]
+    assert tune_rows.finalists(scores, C, 2) == [C, A]
+
+
+def test_source() -> None:
+    """It is the row, and no line of it is longer than ruff allows."""
+    score = tune_rows.Score(C, 1.0234, 1.119, '1 x 1M + 255 x 4K in 1M, page 64, csr "quoted"')
+    machine = {"gpu": "NVIDIA H100 80GB HBM3", "torch": "2.11.0+cu128", "triton": "3.6.0"}
+    text = tune_rows.provenance(score, machine, "2026-11-23")
+    start = "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu128, Triton 3.6.0: ci/tune.py, 1.023 of"
+    assert text.startswith(start)
+    assert "most 1.12 (1 x 1M + 255 x 4K in 1M, page 64" in text
+    for row in (dataclasses.replace(C, provenance=text), dataclasses.replace(A, max_batch=None)):
+        source = tune_rows.source(row)
+        assert all(len(line) <= 110 for line in source.splitlines())
+        assert source == "\n".join(line.rstrip() for line in source.splitlines())
+        assert eval(source.strip().removesuffix(",")) == row
+
+
+def test_values() -> None:
+    assert tune_rows.values("4,8") == (4, 8)
+    assert tune_rows.values("true,false") == (True, False)
+    args = tune.parser().parse_args(["--num-warps", "1,2", "--kinds", "token", "--direct", "false"])
+    assert (args.num_warps, args.kinds, args.direct, args.batch_block) == ((1, 2), ["token"], (False,), None)
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> tune.Sweep:
+    """On the CPU, in little; a row's time is its NUM_PAGE_PER_BLOCK."""
+    monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
+    monkeypatch.setattr(inputs, "LAUNCHES", 2)
+    monkeypatch.setattr(timing, "cold_us", cold_us)
+    return tune.Sweep(tune_rows.CLASSES[:2], HOPPER, "cpu")
+
+
+def cold_us(calls: Any, launches: Any, warm: Any, rounds: int) -> dict[str, list[float]]:
+    for call in calls.values():
+        for number in launches:
+            call(number)
+    blocks = {name: call.args[0][0]._config.NUM_PAGE_PER_BLOCK for name, call in calls.items()}
+    return {name: [float(block)] * rounds for name, block in blocks.items()}
+
+
+POINTS = [tune.Point(TINY[0], 64, TABLE), tune.Point(TINY[1], 16, CSR), tune.Point(TINY[1], 1, CSR)]
+NAMES = ["skewed, page 64", "one, page 16, csr", "one, page 1, csr"]
+
+
+@pytest.mark.interpret
+def test_times(rig: tune.Sweep) -> None:
+    found = rig.times([A, B, C], POINTS, 3, time.perf_counter() + 1000)
+    assert found == {row: dict.fromkeys(NAMES, float(row.num_page_per_block)) for row in (A, B, C)}
+    assert (rig.wrong, rig.left_out) == ([], [])
+
+
+@pytest.mark.interpret
+def test_no_time(rig: tune.Sweep) -> None:
+    """The first row and point are always timed."""
+    found = rig.times([A, B, C], POINTS, 3, time.perf_counter() - 1)
+    assert found == {A: {NAMES[0]: 64.0}}
+    assert rig.left_out == [str(B), str(C), *NAMES[1:]]
+
+
+@pytest.mark.interpret
+def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = launch.Prepared.__call__
+
+    def spoilt(self: Any) -> None:
+        if self._config.NUM_PAGE_PER_BLOCK != 128:
+            right(self)
+
+    monkeypatch.setattr(launch.Prepared, "__call__", spoilt)
+    found = rig.times([A, B, C], POINTS, 3, time.perf_counter() + 1000)
+    assert list(found) == [A, C]
+    (said,) = rig.wrong
+    assert said.startswith(f"skewed, page 64: {B}: set 0: live entry 0 of page_table is -7, not")
+    assert rig.times([B], POINTS[:1], 3, time.perf_counter()) == {}
+
+
+@pytest.mark.interpret
+def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(xkv, "platform", lambda: HOPPER)
+    monkeypatch.setattr(tune, "Sweep", lambda classes, where: rig)
+    machine = {"gpu": "H100", "torch": "2.11", "triton": "3.6"}
+    monkeypatch.setattr(timing, "versions", lambda: machine)
+    file = tmp_path / "tune.json"
+    flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
+    flags += ["--batch-block", "16", "--kinds", "page", "--keep", "1"]
+    assert tune.main([*flags, "--json", str(file)]) == 0
+    out, _ = capsys.readouterr()
+    record = json.loads(file.read_text())
+    base = xkv.cuda.TUNING["sm90"][0]
+    small, large = record["classes"]
+    assert small["base"]["num_page_per_block"] == base.num_page_per_block
+    assert [each["row"]["num_page_per_block"] for each in small["stages"][1]] == [256, 16]
+    assert len(small["stages"][0]) == len(large["stages"][0]) == 3
+    # coarse: tables at one page size; then every page size, and CSR
+    for stages, loads in ((small["stages"], TINY), (large["stages"], [MANY])):
+        assert set(stages[0][0]["us"]) == {f"{load.name}, page 64" for load in loads}
+        assert set(stages[1][0]["us"]) == {
+            f"{load.name}, page {size}{csr}"
+            for load in loads for size in (64, 32, 16) for csr in ("", ", csr")
+        }
+    printed = out[out.index("    Tuning(") :]
+    made = eval("[" + printed + "]")
+    assert [row.num_page_per_block for row in made] == [16, 16]
+    assert [dataclasses.asdict(row) for row in made] == record["rows"]
+    assert made[0].provenance.startswith("H100, ")
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([]) == 2
+    assert capsys.readouterr() == ("", "tune: rows are measured on a GPU, and there is none\n")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_rows, "WORKLOADS", TINY)
+    rig = tune.Sweep(tune_rows.CLASSES[:1], xkv.platform())
+    found = rig.times([A, B], POINTS, 3, time.perf_counter() + 1000)
+    assert (rig.wrong, rig.left_out) == ([], [])
+    for us in found.values():
+        assert list(us) == NAMES
+        assert all(0.3 < value < 100 for value in us.values())

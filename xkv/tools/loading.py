@@ -1,0 +1,109 @@
+"""Other projects' kernels, loaded by path from wherever the user unpacked their wheels.
+
+None of their code is in this package, and no other module of theirs is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def find(folders: Iterable[Path], path: str) -> Path | None:
+    """Finds a file of a wheel.
+
+    Args:
+        folders: where the user has unpacked wheels or laid single files; the first that has it wins.
+        path: where the wheel has it, such as "sglang/kernels/ops/attention/kv_indices.py".
+
+    Returns:
+        The file of that name in a folder, or under the wheel's own path there; None: there is none.
+    """
+    name = path.rpartition("/")[2]
+    places = (folder / place for folder in folders for place in (name, path))
+    return next((place for place in places if place.is_file()), None)
+
+
+def load(path: Path | None) -> Any:
+    """Imports one file by its path, under a name of its own.
+
+    Args:
+        path: a Python file whose imports are all there, or None.
+
+    Returns:
+        The module; None for None.
+    """
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_function(path: Path | None, function: str) -> Any:
+    """Imports one function of a file whose other imports need not be there.
+
+    Args:
+        path: a Python file, or None.
+        function: the name of a function at its top level.
+
+    Returns:
+        A module with that function and what it names of the file, or None where the file lacks it.
+    """
+    source = None if path is None else cut(path.read_text(), function)
+    if path is None or source is None:
+        return None
+    # a real file: Triton reads a kernel's source from one
+    file = Path(tempfile.mkdtemp(dir=_scratch().name)) / path.name
+    file.write_text(source)
+    return load(file)
+
+
+def cut(source: str, function: str) -> str | None:
+    """Cuts a function out of a module's source, with the imports and definitions that it names.
+
+    Args:
+        source: Python.
+        function: the name of a function at the top level.
+
+    Returns:
+        Its source, and before it that of what it needs; None where there is no such function.
+    """
+    tree = ast.parse(source)
+    binding = {name: node for node in tree.body for name in _bound(node)}
+    if not isinstance(binding.get(function), ast.FunctionDef):
+        return None
+    needed: set[ast.stmt] = set()
+    names = [function]
+    while names:
+        node = binding.get(names.pop())
+        if node is not None and node not in needed:
+            needed.add(node)
+            names += [each.id for each in ast.walk(node) if isinstance(each, ast.Name)]
+    return "\n\n".join(ast.unparse(node) for node in tree.body if node in needed) + "\n"
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement at the top level gives a meaning to."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        for alias in node.names:
+            yield alias.asname or alias.name.partition(".")[0]
+    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        yield node.name
+    elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the life of the process: a kernel's source may be read again when it compiles."""
+    return tempfile.TemporaryDirectory(prefix="xkv-peers-")

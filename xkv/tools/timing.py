@@ -1,0 +1,223 @@
+"""Launches, device time and host time of something done again and again on a GPU.
+
+The kernels at hand take 2 to 40 us, so that events around one launch would measure the host: device
+times come from a CUDA graph of many, each on other data so that nothing is warm in L2.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+import xkv
+
+T = TypeVar("T")
+Work = tuple[Callable[[Any], object], Sequence[Any]]
+"""A call, and what it is called with in turn."""
+
+_REPLAYS = 40
+_WARM_REPLAYS = 5
+_REPEATS = 15
+# of up to 10 launches: more would fill the queue, and the host would wait for the GPU
+_CALLS = 100
+_FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
+_COPY = 1 << 30  # bytes
+
+
+class Figures(NamedTuple):
+    """What one step costs.
+
+    Attributes:
+        launches: kernels, copies and fills.
+        device_us: microseconds on the GPU.
+        host_us: microseconds to issue it.
+    """
+
+    launches: int
+    device_us: float
+    host_us: float
+
+
+def measure(call: Callable[[T], object], inputs: Sequence[T]) -> Figures:
+    """Measures a call on a GPU, in turn on each of the inputs.
+
+    Args:
+        call: issues one step on the current stream; does not sync.
+        inputs: about 16, on the same shapes.
+
+    Returns:
+        Launches of one step, and medians over replays and repeats.
+    """
+    for one in inputs:  # compiles, allocates, and fills what is cached
+        call(one)
+    torch.cuda.synchronize()
+    return Figures(launches(call, inputs[0]), device_us(call, inputs), host_us(call, inputs))
+
+
+def launches(call: Callable[[T], object], one: T) -> int:
+    """Counts the kernels, copies and fills of one call."""
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        call(one)
+        torch.cuda.synchronize()
+    # a GPU of either vendor is "CUDA" here
+    return sum(event.device_type.name == "CUDA" for event in profile.events())
+
+
+def device_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
+    """Times one call on the GPU: a graph of one for each input, the median over its replays."""
+    graph = capture(call, inputs)
+    # all of them are queued at once, so that the GPU never waits for the host between two events
+    marks = [_event() for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        graph.replay()
+        mark.record()
+    torch.cuda.synchronize()
+    ms: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+    return statistics.median(ms[_WARM_REPLAYS:]) * 1e3 / len(inputs)
+
+
+def capture(call: Callable[[T], object], inputs: Sequence[T]) -> Any:
+    """Captures a CUDA graph of one call for each input; what they compile must be compiled. Syncs."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for one in inputs:
+            call(one)
+    return graph
+
+
+def cold_us(
+    calls: Mapping[str, Callable[[T], object]],
+    inputs: Sequence[T],
+    warm: Sequence[Tensor],
+    rounds: int,
+) -> dict[str, list[float]]:
+    """Times calls on the GPU against each other, none of them with anything in L2 but ``warm``.
+
+    Each call gets a graph of one launch for each input. In every round each graph is replayed once, in
+    turn; before a replay L2 is overwritten, and then ``warm`` read.
+
+    Args:
+        calls: by name, what issues one on the current stream; compiled, does not sync.
+        inputs: about 24, of the same shapes on other data.
+        warm: small integer tensors that an engine has just written, at least one, and few: the host
+            queues a read of each while L2 is being overwritten.
+        rounds: timed replays of each graph.
+
+    Returns:
+        By name, microseconds of one call in each round. Syncs.
+    """
+    graphs = {name: capture(call, inputs) for name, call in calls.items()}
+    marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
+    flush = torch.empty(_FLUSH, dtype=torch.uint8, device=warm[0].device)
+    for graph in graphs.values():
+        graph.replay()  # the first replay also uploads it
+    copies = [torch.empty_like(x) for x in warm]
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            # the fill keeps the GPU busy while the host queues what follows it
+            flush.zero_()
+            for x, copy in zip(warm, copies, strict=True):
+                torch.add(x, 0, out=copy)
+            begin, end = _event(), _event()
+            begin.record()
+            graph.replay()
+            end.record()
+            marks[name].append((begin, end))
+    torch.cuda.synchronize()
+    return {
+        name: [begin.elapsed_time(end) * 1e3 / len(inputs) for begin, end in pairs]
+        for name, pairs in marks.items()
+    }
+
+
+def copy_gb_s() -> float:
+    """Measures a large copy from the GPU to itself, in GB/s, bytes read and written together. Syncs."""
+    source = torch.ones(_COPY, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    marks = [_event() for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        target.copy_(source)
+        mark.record()
+    torch.cuda.synchronize()
+    ms: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+    return 2 * _COPY / statistics.median(ms[_WARM_REPLAYS:]) / 1e6
+
+
+def _event() -> Any:
+    event: Any = torch.cuda.Event
+    return event(enable_timing=True)
+
+
+def host_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
+    """Times the issue of one call, without a sync between them, the median over repeats."""
+    return statistics.median(host_rounds({"": (call, inputs)})[""])
+
+
+def host_rounds(work: Mapping[str, Work], rounds: int = _REPEATS) -> dict[str, list[float]]:
+    """Times the issue of calls, in turn, without a sync between those of one round.
+
+    Args:
+        work: by name, a call, and what it is called with in turn; compiled, does not sync.
+        rounds: repeats of each.
+
+    Returns:
+        By name, host microseconds of one call in each round. Syncs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in work}
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, (call, inputs) in work.items():
+                arguments = [inputs[i % len(inputs)] for i in range(_CALLS)]
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for one in arguments:
+                    call(one)
+                times[name].append((time.perf_counter() - start) * 1e6 / _CALLS)
+    finally:
+        gc.enable()
+        torch.cuda.synchronize()
+    return times
+
+
+def add_() -> Work:
+    """A torch add_ on a small tensor, for `host_rounds`: the machine's own speed."""
+    return lambda x: x.add_(1), [torch.zeros(256, dtype=torch.int32, device="cuda")]
+
+
+def add_us() -> float:
+    """Host microseconds of a torch add_ on a small tensor."""
+    return host_us(*add_())
+
+
+def versions() -> dict[str, str]:
+    """What a record of timings names: the GPU, its driver, and the versions of what ran."""
+    import triton
+
+    toolkit = torch.version.cuda or torch.version.hip or "none"
+    return {
+        "gpu": torch.cuda.get_device_name(), "driver": _driver(), "toolkit": toolkit,
+        "xkv": xkv.__version__, "torch": torch.__version__, "triton": triton.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return (said.splitlines() or ["unknown"])[0]
