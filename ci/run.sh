@@ -1,46 +1,26 @@
 #!/usr/bin/env bash
 # ci/run.sh demo [ARGUMENTS]   python -m xkv demo, on a real trace where one lies beside the checkout
 # ci/run.sh test               lint, then every tier of the tests that this machine can run
+# ci/run.sh lint               lint alone
 #
 # Makes what is missing first, in a virtual environment: XKV_VENV, or .venv in the checkout.
 # A torch and triton that `python3` already has (an engine's image, a GPU node) are used as they are.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=ci/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 venv=${XKV_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv
 py=$venv/bin/python
 
-# From /, lest a folder named triton in the current one should pass for it.
-has_torch() { (cd / && "$1" -c 'import torch, triton' >/dev/null 2>&1); }
-
 setup() {
-    local want extras=test
+    local want extras=test,lint
     # What the environment depends on; unchanged since the last time means nothing to do.
     want=$(cat "$root/pyproject.toml"; grep '^__version__' "$root/xkv/__init__.py"; echo "$root")
     if [[ -x $py && -f $venv/xkv-stamp && $(<"$venv/xkv-stamp") == "$want" ]]; then return; fi
 
     echo "setting up $venv" >&2
-    if [[ ! -x $py ]]; then
-        if has_torch python3; then
-            # --system-site-packages would show the base Python's packages, not those of the virtual
-            # environment that python3 itself may be in, as it is in most images; hence node.pth.
-            # Through it the node's pip serves too: a new one would lay its setuptools over the node's.
-            if python3 -m pip --version >/dev/null 2>&1; then
-                python3 -m venv --without-pip "$venv"
-            else
-                python3 -m venv "$venv"
-            fi
-            python3 - >"$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/node.pth" <<'PY'
-import sys
-for path in sys.path:
-    if path.endswith("-packages"):
-        print(f"import site; site.addsitedir({path!r})")
-PY
-        else
-            python3 -m venv "$venv"
-        fi
-    fi
+    [[ -x $py ]] || make_venv "$venv"
     if ! has_torch "$py"; then
         if nvidia-smi -L >/dev/null 2>&1; then
             extras+=,cuda
@@ -51,7 +31,7 @@ PY
             extras+=,cpu
         fi
     fi
-    "$py" -m pip install -qq --no-input --disable-pip-version-check -e "${root}[$extras]"
+    "$py" -m pip install -qq -e "${root}[$extras]"
     echo "$want" >"$venv/xkv-stamp"
 }
 
@@ -67,21 +47,29 @@ tier() { # NAME COMMAND...: a failure is noted, and what follows still runs
     "${@:2}" || failed+=("$1")
 }
 
-run_tests() {
-    cd "$root"
-    unset TRITON_INTERPRET # Triton reads it at import: each tier is a process of its own
+lint() {
+    local bin=$venv/bin
     tier ruff "$py" -m ruff check .
     tier mypy "$py" -m mypy
+    tier shellcheck "$bin/shellcheck" -x ci/*.sh .ci/run
+    # The schema finds a misspelt key, zizmor what an attacker would. Neither needs the network.
+    tier workflows "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+    tier zizmor "$bin/zizmor" --quiet --offline --min-severity medium .github/workflows
+}
+
+run_tests() {
+    unset TRITON_INTERPRET # Triton reads it at import: each tier is a process of its own
+    lint
     # Offline compilation, and the reference that CPU tensors get.
     tier plain "$py" -m pytest -n 2 -m "not gpu and not kernel and not interpret"
     # A machine that must have a GPU gets the tier even if torch sees none: the tests then fail.
     if [[ -n ${XKV_REQUIRE_ARCH:-} ]] ||
         "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        tier gpu "$py" -m pytest -n 8 -m "not compile and not interpret"
+        tier gpu "$py" -m pytest "${gpu_tier[@]}"
     fi
     if ((${#failed[@]})); then echo "== failed so far: ${failed[*]}"; fi
     # Last, and nothing printed after it: pytest's own summary closes the output.
-    tier interpreter env TRITON_INTERPRET=1 "$py" -m pytest -n 2 -m "not compile and not gpu"
+    tier interpreter env TRITON_INTERPRET=1 "$py" -m pytest -n 2 -m "not compile and not gpu and not repo"
     exit $((${#failed[@]} > 0))
 }
 
@@ -92,10 +80,17 @@ case ${1:-} in
         ;;
     test)
         setup
+        cd "$root"
         run_tests
         ;;
+    lint)
+        setup
+        cd "$root"
+        lint
+        exit $((${#failed[@]} > 0))
+        ;;
     *)
-        echo "usage: ci/run.sh demo [ARGUMENTS] | test" >&2
+        echo "usage: ci/run.sh demo [ARGUMENTS] | test | lint" >&2
         exit 2
         ;;
 esac

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 # before torch is imported: two OpenMP threads on two busy cores are ten times slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gpus
 import pytest
-import torch
+
+gpus.take(os.environ)
+
+import torch  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 GPUS = 0 if INTERPRETED else torch.cuda.device_count()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Spreads xdist's workers over the GPUs; fails where a required arch is missing."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    if GPUS:
-        torch.cuda.set_device(int(worker.removeprefix("gw")) % GPUS)
+    """Offers the GPUs to xdist's workers; fails where a required arch is missing."""
+    if GPUS and "PYTEST_XDIST_WORKER" not in os.environ:
+        gpus.offer(os.environ, GPUS, torch.version.hip is not None)
     required = os.environ.get("XKV_REQUIRE_ARCH")
     marks = config.getoption("markexpr") or ""
     gpu_tier = not INTERPRETED and "not gpu" not in marks
     if required and gpu_tier:
         import xkv
 
+        if os.environ.get("XKV_ARCH"):
+            raise pytest.UsageError("XKV_REQUIRE_ARCH asks for what the GPU is: unset XKV_ARCH")
         found = xkv.platform().arch
         if found != required:
             raise pytest.UsageError(f"XKV_REQUIRE_ARCH={required}, but this machine has {found}")
@@ -47,3 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> str:
     """Where tensors go: the GPU if there is one, else the CPU (reference or interpreter)."""
     return "cuda" if GPUS else "cpu"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as users install it."""
+    out = tmp_path_factory.mktemp("wheel")
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.iterdir()
+    return path

@@ -13,15 +13,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.iterdir()
-    return path
+pytestmark = pytest.mark.repo
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +78,7 @@ def test_base_dependency_is_packaging_alone(metadata, extras):
 
 
 def test_extras(extras):
-    assert set(extras) == {"", "cuda", "rocm", "cpu", "bench", "test"}
+    assert set(extras) == {"", "cuda", "rocm", "cpu", "bench", "test", "lint"}
     assert extras["cuda"] == {"torch>=2.11"}
     # AMD's triton goes by several names: naming any would lay the wrong one over it.
     assert extras["rocm"] == {"torch>=2.11"}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import nodes
 import pytest
 import torch
 import triton.runtime
@@ -18,65 +18,19 @@ from xkv import Platform, UnsupportedPlatformError, platforms
 from xkv.platforms import platform
 
 
-class Machine:
-    """GPUs as torch and Triton show them: a list of (back end, arch, warp size, compute units)."""
-
-    def __init__(self, *gpus: tuple[str, int | str, int, int]) -> None:
-        self.gpus = gpus
-        self.current = 0
-        self.asked: list[int] = []  # devices whose target Triton was asked for
-
-    @property
-    def active(self) -> Machine:
-        return self
-
-    def get_current_target(self) -> types.SimpleNamespace:
-        self.asked.append(self.current)
-        backend, arch, warp_size, _ = self.gpus[self.current]
-        return types.SimpleNamespace(backend=backend, arch=arch, warp_size=warp_size)
-
-    @contextmanager
-    def device(self, index: int) -> Iterator[None]:
-        before, self.current = self.current, index
-        try:
-            yield
-        finally:
-            self.current = before
-
-    def properties(self, index: int) -> types.SimpleNamespace:
-        return types.SimpleNamespace(multi_processor_count=self.gpus[index][3])
-
-
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No cache and no override, from a test before or from the machine at hand."""
     monkeypatch.delenv("XKV_ARCH", raising=False)
-    forget()
+    nodes.forget(platforms)
     yield
-    forget()
-
-
-def forget() -> None:
-    for value in vars(platforms).values():
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()
+    nodes.forget(platforms)
 
 
 @pytest.fixture
 def plug(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts a `Machine` behind torch.cuda and Triton's driver."""
-
-    def plug(*gpus: tuple[str, int | str, int, int]) -> Machine:
-        machine = Machine(*gpus)
-        monkeypatch.setattr(triton.runtime, "driver", machine)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: machine.current)
-        monkeypatch.setattr(torch.cuda, "device", machine.device)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", machine.properties)
-        return machine
-
-    return plug
+    """Puts GPUs behind torch.cuda and Triton's driver."""
+    return functools.partial(nodes.plug, monkeypatch)
 
 
 def refusal(*args: Any) -> str:
@@ -281,13 +235,8 @@ class TestInstall:
     def test_triton_of_the_other_vendor(self, plug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """Triton then finds 0 active drivers, the usual end of a pip install over AMD's build."""
 
-        class Broken:
-            @property
-            def active(self) -> Any:
-                raise RuntimeError("0 active drivers ([]). There should only be one.")
-
         plug(MI300)
-        monkeypatch.setattr(triton.runtime, "driver", Broken())
+        monkeypatch.setattr(triton.runtime, "driver", nodes.NoDriver())
         message = refusal()
         assert message.startswith(f"triton {triton.__version__} has no driver for the GPU that torch")
         assert "install the triton that this torch was built with" in message
