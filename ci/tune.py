@@ -16,7 +16,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,7 @@ _COARSE_ROUNDS = 5
 _COARSE_SHARE = 0.5  # of a class's time
 
 Times = dict[Tuning, dict[str, float]]
+Launch = Callable[[], None]
 
 
 class Point(NamedTuple):
@@ -103,13 +104,15 @@ class Sweep:
             make = contenders.table if point.form == TABLE else contenders.csr
             (ours,) = make(at, contenders.Peers([]))
             builds = [_build(at, point.form, ours.out, index) for index in at.rows]
-            ready: dict[Tuning, list[launch.Prepared]] = {}
+            ready: dict[Tuning, list[Launch]] = {}
             for row in list(times):
                 if first and ready and time.perf_counter() > deadline:
                     self.left_out.append(str(row))
                     del times[row]
                     continue
-                ready[row] = [launch.Prepared(build, row, self._where) for build in builds]
+                ready[row] = [
+                    functools.partial(launch.Prepared(build, row, self._where).run, build) for build in builds
+                ]
             for row in self._wrong(at, point, ours.out, ready):
                 del times[row], ready[row]
             calls = {
@@ -117,19 +120,19 @@ class Sweep:
                 for n, prepared in enumerate(ready.values())
             }
             warm = [at.index, at.lens]
-            found = timing.cold_us(calls, range(inputs.LAUNCHES), warm, rounds)
+            found = timing.replays_us(calls, range(inputs.LAUNCHES), warm, rounds)
             for row, us in zip(ready, records.median_us(found).values(), strict=True):
                 times[row][point.name] = us
         return times
 
     def _wrong(
-        self, at: Inputs, point: Point, out: dict[str, Tensor], ready: dict[Tuning, list[launch.Prepared]]
+        self, at: Inputs, point: Point, out: dict[str, Tensor], ready: dict[Tuning, list[Launch]]
     ) -> list[Tuning]:
         """Launches each row once; returns those whose result is wrong."""
         named = {str(n): row for n, row in enumerate(ready)}
 
         def call(row: Tuning, rows: Tensor) -> None:
-            ready[row][0]()  # is for those rows
+            _launch(ready[row], 0)  # is for those rows
 
         found = oracle.differences(
             dataclasses.replace(at, index=at.index[:1]),
@@ -152,7 +155,7 @@ def _build(at: Inputs, form: int, out: dict[str, Tensor], rows: Tensor) -> Build
     return Build(at.source, rows, at.lens, form, at.page_size, 1, at.page_size, (view,))
 
 
-def _launch(prepared: Sequence[launch.Prepared], number: int) -> None:
+def _launch(prepared: Sequence[Launch], number: int) -> None:
     """The launch of that number in a graph: the sets of source rows in turn."""
     prepared[number % len(prepared)]()
 

@@ -44,21 +44,21 @@ class Class(NamedTuple):
         return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
 
 
-def _grid(npb: str, warps: str, programs: str, batch: str) -> dict[str, tuple[Any, ...]]:
-    names = ("num_page_per_block", "num_warps", "programs_per_cu", "batch_block")
-    return dict(zip(names, map(values, (npb, warps, programs, batch)), strict=True))
+def _grid(npb: str, warps: str, programs: str, blocks: str, batch: str) -> dict[str, tuple[Any, ...]]:
+    names = ("num_page_per_block", "num_warps", "programs_per_cu", "blocks_per_program", "batch_block")
+    return dict(zip(names, map(values, (npb, warps, programs, blocks, batch)), strict=True))
 
 
-def values(text: str) -> tuple[Any, ...]:
-    """Integers or booleans: "4,8" -> (4, 8), "true,false" -> (True, False)."""
-    return tuple(json.loads(each) for each in text.split(","))
+def values(text: str) -> tuple[int, ...]:
+    """Integers: "4,8" -> (4, 8)."""
+    return tuple(int(each) for each in text.split(","))
 
 
 CLASSES = (
-    Class("page", SMALL, (64, 32, 16), _grid("32,64,128,256", "1,2,4", "2,8", "16")),
-    Class("page", None, (64, 32, 16), _grid("128,256,512", "4,8", "4,8,16", "256,512")),
-    Class("token", SMALL, (1,), _grid("512,1024,2048", "4,8", "2,8", "16")),
-    Class("token", None, (1,), _grid("1024,2048,4096", "4,8", "4,8,16", "256")),
+    Class("page", SMALL, (64, 32, 16), _grid("64,128,256,512", "1,2,4", "1,2,8", "1,2", "16")),
+    Class("page", None, (64, 32, 16), _grid("256,512,1024", "2,4", "1,2,4,8", "1,2,4", "256,512")),
+    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "1,2,8", "1,2", "16")),
+    Class("token", None, (1,), _grid("1024,2048,4096", "2,4,8", "1,2,4,8", "1,2,4", "256,512")),
 )
 SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
 

@@ -47,7 +47,10 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     us = {SEED: 8.0, AGAIN: 8.1, SERIAL: 6.0, READ_TABLE: 4.0, TOKENS: 9.0, BLOCKS: 7.0, OURS: 2.0,
           EMPTY: 1.0, CHAIN: 1.5}  # fmt: skip
 
-    def cold_us(calls: Any, launches: Any, warm: Any, rounds: int) -> dict[str, list[float]]:
+    def replays_us(
+        calls: Any, launches: Any, warm: Any, rounds: int, cold: bool = True
+    ) -> dict[str, list[float]]:
+        seen["cold"] = cold
         assert len(launches) == inputs.LAUNCHES
         seen["device"].append(list(calls))
         return {name: [us[name]] * rounds for name in calls}
@@ -57,13 +60,15 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {name: [1.0, 5.0, 4.0] for name in work}
 
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
+    monkeypatch.setattr(bench, "_STEPS", 6)
+    monkeypatch.setattr(bench, "_QUICK_STEPS", 3)
     monkeypatch.setattr(workloads, "WORKLOADS", TINY)
     monkeypatch.setattr(workloads, "QUICK", ("one",))
     monkeypatch.setattr(session, "_HOST_LOAD", HOST)
     monkeypatch.setattr(session, "Plan", functools.partial(session.Plan, device="cpu"))
     monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(timing, "cold_us", cold_us)
+    monkeypatch.setattr(timing, "replays_us", replays_us)
     monkeypatch.setattr(timing, "host_rounds", host_rounds)
     monkeypatch.setattr(timing, "add_", lambda: (lambda x: x.add_(1), [torch.zeros(4)]))
     monkeypatch.setattr(timing, "capture", lambda call, given: SimpleNamespace(replay=lambda: call(given[0])))
@@ -124,6 +129,8 @@ def test_a_run_with_peers(small_gpu: dict[str, Any], stubs: Path, tmp_path: Path
     report = json.loads(file.read_text())
     assert {row["over_seed"] for row in report["host"]} == {1.0}
     assert [(row["name"], row["widths"]) for row in report["widths"]] == [(SEED, 8), (OURS, 8)]
+    assert [(row["name"], row["steps"]) for row in report["serving"]] == [(SEED, 3), (OURS, 3)]
+    assert report["serving"][1]["compiles"] == report["serving"][1]["loads"] == 0
 
 
 @pytest.mark.interpret

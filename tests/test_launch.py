@@ -12,7 +12,7 @@ import torch
 from cases import CASES, make
 
 import xkv
-from xkv import launch, reference
+from xkv import launch, launcher, reference
 from xkv.build import TABLE
 
 
@@ -80,10 +80,10 @@ class _Compiled:
         self.run = run
 
 
-@pytest.mark.parametrize("launcher", [_Launcher, _Nested])
-def test_what_triton_calls_is_recorded(launcher: type[_Launcher]) -> None:
-    run = launcher()
-    call = launch.record(_Compiled(run), 3)
+@pytest.mark.parametrize("kind", [_Launcher, _Nested])
+def test_what_triton_calls_is_recorded(kind: type[_Launcher]) -> None:
+    run = kind()
+    call = launcher.record(_Compiled(run), 3)
     assert call is not None
     assert not run.calls  # recording launches nothing
     before, after = call.around((3, 2, 1))
@@ -98,11 +98,11 @@ def test_what_triton_calls_is_recorded(launcher: type[_Launcher]) -> None:
 
 @pytest.mark.parametrize("broken", [_Renamed, _Twice, _Hidden, _Rearranged, _Scratch, _Bare, lambda: None])
 def test_an_unknown_call_is_not_made(broken) -> None:
-    assert launch.record(_Compiled(broken()), 3) is None
+    assert launcher.record(_Compiled(broken()), 3) is None
 
 
 def test_no_launcher_at_all() -> None:
-    assert launch.record(object(), 3) is None
+    assert launcher.record(object(), 3) is None
 
 
 @pytest.mark.compile
@@ -110,15 +110,15 @@ def test_no_launcher_at_all() -> None:
 def test_triton_has_a_call_we_know(vendor: str, name: str) -> None:
     """The launchers of both back ends of the Triton at hand; else every launch would fall back."""
     driver = importlib.import_module(f"triton.backends.{vendor}.driver")
-    launcher = getattr(driver, name)
-    run = launcher.__new__(launcher)  # __init__ would look for a GPU
+    cls = getattr(driver, name)
+    run = cls.__new__(cls)  # __init__ would look for a GPU
     calls: list[tuple[object, ...]] = []
-    names = set(launcher.__call__.__code__.co_names) | set().union(
-        *(c.co_names for c in launcher.__call__.__code__.co_consts if hasattr(c, "co_names"))
+    names = set(cls.__call__.__code__.co_names) | set().union(
+        *(c.co_names for c in cls.__call__.__code__.co_consts if hasattr(c, "co_names"))
     )
     # what __init__ sets, as for a kernel without scratch memory
-    vars(run).update({n: 0 for n in names if not hasattr(launcher, n)}, launch=lambda *a: calls.append(a))
-    call = launch.record(_Compiled(run), 4)
+    vars(run).update({n: 0 for n in names if not hasattr(cls, n)}, launch=lambda *a: calls.append(a))
+    call = launcher.record(_Compiled(run), 4)
     assert call is not None
     before, after = call.around((3, 2, 1))
     args = [1, None, 2, "C"]
@@ -138,22 +138,22 @@ class _Chain:
 
 
 def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs = launch._knobs()
+    knobs = launcher._knobs()
     monkeypatch.setattr(knobs, "launch_enter_hook", _Chain())
     monkeypatch.setattr(knobs, "launch_exit_hook", _Chain())
     monkeypatch.setattr(knobs, "debug", False)
-    assert not launch._watched()
+    assert not launcher.watched()
     for name, value in (
         ("launch_exit_hook", _Chain(print)), ("launch_enter_hook", _Chain(print)),
         ("launch_enter_hook", print), ("debug", True),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(knobs, name, value)
-            assert launch._watched()
+            assert launcher.watched()
     monkeypatch.setattr(knobs, "launch_exit_hook", None)  # as some versions have it
-    assert not launch._watched()
-    monkeypatch.setattr(launch, "_hooks", lambda: [print])
-    assert launch._watched()
+    assert not launcher.watched()
+    monkeypatch.setattr(launcher, "_before_launches", lambda: [print])
+    assert launcher.watched()
 
 
 def _prepared() -> tuple[launch.Prepared, object, object]:
@@ -169,11 +169,11 @@ def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch
     prepared, build, want = _prepared()
     assert prepared.ready()
     seen: list[object] = []
-    enter = launch._knobs().launch_enter_hook
+    enter = launcher._knobs().launch_enter_hook
     if route == "hooked":
         enter.add(seen.append)
     elif route == "debug":
-        monkeypatch.setattr(launch._knobs(), "debug", True)
+        monkeypatch.setattr(launcher._knobs(), "debug", True)
     elif route == "unknown call":
         prepared._raw = None
     try:
@@ -194,7 +194,7 @@ def test_ops_and_builders_take_either_route(route: str) -> None:
     builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)
     out = torch.full((4, 25), -7, dtype=torch.int32, device="cuda")
     seen: list[object] = []
-    enter = launch._knobs().launch_enter_hook
+    enter = launcher._knobs().launch_enter_hook
     for turn in range(4):
         if route == "hooked" and turn == 2:
             enter.add(seen.append)

@@ -52,11 +52,11 @@ class Fake:
         return SimpleNamespace(replay=replay)
 
 
-def test_cold_us(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_us(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Fake(monkeypatch, {"a": 0.002, "b": 0.5})
     warm = [torch.zeros(3, 4, dtype=torch.int64)[:, :3], torch.zeros(5, dtype=torch.int64)]
     calls = {"first": lambda n: "a", "second": lambda n: "b"}
-    found = timing.cold_us(calls, range(24), warm, 2)
+    found = timing.replays_us(calls, range(24), warm, 2)
     each = ["flush 1048576", "read (3, 3)", "read (5,)", "mark"]
     once = [*each, "a", "mark", *each, "b", "mark"]
     assert gpu.log == ["a", "b", *once, *once, "sync"]
@@ -88,6 +88,6 @@ def test_on_the_gpu() -> None:
     for call in calls.values():
         call(sets[0])
     warm = [torch.zeros(8, dtype=torch.int64, device="cuda")]
-    found = {name: sorted(us)[4] for name, us in timing.cold_us(calls, sets, warm, 9).items()}
+    found = {name: sorted(us)[4] for name, us in timing.replays_us(calls, sets, warm, 9).items()}
     assert 1.5 < found["whole"] / found["half"] < 2.5
     assert 0.3 < 2 * len(out) / found["whole"] / 1e3 / timing.copy_gb_s() < 1.6

@@ -98,9 +98,9 @@ def test_source() -> None:
 
 def test_values() -> None:
     assert tune_rows.values("4,8") == (4, 8)
-    assert tune_rows.values("true,false") == (True, False)
-    args = tune.parser().parse_args(["--num-warps", "1,2", "--kinds", "token", "--direct", "false"])
-    assert (args.num_warps, args.kinds, args.direct, args.batch_block) == ((1, 2), ["token"], (False,), None)
+    args = tune.parser().parse_args(["--num-warps", "1,2", "--kinds", "token", "--blocks-per-program", "2"])
+    assert (args.num_warps, args.kinds, args.blocks_per_program) == ((1, 2), ["token"], (2,))
+    assert args.batch_block is None
 
 
 @pytest.fixture
@@ -108,15 +108,17 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> tune.Sweep:
     """On the CPU, in little; a row's time is its NUM_PAGE_PER_BLOCK."""
     monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
-    monkeypatch.setattr(timing, "cold_us", cold_us)
+    monkeypatch.setattr(timing, "replays_us", replays_us)
     return tune.Sweep(tune_rows.CLASSES[:2], HOPPER, "cpu")
 
 
-def cold_us(calls: Any, launches: Any, warm: Any, rounds: int) -> dict[str, list[float]]:
+def replays_us(
+    calls: Any, launches: Any, warm: Any, rounds: int, cold: bool = True
+) -> dict[str, list[float]]:
     for call in calls.values():
         for number in launches:
             call(number)
-    blocks = {name: call.args[0][0]._config.NUM_PAGE_PER_BLOCK for name, call in calls.items()}
+    blocks = {name: call.args[0][0].func.__self__._config.NUM_PAGE_PER_BLOCK for name, call in calls.items()}
     return {name: [float(block)] * rounds for name, block in blocks.items()}
 
 

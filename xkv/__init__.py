@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xkv.dispatch import backends
     from xkv.metadata import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
+    from xkv.plans import warmup
     from xkv.platforms import Platform, UnsupportedPlatformError, platform
     from xkv.specs import BackendSpec
     from xkv.status import Offence, Reason, Status, StatusError
@@ -35,6 +36,7 @@ _HOMES = {
     "Reason": "xkv.status",
     "Status": "xkv.status",
     "StatusError": "xkv.status",
+    "warmup": "xkv.plans",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "build_page_table",
     "build_slot_mapping",
     "platform",
+    "warmup",
 ]
 
 

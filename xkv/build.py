@@ -15,6 +15,7 @@ SLOTS = 2  # one ragged stream of the query tokens alone
 INT32_MAX = (1 << 31) - 1
 CAPACITY_MAX = INT32_MAX - (1 << 15)  # entries: a block's overshoot fits in int32
 ROW_MAX = (1 << 28) - 1  # tokens in a row
+MAX_BATCH = 1 << 16  # requests: a grid's threads, all of them, then fit in 32 bits
 LENGTH_MAX = 1 << 28  # lengths are cut to it on reading: sums of four, and block ends, fit in int32
 ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
 
@@ -136,7 +137,7 @@ class Build:
         return any(getattr(view, name) is not None for view in self.views for name in OUTPUTS)
 
     def arguments(self) -> list[Any]:
-        """The kernel's arguments in its order, all but the constexpr.
+        """The kernel's arguments in its order, all but how the work is dealt out and the constexpr.
 
         What is not asked for is None, and so no argument of the compiled kernel at all: a launch
         costs less, and the constant bank that every program reads first stays small.
@@ -145,9 +146,9 @@ class Build:
         wants_q = self.views[0].cu_seqlens_q is not None
         args: list[Any] = [
             source, source.stride(0), source.shape[0], self.source_tokens,
-            self.req_pool_indices, self.seq_lens, self.batch,
-            self.seq_lens_delta_rows, self.seq_lens_delta,
-            queries, None if queries is None else self.query_sign,
+            *_words(self.req_pool_indices), *_words(self.seq_lens), self.batch,
+            *_words(self.seq_lens_delta_rows), self.seq_lens_delta,
+            *_words(queries), None if queries is None else self.query_sign,
             self.query_len if wants_q and queries is None else None,
             *_view_arguments(self.views[0], self.form),
         ]  # fmt: skip
@@ -161,13 +162,28 @@ class Build:
         ]  # fmt: skip
 
 
-_NO_VIEW: list[Any] = [None] * 13
+_NO_VIEW: list[Any] = [None] * 14
+
+
+def _words(x: Tensor | None) -> tuple[Tensor | None, int | None]:
+    """A vector of int32 or int64 as one of int32, and how many of those an entry has.
+
+    One compiled kernel reads both; nothing is copied.
+    """
+    import torch
+
+    if x is None:
+        return None, None
+    if x.dtype is torch.int32:
+        return x, 1
+    # a single entry may come with any stride
+    return x.as_strided(x.shape, (1,)).view(torch.int32), 2
 
 
 def _view_arguments(view: View, form: int) -> list[Any]:
     token_map, page_map = view.token_map, view.page_map
     return [
-        view.kv_start, view.window,
+        *_words(view.kv_start), view.window,
         token_map, None if token_map is None else token_map.shape[0],
         page_map, None if page_map is None else page_map.shape[0],
         view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),

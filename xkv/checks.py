@@ -84,6 +84,8 @@ def source(req_to_token: Tensor, source_page_size: int) -> None:
             f" {req_to_token.device}"
         )
     page_size("source_page_size", source_page_size)
+    if req_to_token.shape[0] > INT32_MAX:
+        raise ValueError(f"req_to_token must have at most {INT32_MAX} rows, got {req_to_token.shape[0]}")
     tokens = req_to_token.shape[1] * source_page_size
     if tokens > ROW_MAX:
         raise ValueError(f"req_to_token's rows must hold at most {ROW_MAX} tokens, got {tokens}")

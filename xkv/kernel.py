@@ -190,17 +190,17 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(47)))
+@triton.jit(do_not_specialize=list(range(53)))
 def xkv_build(
-    src_ptr, src_stride: "i64", src_rows: "i64", src_tokens: "i32",
-    rows_ptr, lens_ptr, batch: "i32", delta_ptr, delta: "i32",
+    src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
+    rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",
     # integers without a type may be None, which an annotated one may not
-    query_ptr, query_sign, query_len,
-    start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+    delta_ptr, delta_step, delta: "i32", query_ptr, query_step, query_sign, query_len,
+    start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window beside the whole
-    start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
+    start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
     min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
@@ -208,12 +208,12 @@ def xkv_build(
 ):  # fmt: skip
     """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
     req = Request(
-        src_ptr, src_stride, src_rows, src_tokens, rows_ptr, lens_ptr, batch, delta_ptr, delta,
-        query_ptr, query_sign, query_len,
+        src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
+        delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,
     )  # fmt: skip
     policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct)
     view = View(
-        start_ptr, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+        start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
     )  # fmt: skip
     if out2_ptr is None:
@@ -222,7 +222,7 @@ def xkv_build(
         _build(req, view, policy, C)
     else:
         view2 = View(
-            start2_ptr, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
+            start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, None,
         )  # fmt: skip
         _build(req, view2, policy, C)

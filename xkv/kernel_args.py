@@ -1,6 +1,5 @@
 """How kernel.py groups its arguments, and the constants that Triton reads only as constexprs."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import triton.language as tl
@@ -24,9 +23,12 @@ LENGTH_MAX = tl.constexpr(build.LENGTH_MAX)
 ID_MAX = tl.constexpr(build.ID_MAX)
 
 
-@dataclass(frozen=True)
-class Config:
-    """All that a compiled kernel is specialised on, beside dtypes and which pointers are None."""
+class Config(str):
+    """All that a compiled kernel is specialised on, beside dtypes and which pointers are None.
+
+    It is text, with its fields as attributes: Triton writes constexprs as JSON once anybody listens
+    to what it compiles, and keys its caches by their text.
+    """
 
     PAGE_SIZE: int
     SOURCE_PAGE_SIZE: int
@@ -38,20 +40,31 @@ class Config:
     BALANCE: bool
     WIDE: bool
 
+    def __new__(cls, *values: int) -> "Config":
+        """Takes a value for each field, in their order."""
+        fields = dict(zip(cls.__annotations__, values, strict=True))
+        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
+        vars(self).update(fields)
+        return self
+
 
 class Request(NamedTuple):
-    """The source and the batch."""
+    """The source and the batch. A step is the int32 words of an entry: 1, or 2 for int64."""
 
     src_ptr: Any
     src_stride: Any
     src_rows: Any
     src_tokens: Any
     rows_ptr: Any
+    rows_step: Any
     lens_ptr: Any
+    lens_step: Any
     batch: Any
     delta_ptr: Any
+    delta_step: Any
     delta: Any
     query_ptr: Any
+    query_step: Any
     query_sign: Any
     query_len: Any
 
@@ -60,6 +73,7 @@ class View(NamedTuple):
     """One output and the part of each row that it shows."""
 
     start_ptr: Any
+    start_step: Any
     window: Any
     token_map_ptr: Any
     token_map_len: Any

@@ -26,9 +26,20 @@ def clip(x, low, high):
 
 
 @triton.jit
-def _load_int(ptr, i, mask):
+def _load_word(ptr, step, i, mask):
+    """An int32 (step 1) or the low half of an int64 (step 2), and the high half; one kernel for both."""
+    low = tl.load(ptr + i * step, mask=mask, other=0)
+    high = tl.load(ptr + (i * step + 1), mask=mask & (step == 2), other=0)
+    sign = low >> 31
+    return low, tl.where(step == 2, high, sign), sign
+
+
+@triton.jit
+def _load_int(ptr, step, i, mask):
     """A length or position of either width, cut so that sums of four fit in int32."""
-    return clip(tl.load(ptr + i, mask=mask, other=0), -LENGTH_MAX, LENGTH_MAX).to(tl.int32)
+    low, high, sign = _load_word(ptr, step, i, mask)
+    far = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
+    return clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)
 
 
 @triton.jit
@@ -47,18 +58,19 @@ def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
     the query length, and why it had to be cut (0: it was not). TRUSTED: the source row is not looked at,
     and what has none keeps its items.
     """
-    row = b.to(tl.int64) * 0
+    row = b * 0
+    known = row == 0
     if not TRUSTED:
-        row = tl.load(req.rows_ptr + b, mask=mask, other=0).to(tl.int64)
-    length = _load_int(req.lens_ptr, b, mask) + req.delta
+        row, high, _ = _load_word(req.rows_ptr, req.rows_step, b, mask)
+        known = (high == 0) & (row >= 0) & (row < req.src_rows)
+    length = _load_int(req.lens_ptr, req.lens_step, b, mask) + req.delta
     if req.delta_ptr is not None:
-        length += _load_int(req.delta_ptr, b, mask)
+        length += _load_int(req.delta_ptr, req.delta_step, b, mask)
     asked = length * 0
     if req.query_ptr is not None:
-        asked += _load_int(req.query_ptr, b, mask)
+        asked += _load_int(req.query_ptr, req.query_step, b, mask)
         length += asked * req.query_sign
     query = tl.maximum(asked, 0)
-    known = (row >= 0) & ((row < req.src_rows) | TRUSTED)
     end = tl.where(known, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is never looked at: engines leave anything there
     reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
@@ -72,7 +84,7 @@ def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
         if view.window is not None:
             start = tl.maximum(end - view.window, 0)
         if view.start_ptr is not None:
-            wanted = _load_int(view.start_ptr, b, mask)
+            wanted = _load_int(view.start_ptr, view.start_step, b, mask)
             bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
             start = clip(wanted, start, end)
@@ -149,7 +161,7 @@ def _where(block, first, end, items, policy, C: tl.constexpr):
 def load_block(block, row, first, end, items, req, policy, C: tl.constexpr):
     """Reads one block of a row's source entries; -1 where the row has no token."""
     at, j, live = _where(block, first, end, items, policy, C)
-    src_row = req.src_ptr + row * req.src_stride
+    src_row = req.src_ptr + row.to(tl.int64) * req.src_stride
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:

@@ -1,23 +1,26 @@
 """From a checked `Build` to one launch: compiled once, then launched for what the driver costs.
 
-The only room that knows Triton's launcher. A kernel is compiled through Triton's front door; each launch
-after that calls the driver's launcher as Triton itself would. How Triton calls it is recorded once a
-kernel, not written down here, so that it holds for every version and both vendors; where the recording
-is not as expected, or somebody watches launches, launches take the front door.
+A kernel is compiled through Triton's front door; each launch after that calls the driver's launcher as
+Triton itself would (`launcher`). Where it is not known how, or somebody watches launches, they take the
+front door.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 
 from xkv import dispatch, tuning
-from xkv.build import INT32_MAX, Build
+from xkv.build import INT32_MAX, MAX_BATCH, Build
+from xkv.launcher import Call, record, watched
 from xkv.platforms import Platform, platform
-from xkv.schedule import schedule
+from xkv.schedule import Schedule, schedule
 
 
 def run(build: Build) -> Prepared | None:
@@ -29,6 +32,10 @@ def run(build: Build) -> Prepared | None:
     Returns:
         What launches others of its kind on its GPU, or None on a CPU.
     """
+    kept = _compile_only.get()
+    if kept is not None:
+        kept.append(build)
+        return None
     if build.req_to_token.device.type == "cpu" and not interpreted():
         from xkv import reference
 
@@ -67,11 +74,7 @@ class Prepared:
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
         plan = schedule(build, row, where)
         self._grid, self._direct, self._warps = plan.grid, plan.direct, row.num_warps
-        self._config = config(
-            build.page_size, build.source_page_size, build.map_page_size, build.form,
-            build.tail_fill is not None, row.num_page_per_block, row.batch_block,
-            plan.balance, plan.wide,
-        )  # fmt: skip
+        self._config = config(build, row, plan)
         self._device = device = build.req_to_token.get_device()
         tensors = self._tensors(build)
         self._raw: Any = None
@@ -79,10 +82,7 @@ class Prepared:
         self.args: list[Any] = []
         if device < 0:  # interpreted
             return
-        key = (device, self._config, self._warps, *map(_kind, tensors))
-        if key not in _compiled:
-            _compiled[key] = self._compile(tensors)
-        call = _compiled[key]
+        call = compiled(device, self._config, self._warps, tensors)
         self.args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
         if call is not None:
             self._raw, self._nested = call.raw, call.nested
@@ -90,7 +90,7 @@ class Prepared:
 
     def ready(self) -> bool:
         """Whether the cheap call may be made now: it is known, and nobody watches launches."""
-        return self._raw is not None and not _watched()
+        return self._raw is not None and not watched()
 
     def __call__(self, args: list[Any]) -> None:
         """Launches with these arguments on the current stream of their device; only when `ready`."""
@@ -121,14 +121,55 @@ class Prepared:
     def _tensors(self, build: Build) -> list[Any]:
         return [*build.arguments(), self._direct]
 
-    def _compile(self, tensors: list[Any]) -> Call | None:
-        """Compiles and loads the kernel, launching nothing."""
-        with torch.cuda.device(self._device):
-            kernel = xkv_kernel().warmup(*tensors, self._config, grid=self._grid, num_warps=self._warps)
-            return record(kernel, len(tensors) + 1)
-
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
+
+
+def compiled(device: int, config_: Any, warps: int, tensors: list[Any]) -> Call | None:
+    """Compiles and loads a kernel, once, launching nothing; returns how to launch it cheaply."""
+    key = (device, config_, warps, *map(_kind, tensors))
+    if key not in _compiled:
+        with torch.cuda.device(device):
+            kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), num_warps=warps)
+            _compiled[key] = record(kernel, len(tensors) + 1)
+    return _compiled[key]
+
+
+def warm(build: Build) -> int:
+    """Compiles and loads what builds like this can need, at any batch, width or length.
+
+    Launches nothing. Does nothing on a CPU.
+
+    Returns:
+        How many kernels were not there before.
+    """
+    before = len(_compiled)
+    device = build.req_to_token.get_device()
+    if device >= 0:
+        where = platform(build.req_to_token.device)
+        kind = tuning.kind_of(build.page_size, build.source_page_size)
+        plan = schedule(build, dispatch.tuning_row(where, kind, build.batch), where)
+        for row in dispatch.rows_of(where)[1]:
+            blocks = -(-build.row_items // row.num_page_per_block)
+            ways = [(False, False), (True, False), *[(True, True)] * (blocks * MAX_BATCH > INT32_MAX)]
+            for balance, wide in ways * (row.kind == kind):
+                fields = config(build, row, plan._replace(balance=balance, wide=wide))
+                compiled(device, fields, row.num_warps, [*build.arguments(), plan.direct])
+    return len(_compiled) - before
+
+
+@contextmanager
+def compile_only() -> Iterator[list[Build]]:
+    """Within it `run` launches nothing: it keeps the builds, of this thread alone, for `warm`."""
+    builds: list[Build] = []
+    token = _compile_only.set(builds)
+    try:
+        yield builds
+    finally:
+        _compile_only.reset(token)
+
+
+_compile_only: ContextVar[list[Build] | None] = ContextVar("xkv_compile_only", default=None)
 
 
 def _kind(x: Any) -> Any:
@@ -136,72 +177,6 @@ def _kind(x: Any) -> Any:
     if x is None:
         return None
     return x > INT32_MAX if type(x) is int else x.dtype
-
-
-class Call(NamedTuple):
-    """How Triton calls the driver's launcher for one kernel.
-
-    Attributes:
-        raw: that launcher.
-        args: all that it is given before the kernel's arguments, `_GRID` and `_STREAM` in their places.
-        nested: whether the kernel's arguments are given as one.
-    """
-
-    raw: Any
-    args: tuple[Any, ...]
-    nested: bool
-
-    def around(self, grid: tuple[int, int, int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What stands before and after the stream, for this grid."""
-        numbers = dict(zip(map(id, _GRID), grid, strict=True))
-        args = [numbers.get(id(x), x) for x in self.args]
-        at = next(n for n, x in enumerate(args) if x is _STREAM)
-        return tuple(args[:at]), tuple(args[at + 1 :])
-
-
-_GRID, _STREAM = (object(), object(), object()), object()
-
-
-def record(kernel: Any, count: int) -> Call | None:
-    """Has Triton's launcher call a recorder in place of the driver's, with marks for arguments.
-
-    Args:
-        kernel: a CompiledKernel, loaded.
-        count: how many arguments it has, constexprs among them.
-
-    Returns:
-        What was recorded; None where it is not a call that can be repeated with other arguments, such
-        as one that allocates scratch memory for each launch.
-    """
-    seen: list[tuple[Any, ...]] = []
-    marks = tuple(object() for _ in range(count))
-    try:
-        run = kernel.run
-        probe = object.__new__(type(run))
-        vars(probe).update(vars(run), launch=lambda *args: seen.append(args))
-        raw = run.launch
-        probe(*_GRID, _STREAM, kernel.function, kernel.packed_metadata, None, None, None, *marks)
-    except (AttributeError, TypeError):
-        return None  # another launcher than Triton 3.6 to 3.9 have
-    if len(seen) != 1:
-        return None
-    args = seen[0]
-    nested = bool(args) and isinstance(args[-1], (tuple, list)) and tuple(args[-1]) == marks
-    if not nested and args[-count:] != marks:
-        return None
-    args = args[: -1 if nested else -count]
-    known = all(sum(x is mark for x in args) == 1 for mark in (*_GRID, _STREAM))
-    return Call(raw, args, nested) if known else None
-
-
-def _watched() -> bool:
-    """Whether somebody wants to see or check every launch, such as a profiler of Triton's."""
-    knobs = _knobs()
-    enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
-    return bool(
-        getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
-        or knobs.debug or _hooks()
-    )  # fmt: skip
 
 
 @functools.cache
@@ -218,25 +193,19 @@ def xkv_kernel() -> Any:
     return xkv_build
 
 
-@functools.cache
-def config(*fields: Any) -> Any:
+def config(build: Build, row: tuning.Tuning, plan: Schedule) -> Any:
     """The kernel's `Config`, one object for equal fields."""
+    return _config(
+        build.page_size, build.source_page_size, build.map_page_size, build.form,
+        build.tail_fill is not None, row.num_page_per_block, row.batch_block, plan.balance, plan.wide,
+    )  # fmt: skip
+
+
+@functools.cache
+def _config(*fields: Any) -> Any:
     from xkv.kernel import Config
 
     return Config(*fields)
-
-
-@functools.cache
-def _knobs() -> Any:
-    from triton import knobs
-
-    return knobs.runtime
-
-
-@functools.cache
-def _hooks() -> Any:
-    """The list of what runs before each of the kernel's launches."""
-    return xkv_kernel().pre_run_hooks
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import buffers, checks, dispatch
+from xkv import buffers, checks, dispatch, launch
 from xkv.buffers import Metadata
-from xkv.build import CSR, INT32_MAX, ROW_MAX, TABLE, Build, View
+from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
@@ -72,7 +73,7 @@ class MetadataBuilder:
         if self.page_size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {backend!r} must be one of {allowed}, got {page_size}")
-        self.max_batch_size = checks.integer("max_batch_size", max_batch_size, 1, 65536)
+        self.max_batch_size = checks.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
         tokens = req_to_token.shape[1] * source_page_size
         self.max_context_len = checks.integer("max_context_len", max_context_len, 1, tokens)
         most = min(max_batch_size * max_context_len, INT32_MAX)
@@ -217,6 +218,32 @@ class MetadataBuilder:
         )  # fmt: skip
         most_queries = INT32_MAX // (batch + 1)
         return Step(build, metas[0], most_queries, self.status if self._always_check else None)
+
+    def warmup(self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True) -> int:
+        """Compiles and loads all that this builder can need, so that no step has to. Syncs.
+
+        After it no `build` compiles or loads, whatever its batch, widths, lengths and int dtypes. It takes
+        a second or so a kernel where Triton has none in its cache on disk, and does nothing on a CPU.
+
+        Args:
+            ragged: also ``query_lens`` as a tensor.
+            row_deltas: also ``seq_lens_delta`` as a tensor.
+            chunks: also ``kv_start`` and, with a sliding window, ``window_kv_start``.
+
+        Returns:
+            How many kernels were not there before.
+        """
+        one = torch.ones(1, dtype=torch.int32, device=self.req_to_token.device)
+        starts = (None, one) if chunks else (None,)
+        deltas: list[int | Tensor] = [0, one] if row_deltas else [0]
+        queries: list[int | Tensor] = [1, one] if ragged else [1]
+        made = 0
+        for delta, query, start, window_start in itertools.product(
+            deltas, queries, starts, starts if len(self._views) == 2 else (None,)
+        ):
+            step = self._step(StepInputs(one, one, delta, query, 0, start, window_start))
+            made += launch.warm(step.fill(one, one, delta, query, start, window_start))
+        return made
 
     def capture(
         self, batch_size: int, *, pad_seq_len: int = 0, **options: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -107,6 +108,28 @@ def find(given: tuple[Any, ...], *options: Any) -> Slot:
 @functools.lru_cache(maxsize=_MOST, typed=True)
 def _slot(*_: Any) -> Slot:
     return Slot()
+
+
+def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
+    """Compiles and loads all that calls like this one can need, without making it.
+
+    After it no call of that op compiles or loads that has the same page sizes and the same arguments
+    given, whatever their batch, widths, strides, lengths, and int dtypes of ``[batch]`` arguments. It takes
+    a second or so a kernel where Triton has none in its cache on disk, and does nothing on a CPU. An
+    op's own ``Raises`` hold; syncs as that op does.
+
+    Args:
+        op: `xkv.build_page_table`, `xkv.build_kv_indices` or `xkv.build_slot_mapping`.
+        *args: the op's.
+        **options: the op's. Nothing is written to ``out``.
+
+    Returns:
+        How many kernels were not there before.
+    """
+    _slot.cache_clear()  # a call that was planned would be made
+    with launch.compile_only() as builds:
+        op(*args, **options)
+    return sum(map(launch.warm, builds))
 
 
 def kind(x: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xkv import checks
-from xkv.build import INT32_MAX, LENGTH_MAX, ROW_MAX, Build
+from xkv.build import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
 from xkv.status import Status
 
 
@@ -32,6 +32,8 @@ def common(
     checks.source(req_to_token, source_page_size)
     checks.tensor("seq_lens", seq_lens, 1, req_to_token)
     batch = seq_lens.shape[0]
+    if batch > MAX_BATCH:
+        raise ValueError(f"seq_lens must have at most {MAX_BATCH} entries, got {batch}")
     checks.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
     build = Build(
         req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,

@@ -78,15 +78,7 @@ class Step:
 
     def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
-        build = self._build
-        build.req_pool_indices, build.seq_lens = rows, lens
-        per_row = isinstance(delta, Tensor)
-        build.seq_lens_delta, build.seq_lens_delta_rows = (0, delta) if per_row else (delta, None)
-        ragged = isinstance(query, Tensor)
-        build.query_len, build.query_lens = (0, query) if ragged else (query, None)
-        build.views[0].kv_start = start
-        if len(build.views) == 2:
-            build.views[1].kv_start = window_start
+        build = self.fill(rows, lens, delta, query, start, window_start)
         if self._check is not None and not oracle.capturing(build.req_to_token):
             oracle.run_checked(build, self._check)
             return
@@ -94,7 +86,24 @@ class Step:
         if prepared is not None and self._check is None:
             at = launch.positions()
             self._at = (
-                at["rows_ptr"], at["lens_ptr"], at["delta_ptr" if per_row else "delta"],
-                at["query_ptr" if ragged else "query_len"], at["start_ptr"], at["start2_ptr"],
+                at["rows_ptr"], at["lens_ptr"],
+                at["delta" if build.seq_lens_delta_rows is None else "delta_ptr"],
+                at["query_len" if build.query_lens is None else "query_ptr"],
+                at["start_ptr"], at["start2_ptr"],
             )  # fmt: skip
             self._prepared = prepared
+
+    def fill(
+        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any
+    ) -> Build:
+        """The build with these inputs."""
+        build = self._build
+        build.req_pool_indices, build.seq_lens = rows, lens
+        build.seq_lens_delta, build.seq_lens_delta_rows = (
+            (0, delta) if isinstance(delta, Tensor) else (delta, None)
+        )
+        build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
+        build.views[0].kv_start = start
+        if len(build.views) == 2:
+            build.views[1].kv_start = window_start
+        return build

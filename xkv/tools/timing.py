@@ -97,16 +97,16 @@ def capture(call: Callable[[T], object], inputs: Sequence[T]) -> Any:
     return graph
 
 
-def cold_us(
+def replays_us(
     calls: Mapping[str, Callable[[T], object]],
     inputs: Sequence[T],
     warm: Sequence[Tensor],
     rounds: int,
+    cold: bool = True,
 ) -> dict[str, list[float]]:
-    """Times calls on the GPU against each other, none of them with anything in L2 but ``warm``.
+    """Times calls on the GPU against each other, in graphs of one launch for each input.
 
-    Each call gets a graph of one launch for each input. In every round each graph is replayed once, in
-    turn; before a replay L2 is overwritten, and then ``warm`` read.
+    In every round each graph is replayed once, in turn.
 
     Args:
         calls: by name, what issues one on the current stream; compiled, does not sync.
@@ -114,6 +114,7 @@ def cold_us(
         warm: small integer tensors that an engine has just written, at least one, and few: the host
             queues a read of each while L2 is being overwritten.
         rounds: timed replays of each graph.
+        cold: whether L2 is overwritten before each replay, and then ``warm`` read.
 
     Returns:
         By name, microseconds of one call in each round. Syncs.
@@ -126,10 +127,11 @@ def cold_us(
     copies = [torch.empty_like(x) for x in warm]
     for _ in range(rounds):
         for name, graph in graphs.items():
-            # the fill keeps the GPU busy while the host queues what follows it
-            flush.zero_()
-            for x, copy in zip(warm, copies, strict=True):
-                torch.add(x, 0, out=copy)
+            if cold:
+                # the fill keeps the GPU busy while the host queues what follows it
+                flush.zero_()
+                for x, copy in zip(warm, copies, strict=True):
+                    torch.add(x, 0, out=copy)
             begin, end = _event(), _event()
             begin.record()
             graph.replay()

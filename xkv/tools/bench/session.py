@@ -33,7 +33,9 @@ class Plan:
         peers: what was found of the peers.
         rounds: timed replays of each graph.
         widths: table widths that the compiles are counted over.
+        steps: steps of a server that they are counted over.
         device: where it runs.
+        warm: whether L2 keeps what the replay before left there.
     """
 
     loads: Sequence[Workload]
@@ -41,7 +43,9 @@ class Plan:
     peers: Peers
     rounds: int
     widths: int
+    steps: int
     device: str = "cuda"
+    warm: bool = False
 
 
 class Session:
@@ -70,6 +74,7 @@ class Session:
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
                 "command": command,
                 "rounds": plan.rounds,
+                "l2": "warm" if plan.warm else "cold",
                 "copy_gb_s": round(self._copy_gb_s, 1),
             },
             "absent": plan.peers.absent,
@@ -78,6 +83,7 @@ class Session:
             "stepless": [],
             "compiles": {},
             "widths": [],
+            "serving": [],
             "wrong": self.wrong,
         }
 
@@ -100,6 +106,7 @@ class Session:
             self._host(at)
             self.report["compiles"] = dict(sorted(counts.items()))
             self.report["widths"] = compiles.widths(at, self._plan.peers, counts, self._plan.widths)
+            self.report["serving"] = compiles.serving(at, self._plan.peers, counts, self._plan.steps)
             bar.update()
             yield "host"
 
@@ -128,7 +135,9 @@ class Session:
         calls |= least(at)
         for name in (EMPTY, CHAIN):
             calls[name](at.rows[0])  # compiles
-        rounds = timing.cold_us(calls, at.launches, [at.index, at.lens], self._plan.rounds)
+        rounds = timing.replays_us(
+            calls, at.launches, [at.index, at.lens], self._plan.rounds, not self._plan.warm
+        )
         entries = load.entries(size)
         bytes_us = records.bytes_moved(entries, size) / self._copy_gb_s / 1e3
         point = Point(

@@ -31,7 +31,7 @@ def setting(report: dict[str, Any]) -> str:
     lines = [
         f"{at['gpu']} (driver {at['driver']}), torch {at['torch']}, triton {at['triton']},"
         f" xkv {at['xkv']}, {at['date']}",
-        f"a copy moves {at['copy_gb_s']:.0f} GB/s; medians over {at['rounds']} rounds",
+        f"a copy moves {at['copy_gb_s']:.0f} GB/s; medians over {at['rounds']} rounds, L2 {at['l2']}",
     ]
     lines += [f"left out: {name}, there is no {file}" for name, file in report["absent"].items()]
     return "\n".join(lines)
@@ -84,6 +84,13 @@ def compiles_text(report: dict[str, Any]) -> Iterator[str]:
             [[r["name"], r["widths"], r["compiles"], r["median_ms"], r["max_ms"]] for r in report["widths"]],
             ["", "widths", "compiles", "median ms", "max ms"],
             ".2f",
+        )
+    if report["serving"]:
+        yield "\na server's steps, each of other batch, widths, dtypes, page size; ours warmed up before"
+        yield _tabulate(
+            [[r["name"], r["steps"], r["compiles"], r["loads"]] for r in report["serving"]],
+            ["", "steps", "compiles", "loads"],
+            ".0f",
         )
 
 

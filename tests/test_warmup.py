@@ -1,0 +1,129 @@
+"""Nothing compiles while serving: what a warm-up compiles is all there is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import xkv
+from xkv import launch
+
+cuda = pytest.mark.gpu
+
+
+def table(device: str, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.arange(64 * 640, dtype=dtype, device=device).view(64, 640)
+
+
+def test_on_a_cpu_there_is_nothing_to_do() -> None:
+    source = table("cpu")
+    out = torch.full((2, 10), -7, dtype=torch.int32)
+    rows, lens = torch.tensor([1, 0]), torch.tensor([640, 3])
+    assert xkv.warmup(xkv.build_page_table, source, rows, lens, page_size=64, out=out) == 0
+    assert (out == -7).all()
+    builder = xkv.MetadataBuilder("flashmla", source, max_batch_size=4, max_context_len=640)
+    before = builder.build(rows, lens).page_table.clone()
+    assert builder.warmup() == 0
+    assert torch.equal(builder.build(rows, lens).page_table, before)
+
+
+def test_a_wrong_call_is_refused_and_leaves_ops_as_they_were() -> None:
+    source, rows, lens = table("cpu"), torch.tensor([1, 0]), torch.tensor([640, 3])
+    with pytest.raises(ValueError, match="page_size must be a power of two"):
+        xkv.warmup(xkv.build_page_table, source, rows, lens, page_size=3)
+    assert xkv.build_page_table(source, rows, lens, page_size=64)[0, 9] == (640 + 9 * 64) // 64
+
+
+@pytest.mark.compile
+def test_constexprs_can_be_written_as_json() -> None:
+    """Triton does, once anybody listens to what it compiles."""
+    from xkv.kernel import Config
+
+    one, same = (Config(64, 1, 64, 0, False, 256, 16, True, False) for _ in range(2))
+    other = Config(64, 1, 64, 0, False, 256, 16, False, False)
+    assert json.loads(json.dumps(one)) == one
+    assert (one.PAGE_SIZE, one.BATCH_BLOCK, one.BALANCE, one.WIDE) == (64, 16, True, False)
+    assert one != other
+    assert len({one, same, other}) == 2
+
+
+@cuda
+def test_a_second_warmup_finds_everything() -> None:
+    source = table("cuda")
+    builder = xkv.MetadataBuilder("flashmla", source, max_batch_size=4, max_context_len=640)
+    builder.warmup()
+    assert builder.warmup() == 0
+    again = xkv.MetadataBuilder("flashmla", source.clone(), max_batch_size=9, max_context_len=100)
+    assert again.warmup() == 0  # another builder of the kind shares all of it
+
+
+@cuda
+def test_nothing_compiles_or_loads_in_5000_steps() -> None:
+    from xkv.tools.bench import compiles, contenders, inputs
+    from xkv.tools.bench.workloads import Workload
+
+    load = Workload("64 x 4K in 32K", (4096,) * 64, 32768)
+    at = inputs.make_inputs(load, 64, inputs.make_sources([load], "cuda")[32768])
+    with compiles.counted() as counts:
+        (ours,) = compiles.serving(at, contenders.Peers([]), counts, 5000)
+    assert ours == {"name": "xkv", "steps": 5000, "compiles": 0, "loads": 0}
+    assert counts  # the warm-up's own were seen
+
+
+@cuda
+@pytest.mark.parametrize("backend", ["flashinfer_mla", "trtllm_mha", "flash_attention"])
+def test_every_mode_of_a_warm_builder(backend: str) -> None:
+    from xkv.tools.bench import compiles
+
+    source = table("cuda")
+    builder = xkv.MetadataBuilder(
+        backend, source, max_batch_size=40, max_context_len=600, sliding_window=100
+    )
+    builder.warmup()
+    with compiles.counted() as counts, compiles.loaded() as loads:
+        for batch in (1, 3, 17, 40):
+            for dtype in (torch.int32, torch.int64):
+                rows = torch.arange(batch, dtype=dtype, device="cuda")
+                lens = rows * 13
+                for delta in (0, 3, rows // 9):
+                    for query in (1, rows):
+                        modes = {"seq_lens_delta": delta, "query_lens": query}
+                        builder.build(rows, lens, **modes)
+                        builder.build(rows, lens, **modes, kv_start=rows, window_kv_start=rows)
+    assert not counts
+    assert not loads
+    builder.check()
+
+
+@cuda
+def test_after_a_warmup_a_capture_needs_no_first_call() -> None:
+    source = table("cuda")
+    rows, lens = torch.arange(5, device="cuda"), torch.tensor([640, 1, 64, 65, 0], device="cuda")
+    out = torch.zeros(5, 10, dtype=torch.int32, device="cuda")
+    xkv.warmup(xkv.build_page_table, source, rows, lens, page_size=64, out=out)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        xkv.build_page_table(source, rows, lens, page_size=64, out=out)
+    assert not out.any()
+    graph.replay()
+    want = xkv.build_page_table(source.cpu(), rows.cpu(), lens.cpu(), page_size=64, max_seq_len=640)
+    assert torch.equal(out.cpu(), want)
+
+
+@cuda
+def test_warming_up_in_one_thread_does_not_stop_another() -> None:
+    import threading
+
+    source = table("cuda")
+    rows, lens = torch.arange(5, device="cuda"), torch.full((5,), 640, device="cuda")
+    out = torch.zeros(5, 10, dtype=torch.int32, device="cuda")
+    with launch.compile_only() as builds:
+        thread = threading.Thread(
+            target=lambda: xkv.build_page_table(source, rows, lens, page_size=64, out=out)
+        )
+        thread.start()
+        thread.join()
+    assert not builds
+    assert out.any()

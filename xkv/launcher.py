@@ -1,0 +1,90 @@
+"""How Triton calls the driver's launcher; the only room that knows of it.
+
+It is recorded once a kernel, not written down here, so that it holds for every version and both vendors.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+
+class Call(NamedTuple):
+    """How Triton calls the driver's launcher for one kernel.
+
+    Attributes:
+        raw: that launcher.
+        args: all that it is given before the kernel's arguments, `_GRID` and `_STREAM` in their places.
+        nested: whether the kernel's arguments are given as one.
+    """
+
+    raw: Any
+    args: tuple[Any, ...]
+    nested: bool
+
+    def around(self, grid: tuple[int, int, int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What stands before and after the stream, for this grid."""
+        numbers = dict(zip(map(id, _GRID), grid, strict=True))
+        args = [numbers.get(id(x), x) for x in self.args]
+        at = next(n for n, x in enumerate(args) if x is _STREAM)
+        return tuple(args[:at]), tuple(args[at + 1 :])
+
+
+_GRID, _STREAM = (object(), object(), object()), object()
+
+
+def record(kernel: Any, count: int) -> Call | None:
+    """Has Triton's launcher call a recorder in place of the driver's, with marks for arguments.
+
+    Args:
+        kernel: a CompiledKernel, loaded.
+        count: how many arguments it has, constexprs among them.
+
+    Returns:
+        What was recorded; None where it is not a call that can be repeated with other arguments, such
+        as one that allocates scratch memory for each launch.
+    """
+    seen: list[tuple[Any, ...]] = []
+    marks = tuple(object() for _ in range(count))
+    try:
+        run = kernel.run
+        probe = object.__new__(type(run))
+        vars(probe).update(vars(run), launch=lambda *args: seen.append(args))
+        raw = run.launch
+        probe(*_GRID, _STREAM, kernel.function, kernel.packed_metadata, None, None, None, *marks)
+    except (AttributeError, TypeError):
+        return None  # another launcher than Triton 3.6 to 3.9 have
+    if len(seen) != 1:
+        return None
+    args = seen[0]
+    nested = bool(args) and isinstance(args[-1], (tuple, list)) and tuple(args[-1]) == marks
+    if not nested and args[-count:] != marks:
+        return None
+    args = args[: -1 if nested else -count]
+    known = all(sum(x is mark for x in args) == 1 for mark in (*_GRID, _STREAM))
+    return Call(raw, args, nested) if known else None
+
+
+def watched() -> bool:
+    """Whether somebody wants to see or check every launch, such as a profiler of Triton's."""
+    knobs = _knobs()
+    enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
+    return bool(
+        getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
+        or knobs.debug or _before_launches()
+    )  # fmt: skip
+
+
+@functools.cache
+def _knobs() -> Any:
+    from triton import knobs
+
+    return knobs.runtime
+
+
+@functools.cache
+def _before_launches() -> Any:
+    """The list of what runs before each of the kernel's launches."""
+    from xkv.kernel import xkv_build
+
+    return xkv_build.pre_run_hooks
