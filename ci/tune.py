@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
+import multiprocessing
 import shlex
 import sys
 import time
@@ -20,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import tune_rows
@@ -33,11 +35,12 @@ import xkv
 from xkv import dispatch, launch
 from xkv.build import CSR, TABLE, Build, View
 from xkv.platforms import Platform
+from xkv.schedule import schedule
 from xkv.tools import timing
 from xkv.tools.bench import contenders, inputs, oracle, records
 from xkv.tools.bench.inputs import Inputs
 from xkv.tools.bench.workloads import Workload
-from xkv.tuning import Tuning
+from xkv.tuning import Kind, Tuning
 
 _COARSE_ROUNDS = 5
 _COARSE_SHARE = 0.5  # of a class's time
@@ -160,6 +163,42 @@ def _launch(prepared: Sequence[Launch], number: int) -> None:
     prepared[number % len(prepared)]()
 
 
+def precompile(rows: Sequence[Tuning], points: Sequence[Point], jobs: int) -> None:
+    """Fills Triton's cache on disk in processes of their own: compiling is most of a sweep's time.
+
+    Args:
+        rows: tuning rows.
+        points: what they will be timed on.
+        jobs: processes; 0: nothing is done.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process has no CUDA
+    work = [context.Process(target=_compile_share, args=(rows, points, n, jobs)) for n in range(jobs)]
+    for each in work:
+        each.start()
+    for each in work:
+        each.join()
+
+
+def _compile_share(rows: Sequence[Tuning], points: Sequence[Point], number: int, jobs: int) -> None:
+    where, seen = xkv.platform(), set()
+    index = torch.zeros(1, dtype=torch.int64, device="cuda")
+    for point, row in itertools.product(points, rows):
+        load = point.load
+        source = torch.empty((1, load.capacity), dtype=torch.int32, device="cuda")
+        width = -(-load.capacity // point.size)
+        at = Inputs(load, point.size, source, index.expand(1, load.batch), index.expand(load.batch))
+        room = index.int().expand(load.batch, width)
+        fields = {"kv_indptr": index.int(), "kv_last_page_len": index.int(), "kv_indices": room[:, 0]}
+        build = _build(at, point.form, {"page_table": room} | fields, index.expand(load.batch))
+        plan = schedule(build, row, where)
+        blocks = row.num_page_per_block, row.batch_block
+        key = *blocks, row.num_warps, plan.balance, plan.wide, point.size, point.form
+        if key not in seen:
+            seen.add(key)
+            if len(seen) % jobs == number:
+                launch.Prepared(build, row, where)
+
+
 def sweep(
     each: Class, rig: Sweep, base: Tuning, args: argparse.Namespace, share: float
 ) -> tuple[Times, Times]:
@@ -169,7 +208,7 @@ def sweep(
         each: the class.
         rig: what times them.
         base: the row in use.
-        args: --keep, --rounds.
+        args: --keep, --rounds, --jobs.
         share: seconds that it may take, about.
 
     Returns:
@@ -178,9 +217,11 @@ def sweep(
     begin = time.perf_counter()
     rows = tune_rows.candidates(base, each.grid)
     coarse = [Point(load, each.sizes[0], TABLE) for load in each.loads]
+    precompile(rows, coarse, args.jobs)
     first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
     fine = [Point(load, size, form) for form in (TABLE, CSR) for size in each.sizes for load in each.loads]
+    precompile(rows, fine, args.jobs)
     return first, rig.times(rows, fine, args.rounds, begin + share)
 
 
@@ -188,10 +229,11 @@ def parser() -> argparse.ArgumentParser:
     """The flags: those of the search, and one for each field of a row."""
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = made.add_argument
-    add("--kinds", nargs="+", choices=("page", "token"), default=["page", "token"])
+    add("--kinds", nargs="+", choices=get_args(Kind), default=get_args(Kind))
     add("--minutes", type=float, default=6, help="of all classes together, about (default: %(default)s)")
     add("--keep", type=int, default=8, help="rows of the second stage (default: %(default)s)")
     add("--rounds", type=int, default=25, help="replays in the second stage (default: %(default)s)")
+    add("--jobs", type=int, default=0, help="processes that compile beforehand (default: none)")
     add("--json", metavar="FILE", type=Path, help="writes every time there")
     for field in SWEPT:
         flag = "--" + field.replace("_", "-")

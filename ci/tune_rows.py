@@ -44,9 +44,12 @@ class Class(NamedTuple):
         return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
 
 
-def _grid(npb: str, warps: str, programs: str, blocks: str, batch: str) -> dict[str, tuple[Any, ...]]:
-    names = ("num_page_per_block", "num_warps", "programs_per_cu", "blocks_per_program", "batch_block")
-    return dict(zip(names, map(values, (npb, warps, programs, blocks, batch)), strict=True))
+SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
+
+
+def _grid(npb: str, warps: str, programs: str, blocks: str, balanced: str, batch: str) -> dict[str, Any]:
+    texts = (npb, warps, programs, blocks, balanced, batch)
+    return dict(zip(SWEPT, map(values, texts), strict=True))
 
 
 def values(text: str) -> tuple[int, ...]:
@@ -55,12 +58,13 @@ def values(text: str) -> tuple[int, ...]:
 
 
 CLASSES = (
-    Class("page", SMALL, (64, 32, 16), _grid("64,128,256,512", "1,2,4", "1,2,8", "1,2", "16")),
-    Class("page", None, (64, 32, 16), _grid("256,512,1024", "2,4", "1,2,4,8", "1,2,4", "256,512")),
-    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "1,2,8", "1,2", "16")),
-    Class("token", None, (1,), _grid("1024,2048,4096", "2,4,8", "1,2,4,8", "1,2,4", "256,512")),
+    Class("far", SMALL, (64, 32), _grid("64,128,256", "1,2,4", "2,8", "2", "2,8", "16")),
+    Class("far", None, (64, 32), _grid("256,512", "2,4", "4,8", "2,4", "2,4", "256,512")),
+    Class("near", SMALL, (16,), _grid("128,256,512", "2,4", "2,8", "2", "2,8", "16")),
+    Class("near", None, (16,), _grid("512,1024,2048", "2,4", "4,8", "2,4", "2,4", "256")),
+    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "2,8", "2", "2,8", "16")),
+    Class("token", None, (1,), _grid("1024,2048,4096", "2,4,8", "4,8", "2,4", "4,8", "256")),
 )
-SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
 
 
 class Score(NamedTuple):
@@ -84,7 +88,7 @@ def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning
     """
     combined = (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values()))
     rows = [dataclasses.replace(base, **each) for each in combined]
-    fitting = [row for row in rows if row.num_warps * row.programs_per_cu <= MAX_WARPS]
+    fitting = [r for r in rows if r.num_warps * max(r.programs_per_cu, r.balanced_per_cu) <= MAX_WARPS]
     random.Random(0).shuffle(fitting)  # should time run out, what is untried is no corner of the grid
     return list(dict.fromkeys([base, *fitting]))
 

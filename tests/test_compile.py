@@ -243,7 +243,7 @@ def test_small_storages(arch: str, kind: str) -> None:
     where = GPUS[arch]
     need(where)
     row = dispatch.tuning_row(where, kind, 256)
-    form, page_size = (TABLE, 64) if kind == "page" else (CSR, 1)
+    form, page_size = {"far": (TABLE, 64), "near": (TABLE, 16), "token": (CSR, 1)}[kind]
     build = plain(form, page_size, 1, 256, storage=0)
     examine(compiled(build, row, where), where, row)
 
@@ -253,7 +253,7 @@ def test_short_rows(arch: str) -> None:
     """Rows that one pass writes: there is no other in the code."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "page", 4)
+    row = dispatch.tuning_row(where, "far", 4)
     build = plain(TABLE, 64, 1, 4)
     build.views[0].out = meta(4, 16)
     balance = schedule(build, row, where).balance
@@ -286,7 +286,7 @@ def test_no_number_is_specialised(arch: str) -> None:
     """Nothing compiles while serving, whatever sizes, strides, lengths and options come by."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "page", 1)
+    row = dispatch.tuning_row(where, "far", 1)
     keys = []
     for n in (0, 1, 2, 16, 17, 4096, 65536):
         build = everything(64, n)
@@ -308,7 +308,7 @@ def test_nor_is_where_a_tensor_lies(arch: str) -> None:
     """Views into larger buffers, aligned or not, of any storage size, meet the same kernel."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "page", 16)
+    row = dispatch.tuning_row(where, "far", 16)
     keys = []
     for storage, shift in ((0, 0), (BIG, 0), (0, 1), (BIG, 1)):
         build = plain(TABLE, 64, 1, 16, storage=storage)

@@ -152,11 +152,11 @@ def test_cost_follows_live_tokens() -> None:
     from xkv import dispatch
 
     where = xkv.platform("cuda")
-    row = dispatch.tuning_row(where, "page", 256)
+    row = dispatch.tuning_row(where, "far", 256)
     for capacity in (1 << 17, 1 << 20):
         source = torch.empty(1, 1, dtype=torch.int32, device="cuda").expand(1, capacity)
         lens = torch.zeros(256, dtype=torch.int64, device="cuda")
         out = torch.empty(1, dtype=torch.int32, device="cuda").expand(256, capacity // 64)
         build = Build(source, lens, lens, TABLE, 64, 1, 64, (View(out),))
         grid = schedule(build, row, where).grid
-        assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu
+        assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu + 256

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.kernel
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # blocks small enough that small cases cross them; the tables' own rows come on top
 ROWS = [
-    tuning.Tuning("page", None, 16, 1, 2, 1, 16, "test"),
-    tuning.Tuning("page", None, 8, 4, 1, 2, 4, "test"),
+    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, "test"),
+    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 4, "test"),
 ]
 
 
@@ -67,7 +67,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("block", [1 << n for n in range(13)])
 def test_any_block_size(block: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("page", None, block, 4, 2, 1, 16, "test")
+    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, 16, "test")
     lens = 5 if block < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -82,7 +82,7 @@ def test_every_tuning_row(arch: str, device: str) -> None:
 
     rows = {**cuda.TUNING, **rocm.TUNING}[arch]
     for row in {(r.num_page_per_block, r.batch_block): r for r in rows}.values():
-        page_size = 64 if row.kind == "page" else 1
+        page_size = {"far": 64, "near": 16, "token": 1}[row.kind]
         check(make(CASES["skewed"], TABLE, page_size, 1, torch.int32, device), row, device)
         check(make(CASES["odd lengths"], CSR, page_size, 1, torch.int32, device), row, device)
 

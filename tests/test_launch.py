@@ -86,9 +86,10 @@ def test_what_triton_calls_is_recorded(kind: type[_Launcher]) -> None:
     call = launcher.record(_Compiled(run), 3)
     assert call is not None
     assert not run.calls  # recording launches nothing
-    before, after = call.around((3, 2, 1))
+    before, stream_at = call.before((3, 2, 1))
+    before[stream_at] = 99
     given = ([4, None, "C"],) if call.nested else (4, None, "C")
-    call.raw(*before, 99, *after, *given)
+    call.raw(*before, *given)
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, 4, None, "C")
     ours, tritons = run.calls
     if call.nested:
@@ -120,9 +121,10 @@ def test_triton_has_a_call_we_know(vendor: str, name: str) -> None:
     vars(run).update({n: 0 for n in names if not hasattr(cls, n)}, launch=lambda *a: calls.append(a))
     call = launcher.record(_Compiled(run), 4)
     assert call is not None
-    before, after = call.around((3, 2, 1))
+    before, stream_at = call.before((3, 2, 1))
+    before[stream_at] = 99
     args = [1, None, 2, "C"]
-    call.raw(*before, 99, *after, *([args] if call.nested else args))
+    call.raw(*before, *([args] if call.nested else args))
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, *args)
     ours, tritons = ([*map(_listed, one)] for one in calls)
     assert ours == tritons
@@ -138,7 +140,7 @@ class _Chain:
 
 
 def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs = launcher._knobs()
+    knobs, _ = launcher._watchers()
     monkeypatch.setattr(knobs, "launch_enter_hook", _Chain())
     monkeypatch.setattr(knobs, "launch_exit_hook", _Chain())
     monkeypatch.setattr(knobs, "debug", False)
@@ -152,7 +154,7 @@ def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             assert launcher.watched()
     monkeypatch.setattr(knobs, "launch_exit_hook", None)  # as some versions have it
     assert not launcher.watched()
-    monkeypatch.setattr(launcher, "_before_launches", lambda: [print])
+    monkeypatch.setattr(launcher, "_watchers", lambda: (knobs, [print]))
     assert launcher.watched()
 
 
@@ -169,11 +171,11 @@ def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch
     prepared, build, want = _prepared()
     assert prepared.ready()
     seen: list[object] = []
-    enter = launcher._knobs().launch_enter_hook
+    enter = launcher._watchers()[0].launch_enter_hook
     if route == "hooked":
         enter.add(seen.append)
     elif route == "debug":
-        monkeypatch.setattr(launcher._knobs(), "debug", True)
+        monkeypatch.setattr(launcher._watchers()[0], "debug", True)
     elif route == "unknown call":
         prepared._raw = None
     try:
@@ -194,7 +196,7 @@ def test_ops_and_builders_take_either_route(route: str) -> None:
     builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)
     out = torch.full((4, 25), -7, dtype=torch.int32, device="cuda")
     seen: list[object] = []
-    enter = launcher._knobs().launch_enter_hook
+    enter = launcher._watchers()[0].launch_enter_hook
     for turn in range(4):
         if route == "hooked" and turn == 2:
             enter.add(seen.append)
@@ -257,6 +259,6 @@ def test_cheaper_than_the_front_door() -> None:
             times.append((time.perf_counter() - start) / 100)
         return sorted(times)[3]
 
-    cheap = each(lambda: prepared(prepared.args))
+    cheap = each(prepared)
     prepared._raw = None
     assert cheap < 0.5 * each(lambda: prepared.run(build))

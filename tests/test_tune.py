@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ from xkv.platforms import Platform
 from xkv.tools import timing
 from xkv.tools.bench import inputs
 from xkv.tools.bench.workloads import WORKLOADS, Workload
-from xkv.tuning import Tuning
+from xkv.tuning import Kind, Tuning
 
 CI = Path(__file__).resolve().parent.parent / "ci"
 sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("page", 16, 64, 4, 8, 16, True, "swept")
+A = Tuning("far", 16, 64, 4, 8, 2, 8, 16, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)
@@ -39,7 +39,7 @@ def test_classes() -> None:
     assert [(each.kind, each.max_batch) for each in tune_rows.CLASSES] == [
         (row.kind, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
     ]
-    for kind in ("page", "token"):
+    for kind in get_args(Kind):
         small, large = (each for each in tune_rows.CLASSES if each.kind == kind)
         assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
         assert sorted([*small.loads, *large.loads]) == sorted(WORKLOADS)
@@ -64,10 +64,10 @@ def test_candidates(each: tune_rows.Class) -> None:
 
 
 def test_candidates_of_two_values() -> None:
-    grid = {"num_warps": (4, 16), "programs_per_cu": (4, 8)}
+    grid = {"num_warps": (4, 8, 16), "programs_per_cu": (4, 8)}  # 16 warps of 8 programs: too many
     rows = tune_rows.candidates(A, grid)
-    assert {(row.num_warps, row.programs_per_cu) for row in rows} == {(4, 8), (4, 4), (16, 4)}
-    assert len(rows) == 3
+    assert {(row.num_warps, row.programs_per_cu) for row in rows} == {(4, 8), (4, 4), (8, 8), (8, 4)}
+    assert len(rows) == 4
 
 
 def test_ranking() -> None:
@@ -143,13 +143,13 @@ def test_no_time(rig: tune.Sweep) -> None:
 
 @pytest.mark.interpret
 def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = launch.Prepared.__call__
+    right = launch.Prepared.run
 
-    def spoilt(self: Any) -> None:
+    def spoilt(self: Any, build: Any) -> None:
         if self._config.NUM_PAGE_PER_BLOCK != 128:
-            right(self)
+            right(self, build)
 
-    monkeypatch.setattr(launch.Prepared, "__call__", spoilt)
+    monkeypatch.setattr(launch.Prepared, "run", spoilt)
     found = rig.times([A, B, C], POINTS, 3, time.perf_counter() + 1000)
     assert list(found) == [A, C]
     (said,) = rig.wrong
@@ -166,7 +166,8 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     monkeypatch.setattr(timing, "versions", lambda: machine)
     file = tmp_path / "tune.json"
     flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
-    flags += ["--batch-block", "16", "--kinds", "page", "--keep", "1"]
+    flags += ["--batch-block", "16", "--kinds", "far", "--keep", "1"]
+    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2"]
     assert tune.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())
@@ -180,7 +181,7 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
         assert set(stages[0][0]["us"]) == {f"{load.name}, page 64" for load in loads}
         assert set(stages[1][0]["us"]) == {
             f"{load.name}, page {size}{csr}"
-            for load in loads for size in (64, 32, 16) for csr in ("", ", csr")
+            for load in loads for size in (64, 32) for csr in ("", ", csr")
         }
     printed = out[out.index("    Tuning(") :]
     made = eval("[" + printed + "]")

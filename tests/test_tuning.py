@@ -50,7 +50,8 @@ def forget() -> None:
             value.cache_clear()
 
 
-GOOD = Tuning("page", None, 256, 4, 8, 1, 256, "made up")
+COUNTS = (("programs", "cu"), ("blocks", "program"), ("balanced", "cu"))
+GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, "made up")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ GOOD = Tuning("page", None, 256, 4, 8, 1, 256, "made up")
         *(("num_page_per_block", x) for x in (0, -64, 3, 96, 1 << 16)),
         *(("num_warps", x) for x in (0, -1, 3, 12, 32)),
         *(("batch_block", x) for x in (0, -16, 5, 100)),
-        *(("programs_per_cu", x) for x in (0, -8)),
+        *((f"{name}_per_{of}", x) for name, of in COUNTS for x in (0, -8)),
     ],
 )
 def test_bad_row(field: str, value: int) -> None:
@@ -171,11 +172,11 @@ def test_cpu_under_an_override_keeps_the_interpreters_rows() -> None:
 
 @pytest.mark.parametrize(
     ("page_size", "source_page_size", "kind"),
-    [(1, 1, "token"), (1, 64, "token"), (16, 64, "token"), (64, 64, "token"), (64, 1, "page"),
-     (2, 1, "page"), (64, 16, "page")],
+    [(1, 1, "token"), (1, 64, "token"), (16, 64, "token"), (64, 64, "token"), (2, 1, "near"),
+     (16, 1, "near"), (64, 16, "near"), (1024, 64, "near"), (32, 1, "far"), (64, 1, "far")],
 )  # fmt: skip
 def test_kind(page_size: int, source_page_size: int, kind: str) -> None:
-    """Whether neighbouring items read neighbouring entries of the source."""
+    """How far apart the source entries are that neighbouring items read."""
     assert tuning.kind_of(page_size, source_page_size) == kind
 
 
@@ -242,4 +243,5 @@ def test_grid(build: Build, where: Platform) -> None:
     assert balance or blocks <= direct
     # the grid grows with the batch alone, not with what a row has room for
     assert x == max(build.batch, 1) + build.writes_sums
-    assert x * y <= max(where.compute_units * row.programs_per_cu, x)
+    per_cu = row.balanced_per_cu if balance else row.programs_per_cu
+    assert x * y <= max(where.compute_units * per_cu, x)

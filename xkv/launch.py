@@ -62,13 +62,14 @@ class Prepared:
     """A compiled kernel, a grid and arguments: what builds of one kind share, with none of their tensors.
 
     Attributes:
-        args: the kernel's arguments in the order of `positions`, pointers as integers. Launches with
-            others of the same kind take a copy with those in their place.
+        args: where the kernel's arguments stand, pointers as integers, in the order of `positions`,
+            from ``first`` on. Whoever is alone with it may put others of the same kind there.
+        first: the index in ``args`` of the first.
     """
 
     __slots__ = (
-        "_after", "_alone", "_before", "_config", "_device", "_direct", "_grid", "_nested", "_raw", "_warps",
-        "args",
+        "_alone", "_call", "_config", "_device", "_direct", "_grid", "_nested", "_raw", "_stream_at",
+        "_warps", "args", "first",
     )  # fmt: skip
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
@@ -76,40 +77,51 @@ class Prepared:
         self._grid, self._direct, self._warps = plan.grid, plan.direct, row.num_warps
         self._config = config(build, row, plan)
         self._device = device = build.req_to_token.get_device()
-        tensors = self._tensors(build)
         self._raw: Any = None
-        self._alone = torch.cuda.device_count() == 1
-        self.args: list[Any] = []
         if device < 0:  # interpreted
             return
+        tensors = self._tensors(build)
         call = compiled(device, self._config, self._warps, tensors)
-        self.args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
-        if call is not None:
-            self._raw, self._nested = call.raw, call.nested
-            self._before, self._after = call.around(self._grid)
+        if call is None:
+            return
+        self._alone = torch.cuda.device_count() == 1
+        self._raw, self._nested = call.raw, call.nested
+        args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
+        before, self._stream_at = call.before(self._grid)
+        self._call = [*before, args] if call.nested else [*before, *args]
+        self.args, self.first = (args, 0) if call.nested else (self._call, len(before))
 
     def ready(self) -> bool:
         """Whether the cheap call may be made now: it is known, and nobody watches launches."""
         return self._raw is not None and not watched()
 
-    def __call__(self, args: list[Any]) -> None:
-        """Launches with these arguments on the current stream of their device; only when `ready`."""
+    def __call__(self) -> None:
+        """Launches with ``args`` on the current stream of their device; only when `ready`."""
+        self.launch(self._call)
+
+    def copy(self) -> tuple[list[Any], list[Any]]:
+        """A call for `launch` that nobody else has, and its ``args``."""
+        call = self._call.copy()
+        if self._nested:
+            call[-1] = args = self.args.copy()
+            return call, args
+        return call, call
+
+    def launch(self, call: list[Any]) -> None:
+        """Launches a call of `copy`, its ``args`` changed to others of the same kind; only when `ready`."""
         device = self._device
         if self._alone or torch._C._cuda_getDevice() == device:
             # current_stream() would cost fifty times as much
-            stream = torch._C._cuda_getCurrentRawStream(device)
-            if self._nested:
-                self._raw(*self._before, stream, *self._after, args)
-            else:
-                self._raw(*self._before, stream, *self._after, *args)
+            call[self._stream_at] = torch._C._cuda_getCurrentRawStream(device)
+            self._raw(*call)
             return
         with torch.cuda.device(device):
-            self(args)
+            self.launch(call)
 
     def run(self, build: Build) -> None:
         """Launches the build that this was made from: it was not kept."""
         if self.ready():
-            self(self.args)
+            self()
             return
         kernel, tensors = xkv_kernel(), self._tensors(build)
         if self._device < 0:
@@ -210,5 +222,5 @@ def _config(*fields: Any) -> Any:
 
 @functools.cache
 def positions() -> dict[str, int]:
-    """Where each of the kernel's arguments stands in `Prepared.args`."""
+    """Where each of the kernel's arguments stands, counted from `Prepared.first`."""
     return {name: n for n, name in enumerate(xkv_kernel().arg_names)}

@@ -22,12 +22,12 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     nested: bool
 
-    def around(self, grid: tuple[int, int, int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What stands before and after the stream, for this grid."""
+    def before(self, grid: tuple[int, int, int]) -> tuple[list[Any], int]:
+        """What stands before the kernel's arguments, for this grid, and where in it the stream does."""
         numbers = dict(zip(map(id, _GRID), grid, strict=True))
         args = [numbers.get(id(x), x) for x in self.args]
         at = next(n for n, x in enumerate(args) if x is _STREAM)
-        return tuple(args[:at]), tuple(args[at + 1 :])
+        return args, at
 
 
 _GRID, _STREAM = (object(), object(), object()), object()
@@ -67,24 +67,19 @@ def record(kernel: Any, count: int) -> Call | None:
 
 def watched() -> bool:
     """Whether somebody wants to see or check every launch, such as a profiler of Triton's."""
-    knobs = _knobs()
+    knobs, before_launches = _watchers()
     enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
     return bool(
         getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
-        or knobs.debug or _before_launches()
+        or knobs.debug or before_launches
     )  # fmt: skip
 
 
 @functools.cache
-def _knobs() -> Any:
+def _watchers() -> tuple[Any, list[Any]]:
+    """Triton's knobs, and the list of what runs before each of the kernel's launches."""
     from triton import knobs
 
-    return knobs.runtime
-
-
-@functools.cache
-def _before_launches() -> Any:
-    """The list of what runs before each of the kernel's launches."""
     from xkv.kernel import xkv_build
 
-    return xkv_build.pre_run_hooks
+    return knobs.runtime, xkv_build.pre_run_hooks

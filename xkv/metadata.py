@@ -153,9 +153,12 @@ class MetadataBuilder:
         """
         delta, query = seq_lens_delta, query_lens
         try:
+            # an int's value is no part of it: only that it is one
             key = (
-                kind(req_pool_indices), kind(seq_lens), kind(delta), kind(query), query_lens_sign,
-                kind(kv_start), kind(window_kv_start),
+                kind(req_pool_indices), kind(seq_lens), query_lens_sign,
+                None if type(delta) is int else kind(delta), None if type(query) is int else kind(query),
+                None if kv_start is None else kind(kv_start),
+                None if window_kv_start is None else kind(window_kv_start),
             )  # fmt: skip
             step = self._steps.get(key)
         except (AttributeError, RuntimeError, TypeError):

@@ -98,7 +98,7 @@ def build_page_table(
     slot = plans.find(
         given, TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
     )
-    if out is not None and slot.repeat(given, max_seq_len):
+    if out is not None and slot.plan is not None and slot.plan.run(given, max_seq_len):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
@@ -192,7 +192,7 @@ def build_kv_indices(
     slot = plans.find(
         given, CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
     )
-    if out is not None and slot.repeat(given, max_tokens):
+    if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
@@ -287,7 +287,7 @@ def build_slot_mapping(
         getattr(status, "word", status), out, None, None,
     )  # fmt: skip
     slot = plans.find(given, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
-    if out is not None and slot.repeat(given, max_tokens):
+    if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,

@@ -26,36 +26,42 @@ class Plan:
     It keeps no tensor alive.
     """
 
-    __slots__ = ("_bytes", "_first_out", "_given", "_prepared", "_room", "_where")
+    __slots__ = ("_bytes", "_outs", "_prepared", "_room", "_where")
 
     def __init__(self, prepared: launch.Prepared, build: Build, given: tuple[Any, ...]) -> None:
         self._prepared = prepared
         at = launch.positions()
-        self._given = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
-        self._where = [at[NAMES[n]] for n in self._given]
-        self._bytes = [extent(given[n]) for n in self._given]
-        self._first_out = sum(n < len(NAMES) - _OUTS for n in self._given)
+        tensors = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
+        self._where = [(n, prepared.first + at[NAMES[n]]) for n in tensors]
+        self._bytes = [extent(given[n]) for n in tensors]
+        self._outs = [k for k, n in enumerate(tensors) if n >= len(NAMES) - _OUTS]
         room = build.views[0].capacity(build.form) * build.page_size
         self._room = min(room, ROW_MAX) if build.form == TABLE else room
 
     def run(self, given: tuple[Any, ...], bound: int | None) -> bool:
-        """Launches with these tensors, unless the call must be looked at again: then returns False."""
+        """Launches with these tensors, unless the call must be looked at again: then returns False.
+
+        Args:
+            given: as in `find`.
+            bound: tokens that the output must have room for, or None.
+        """
         prepared, sizes = self._prepared, self._bytes
         if not prepared.ready():
             return False
         if bound is not None and not (type(bound) is int and 0 <= bound <= self._room):
             return False
-        pointers = [given[n].data_ptr() for n in self._given]
-        for n in range(self._first_out, len(pointers)):
+        call, args = prepared.copy()
+        pointers = []
+        for n, at in self._where:
+            args[at] = pointer = given[n].data_ptr()
+            pointers.append(pointer)
+        for n in self._outs:
             low = pointers[n]
             high = low + sizes[n]
             for k in range(n):
                 if pointers[k] < high and low < pointers[k] + sizes[k]:
                     return False
-        args = prepared.args.copy()
-        for where, pointer in zip(self._where, pointers):  # noqa: B905 (as long, and strict costs time)
-            args[where] = pointer
-        prepared(args)
+        prepared.launch(call)
         return True
 
 
@@ -66,15 +72,6 @@ class Slot:
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
-
-    def repeat(self, given: tuple[Any, ...], bound: int | None) -> bool:
-        """Whether the plan was there and did what was asked.
-
-        Args:
-            given: as in `find`.
-            bound: tokens that the output must have room for, or None.
-        """
-        return self.plan is not None and self.plan.run(given, bound)
 
     def run(self, build: Build, given: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps its plan for the next call."""
@@ -100,7 +97,11 @@ def find(given: tuple[Any, ...], *options: Any) -> Slot:
     if given[-_OUTS] is None:
         return NOWHERE
     try:
-        return _slot(*options, *map(kind, given)) if given[0].is_cuda else NOWHERE
+        if not given[0].is_cuda:
+            return NOWHERE
+        # what is None or an int says so itself: no call for it
+        kinds = tuple([x if x is None or type(x) is int else kind(x) for x in given])
+        return _slot(kinds, *options)
     except (AttributeError, RuntimeError, TypeError):
         return NOWHERE  # not a tensor, or one without strides: the checks to come will name it
 
@@ -133,7 +134,5 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
 
 
 def kind(x: Any) -> Any:
-    """What of an argument a launch and its checks depend on."""
-    if x is None or type(x) is int:
-        return x
+    """What of a tensor a launch and its checks depend on."""
     return x.dtype, x.shape, x.stride(), x.get_device()

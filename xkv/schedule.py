@@ -33,8 +33,14 @@ def schedule(build: Build, row: Tuning, where: Platform) -> Schedule:
     row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
     # a row of programs more than requests: they have no blocks of their own and write the sums
     rows = batch + build.writes_sums
-    programs = min(max(where.compute_units * row.programs_per_cu // rows, 1), row_blocks, GRID_Y_MAX)
-    direct = min(programs * row.blocks_per_program, row_blocks)
-    balance = row_blocks > direct
+
+    def share(per_cu: int) -> int:
+        return min(max(where.compute_units * per_cu // rows, 1), row_blocks, GRID_Y_MAX)
+
+    programs = share(row.programs_per_cu)
+    balance = row_blocks > programs * row.blocks_per_program
+    if balance:
+        programs = share(row.balanced_per_cu)
+    direct = programs if balance else row_blocks
     wide = batch * row_blocks + rows * programs > INT32_MAX
     return Schedule((rows, programs, len(build.views)), direct, balance, wide and balance)

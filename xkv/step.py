@@ -25,9 +25,7 @@ class StepInputs(NamedTuple):
 
 
 def kind(x: Any) -> Any:
-    """What of one of those a launch and its checks depend on, the value of an int left out."""
-    if x is None or type(x) is int:
-        return type(x)
+    """What of a vector a launch and its checks depend on."""
     return x.dtype, x.shape, x.is_contiguous(), x.get_device(), x.is_cpu
 
 
@@ -74,7 +72,7 @@ class Step:
             args[at_start] = start.data_ptr()
         if window_start is not None:
             args[at_window_start] = window_start.data_ptr()
-        prepared(args)
+        prepared()
 
     def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
@@ -84,13 +82,11 @@ class Step:
             return
         prepared = launch.run(build)
         if prepared is not None and self._check is None:
-            at = launch.positions()
-            self._at = (
-                at["rows_ptr"], at["lens_ptr"],
-                at["delta" if build.seq_lens_delta_rows is None else "delta_ptr"],
-                at["query_len" if build.query_lens is None else "query_ptr"],
-                at["start_ptr"], at["start2_ptr"],
+            names = (
+                "rows_ptr", "lens_ptr", "delta" if build.seq_lens_delta_rows is None else "delta_ptr",
+                "query_len" if build.query_lens is None else "query_ptr", "start_ptr", "start2_ptr",
             )  # fmt: skip
+            self._at = tuple(prepared.first + launch.positions()[name] for name in names)
             self._prepared = prepared
 
     def fill(

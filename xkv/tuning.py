@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Kind = Literal["page", "token"]
+Kind = Literal["token", "near", "far"]
+
+# Source entries from one item's to the next within which DRAM, which gives 64 bytes at a time, is read whole.
+_NEAR = 16
 
 
 @dataclass(frozen=True)
@@ -13,13 +16,16 @@ class Tuning:
     """One row.
 
     Attributes:
-        kind: "token": every entry of the source is read (page size 1); "page": every P-th.
+        kind: what of the source is read. "token": every entry (page size 1); "near": of entries up to
+            64 bytes apart the first, so that DRAM gives all of them; "far": entries farther apart.
         max_batch: the row serves batches up to this size; None: any.
         num_page_per_block: items a program writes at a time, NUM_PAGE_PER_BLOCK; a power of two.
         num_warps: warps of a program.
-        programs_per_cu: programs a compute unit gets at most: the grid's bound.
-        blocks_per_program: blocks that a program writes of its own row; what the row has beyond those
-            is balanced over all programs.
+        programs_per_cu: programs a compute unit gets at most, shared out among the rows.
+        blocks_per_program: blocks that a program writes of its row, at most. Where the programs come to
+            the longest row so, no row needs another's.
+        balanced_per_cu: programs a compute unit gets at most where they do not: each then writes one
+            block of its row, counts what the whole batch has left, and writes its share of that.
         batch_block: requests a program looks at at a time when it sums over the batch.
         provenance: where the row was measured, or that it was not.
     """
@@ -30,12 +36,13 @@ class Tuning:
     num_warps: int
     programs_per_cu: int
     blocks_per_program: int
+    balanced_per_cu: int
     batch_block: int
     provenance: str
 
     def __post_init__(self) -> None:
-        if self.kind not in ("page", "token"):
-            raise ValueError(f"kind must be 'page' or 'token', got {self.kind!r}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch must be None or >= 1, got {self.max_batch}")
         if not self.provenance:
@@ -49,7 +56,7 @@ class Tuning:
             raise ValueError(f"num_page_per_block must be <= 32768, got {self.num_page_per_block}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
-        for name in ("programs_per_cu", "blocks_per_program"):
+        for name in ("programs_per_cu", "blocks_per_program", "balanced_per_cu"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
@@ -61,12 +68,14 @@ class Tuning:
 
 
 def kind_of(page_size: int, source_page_size: int) -> Kind:
-    """Token-like where neighbouring items read neighbouring entries; page-like where they stride."""
-    return "token" if page_size <= source_page_size else "page"
+    """How far apart the entries are that neighbouring items read."""
+    entries = page_size // source_page_size
+    return "token" if entries <= 1 else "near" if entries <= _NEAR else "far"
 
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
 CPU_ROWS = (
-    Tuning("page", None, 16, 4, 2, 1, 16, "interpreter only"),
-    Tuning("token", None, 64, 4, 2, 1, 16, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 2, 2, 16, "interpreter only"),
+    Tuning("near", None, 16, 4, 2, 2, 2, 16, "interpreter only"),
+    Tuning("far", None, 16, 4, 2, 2, 2, 16, "interpreter only"),
 )

@@ -4,14 +4,13 @@ from xkv.tuning import Tuning
 
 _REASONED = "untuned, compile-checked; sm90's row"
 
-# Chosen by a sweep over block size, warps and programs on 1 x 128K to 256 x 128K tokens, cold L2. The times
-# are a builder's whole step by `python -m xkv steps`, torch 2.11, Triton 3.6.
-_H100 = "H100 80GB, 2026-11-23:"
 _SM90 = (
-    Tuning("page", 16, 256, 4, 8, 1, 16, f"{_H100} flashmla, 1 x 64K, 2.0 to 2.5 us"),
-    Tuning("page", None, 512, 4, 16, 1, 256, f"{_H100} flashmla, 256 x 4K, 2.9 us"),
-    Tuning("token", 16, 512, 4, 8, 1, 16, f"{_H100} flashinfer_mla, 1 x 64K, 2.2 us"),
-    Tuning("token", None, 2048, 4, 8, 1, 256, f"{_H100} flashinfer_mla, 256 x 4K, 8.8 us"),
+    Tuning("far", 16, 256, 4, 2, 2, 2, 16, "TUNE"),
+    Tuning("far", None, 256, 4, 8, 4, 4, 256, "TUNE"),
+    Tuning("near", 16, 256, 4, 2, 2, 2, 16, "TUNE"),
+    Tuning("near", None, 1024, 4, 8, 4, 4, 256, "TUNE"),
+    Tuning("token", 16, 2048, 4, 2, 2, 2, 16, "TUNE"),
+    Tuning("token", None, 2048, 4, 8, 4, 4, 256, "TUNE"),
 )
 
 

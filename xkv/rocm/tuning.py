@@ -1,18 +1,21 @@
 """Tuning rows of gfx942 (MI300) and gfx950 (MI350).
 
-Reasoned from sm90's rows: the same blocks; 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so
-half the programs on each.
+Reasoned from sm90's rows. Blocks are as large where registers allow: a mask takes a pair of scalar registers for
+every item of a lane, and there are about 100. Wavefronts are twice as wide, so half as many do for a small block.
+There are 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so half the programs on each.
 """
 
 from xkv.tuning import Tuning
 
-_REASONED = "untuned, compile-checked"
+_REASONED = "untuned, compile-checked; reasoned from sm90's row by wavefront width and compute units"
 
 _CDNA = (
-    Tuning("page", 16, 256, 4, 4, 1, 16, _REASONED),
-    Tuning("page", None, 512, 4, 4, 1, 256, _REASONED),
-    Tuning("token", 16, 512, 4, 4, 1, 16, _REASONED),
-    Tuning("token", None, 2048, 8, 4, 1, 256, _REASONED),
+    Tuning("far", 16, 256, 2, 1, 2, 1, 16, _REASONED),
+    Tuning("far", None, 256, 2, 4, 4, 2, 256, _REASONED),
+    Tuning("near", 16, 256, 2, 1, 2, 1, 16, _REASONED),
+    Tuning("near", None, 512, 4, 4, 4, 2, 256, _REASONED),
+    Tuning("token", 16, 2048, 8, 1, 2, 1, 16, _REASONED),
+    Tuning("token", None, 2048, 8, 4, 4, 2, 256, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
