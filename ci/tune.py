@@ -163,33 +163,34 @@ def _launch(prepared: Sequence[Launch], number: int) -> None:
     prepared[number % len(prepared)]()
 
 
-def precompile(rows: Sequence[Tuning], points: Sequence[Point], jobs: int) -> None:
+def precompile(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], jobs: int) -> None:
     """Fills Triton's cache on disk in processes of their own: compiling is most of a sweep's time.
 
     Args:
-        rows: tuning rows.
-        points: what they will be timed on.
+        work: tuning rows, and what they will be timed on.
         jobs: processes; 0: nothing is done.
     """
     context = multiprocessing.get_context("spawn")  # a forked process has no CUDA
-    work = [context.Process(target=_compile_share, args=(rows, points, n, jobs)) for n in range(jobs)]
-    for each in work:
+    processes = [context.Process(target=_compile_share, args=(work, n, jobs)) for n in range(jobs)]
+    for each in processes:
         each.start()
-    for each in work:
+    for each in processes:
         each.join()
 
 
-def _compile_share(rows: Sequence[Tuning], points: Sequence[Point], number: int, jobs: int) -> None:
+def _compile_share(
+    work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], number: int, jobs: int
+) -> None:
     where, seen = xkv.platform(), set()
-    index = torch.zeros(1, dtype=torch.int64, device="cuda")
-    for point, row in itertools.product(points, rows):
+    pairs = itertools.chain.from_iterable(itertools.product(points, rows) for rows, points in work)
+    for point, row in pairs:
         load = point.load
         source = torch.empty((1, load.capacity), dtype=torch.int32, device="cuda")
-        width = -(-load.capacity // point.size)
-        at = Inputs(load, point.size, source, index.expand(1, load.batch), index.expand(load.batch))
-        room = index.int().expand(load.batch, width)
-        fields = {"kv_indptr": index.int(), "kv_last_page_len": index.int(), "kv_indices": room[:, 0]}
-        build = _build(at, point.form, {"page_table": room} | fields, index.expand(load.batch))
+        index = torch.zeros((1, load.batch), dtype=torch.int64, device="cuda")
+        at = Inputs(load, point.size, source, index, index[0])
+        fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len", "kv_indices")}
+        fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
+        build = _build(at, point.form, fields, index[0])
         plan = schedule(build, row, where)
         blocks = row.num_page_per_block, row.batch_block
         key = *blocks, row.num_warps, plan.balance, plan.wide, point.size, point.form
@@ -217,12 +218,20 @@ def sweep(
     begin = time.perf_counter()
     rows = tune_rows.candidates(base, each.grid)
     coarse = [Point(load, each.sizes[0], TABLE) for load in each.loads]
-    precompile(rows, coarse, args.jobs)
     first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
-    fine = [Point(load, size, form) for form in (TABLE, CSR) for size in each.sizes for load in each.loads]
-    precompile(rows, fine, args.jobs)
-    return first, rig.times(rows, fine, args.rounds, begin + share)
+    return first, rig.times(rows, fine(each), args.rounds, begin + share)
+
+
+def fine(each: Class) -> list[Point]:
+    """What the second stage times a class on."""
+    return [Point(load, size, form) for form in (TABLE, CSR) for size in each.sizes for load in each.loads]
+
+
+def in_use(each: Class, where: Platform) -> Tuning:
+    """The class's row in use."""
+    row = dispatch.tuning_row(where, each.kind, each.max_batch or 1 << 16)
+    return dataclasses.replace(row, max_batch=each.max_batch, provenance="swept")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -255,11 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = {name: value for name in SWEPT if (value := getattr(args, name)) is not None}
     classes = [each._replace(grid=each.grid | flags) for each in CLASSES if each.kind in args.kinds]
     machine, date = timing.versions(), datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    precompile([(tune_rows.candidates(in_use(c, where), c.grid), fine(c)) for c in classes], args.jobs)
     rig, best, record = Sweep(classes, where), [], []
     end = time.perf_counter() + args.minutes * 60
     for n, each in enumerate(classes):
-        base = dispatch.tuning_row(where, each.kind, each.max_batch or 1 << 16)
-        base = dataclasses.replace(base, max_batch=each.max_batch, provenance="swept")
+        base = in_use(each, where)
         stages = sweep(each, rig, base, args, (end - time.perf_counter()) / (len(classes) - n))
         scores = tune_rows.ranked(stages[-1])
         if not scores:  # all of them are wrong, and named below

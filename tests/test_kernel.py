@@ -98,8 +98,8 @@ def test_random(seed: int, device: str) -> None:
     rng = random.Random(seed)
     build = building.random_build(rng, device, hostile=seed % 2 == 1)
     row = tuning.Tuning(
-        "page", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
-        rng.choice([1, 1, 3]),         rng.choice([4, 16]), "test",
+        "far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
+        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([4, 16]), "test",
     )  # fmt: skip
     check(build, row, device)
 

@@ -1,8 +1,8 @@
 """Tuning rows of gfx942 (MI300) and gfx950 (MI350).
 
-Reasoned from sm90's rows. Blocks are as large where registers allow: a mask takes a pair of scalar registers for
-every item of a lane, and there are about 100. Wavefronts are twice as wide, so half as many do for a small block.
-There are 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so half the programs on each.
+Reasoned from sm90's rows. Blocks are as large where registers allow: a mask takes a pair of scalar registers
+for every item of a lane, and there are about 100. Wavefronts are twice as wide: half as many do for a small
+block. There are 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so half the programs on each.
 """
 
 from xkv.tuning import Tuning
