@@ -188,8 +188,9 @@ def _compile_share(
         source = torch.empty((1, load.capacity), dtype=torch.int32, device="cuda")
         index = torch.zeros((1, load.batch), dtype=torch.int64, device="cuda")
         at = Inputs(load, point.size, source, index, index[0])
-        fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len", "kv_indices")}
+        fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len")}
         fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
+        fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
         build = _build(at, point.form, fields, index[0])
         plan = schedule(build, row, where)
         blocks = row.num_page_per_block, row.batch_block
