@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import subprocess
@@ -157,7 +158,9 @@ class TestOverride:
         plug(gpu)
         found = platform()
         monkeypatch.setenv("XKV_ARCH", arch)
-        assert platform() == Platform(found.vendor, arch, found.warp_size, found.compute_units)
+        kept = Platform(found.vendor, arch, found.warp_size, found.compute_units)
+        assert dataclasses.replace(platform(), device_arch="") == kept
+        assert platform().overlap == found.overlap  # the kernel is compiled for the device at hand
         monkeypatch.setenv("XKV_ARCH", "")
         assert platform() == found
 

@@ -207,6 +207,10 @@ def xkv_build(
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
+    if C.OVERLAP:
+        # launched before the kernel before it has ended: nothing is read or written until it has
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
         delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,

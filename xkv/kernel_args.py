@@ -39,6 +39,7 @@ class Config(str):
     BATCH_BLOCK: int
     BALANCE: bool
     WIDE: bool
+    OVERLAP: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""

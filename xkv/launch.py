@@ -68,20 +68,20 @@ class Prepared:
     """
 
     __slots__ = (
-        "_alone", "_call", "_config", "_device", "_direct", "_grid", "_nested", "_raw", "_stream_at",
-        "_warps", "args", "first",
+        "_alone", "_call", "_config", "_device", "_direct", "_grid", "_nested", "_options", "_raw",
+        "_stream_at", "args", "first",
     )  # fmt: skip
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
         plan = schedule(build, row, where)
-        self._grid, self._direct, self._warps = plan.grid, plan.direct, row.num_warps
-        self._config = config(build, row, plan)
+        self._grid, self._direct = plan.grid, plan.direct
+        self._config, self._options = config(build, row, plan, where), options(row, where)
         self._device = device = build.req_to_token.get_device()
         self._raw: Any = None
         if device < 0:  # interpreted
             return
         tensors = self._tensors(build)
-        call = compiled(device, self._config, self._warps, tensors)
+        call = compiled(device, self._config, self._options, tensors)
         if call is None:
             return
         self._alone = torch.cuda.device_count() == 1
@@ -125,10 +125,10 @@ class Prepared:
             return
         kernel, tensors = xkv_kernel(), self._tensors(build)
         if self._device < 0:
-            kernel[self._grid](*tensors, self._config, num_warps=self._warps)
+            kernel[self._grid](*tensors, self._config, **self._options)
             return
         with torch.cuda.device(self._device):
-            kernel[self._grid](*tensors, self._config, num_warps=self._warps)
+            kernel[self._grid](*tensors, self._config, **self._options)
 
     def _tensors(self, build: Build) -> list[Any]:
         return [*build.arguments(), self._direct]
@@ -137,12 +137,12 @@ class Prepared:
 _compiled: dict[tuple[Any, ...], Call | None] = {}
 
 
-def compiled(device: int, config_: Any, warps: int, tensors: list[Any]) -> Call | None:
+def compiled(device: int, config_: Any, options_: dict[str, Any], tensors: list[Any]) -> Call | None:
     """Compiles and loads a kernel, once, launching nothing; returns how to launch it cheaply."""
-    key = (device, config_, warps, *map(_kind, tensors))
+    key = (device, config_, *options_.values(), *map(_kind, tensors))
     if key not in _compiled:
         with torch.cuda.device(device):
-            kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), num_warps=warps)
+            kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), **options_)
             _compiled[key] = record(kernel, len(tensors) + 1)
     return _compiled[key]
 
@@ -165,8 +165,8 @@ def warm(build: Build) -> int:
             blocks = -(-build.row_items // row.num_page_per_block)
             ways = [(False, False), (True, False), *[(True, True)] * (blocks * MAX_BATCH > INT32_MAX)]
             for balance, wide in ways * (row.kind == kind):
-                fields = config(build, row, plan._replace(balance=balance, wide=wide))
-                compiled(device, fields, row.num_warps, [*build.arguments(), plan.direct])
+                fields = config(build, row, plan._replace(balance=balance, wide=wide), where)
+                compiled(device, fields, options(row, where), [*build.arguments(), plan.direct])
     return len(_compiled) - before
 
 
@@ -205,12 +205,19 @@ def xkv_kernel() -> Any:
     return xkv_build
 
 
-def config(build: Build, row: tuning.Tuning, plan: Schedule) -> Any:
+def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) -> Any:
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.tail_fill is not None, row.num_page_per_block, row.batch_block, plan.balance, plan.wide,
+        where.overlap,
     )  # fmt: skip
+
+
+def options(row: tuning.Tuning, where: Platform) -> dict[str, Any]:
+    """Triton's launch options."""
+    # AMD's back end has no such option
+    return {"num_warps": row.num_warps} | ({"launch_pdl": True} if where.overlap else {})
 
 
 @functools.cache

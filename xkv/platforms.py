@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_FIRST_OVERLAP = 90  # programmatic dependent launch
 VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
 
 # What the oldest engines bring that xkv's kernel was compiled with.
@@ -32,12 +33,19 @@ class Platform:
         arch: "sm90", "gfx942", ... or "cpu".
         warp_size: threads in a warp (CUDA) or lanes in a wavefront (ROCm); 1 on a CPU.
         compute_units: multiprocessors (CUDA) or compute units (ROCm); what the grid is sized by.
+        device_arch: the arch that kernels are compiled for, where XKV_ARCH names another; else "".
     """
 
     vendor: str
     arch: str
     warp_size: int
     compute_units: int
+    device_arch: str = ""
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a kernel's launch may overlap the end of the kernel before it (Hopper and later)."""
+        return self.vendor == "cuda" and int((self.device_arch or self.arch)[2:]) >= _FIRST_OVERLAP
 
     def __str__(self) -> str:
         return f"{self.arch} ({self.vendor}, {self.compute_units} compute units)"
@@ -167,5 +175,5 @@ def _override(found: Platform, wanted: str) -> Platform:
             " vendor, such as 'sm90' or 'gfx942', or unset it"
         )
     if found.vendor != "cpu":
-        return Platform(vendor, arch, found.warp_size, found.compute_units)
+        return Platform(vendor, arch, found.warp_size, found.compute_units, found.arch)
     return Platform(vendor, arch, {"cuda": 32, "hip": 64}[vendor], found.compute_units)
