@@ -194,7 +194,7 @@ def _compile_share(
         build = _build(at, point.form, fields, index[0])
         plan = schedule(build, row, where)
         blocks = row.num_page_per_block, row.batch_block
-        key = *blocks, row.num_warps, plan.balance, plan.wide, point.size, point.form
+        key = *blocks, row.num_warps, row.early, plan.balance, plan.wide, point.size, point.form
         if key not in seen:
             seen.add(key)
             if len(seen) % jobs == number:

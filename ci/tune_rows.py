@@ -47,23 +47,22 @@ class Class(NamedTuple):
 SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
 
 
-def _grid(npb: str, warps: str, programs: str, blocks: str, balanced: str, batch: str) -> dict[str, Any]:
-    texts = (npb, warps, programs, blocks, balanced, batch)
+def _grid(*texts: str) -> dict[str, tuple[Any, ...]]:
     return dict(zip(SWEPT, map(values, texts), strict=True))
 
 
-def values(text: str) -> tuple[int, ...]:
-    """Integers: "4,8" -> (4, 8)."""
-    return tuple(int(each) for each in text.split(","))
+def values(text: str) -> tuple[Any, ...]:
+    """Integers or booleans: "4,8" -> (4, 8), "true,false" -> (True, False)."""
+    return tuple(json.loads(each) for each in text.split(","))
 
 
 CLASSES = (
-    Class("far", SMALL, (64, 32), _grid("64,128,256", "1,2,4", "2,8", "2", "2,8", "16")),
-    Class("far", None, (64, 32), _grid("256,512", "2,4", "4,8", "2,4", "2,4", "256,512")),
-    Class("near", SMALL, (16,), _grid("128,256,512", "2,4", "2,8", "2", "2,8", "16")),
-    Class("near", None, (16,), _grid("512,1024,2048", "2,4", "4,8", "2,4", "2,4", "256")),
-    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "2,8", "2", "2,8", "16")),
-    Class("token", None, (1,), _grid("1024,2048,4096", "2,4,8", "4,8", "2,4", "4,8", "256")),
+    Class("far", SMALL, (64, 32), _grid("64,128,256", "1,2,4", "2,8", "2", "2,8", "16", "true,false")),
+    Class("far", None, (64, 32), _grid("256,512", "2,4", "4,8", "2,4", "2,4", "256", "true,false")),
+    Class("near", SMALL, (16,), _grid("128,256,512", "2,4", "2,8", "2", "2,8", "16", "true,false")),
+    Class("near", None, (16,), _grid("512,1024", "2,4", "4,8", "2,4", "2,4", "256", "true,false")),
+    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "2,8", "2", "2,8", "16", "true,false")),
+    Class("token", None, (1,), _grid("1024,2048", "2,4,8", "4,8", "2,4", "4,8", "256", "true,false")),
 )
 
 

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.kernel
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # blocks small enough that small cases cross them; the tables' own rows come on top
 ROWS = [
-    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, "test"),
-    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 4, "test"),
+    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, True, "test"),
+    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 4, False, "test"),
 ]
 
 
@@ -67,7 +67,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("block", [1 << n for n in range(13)])
 def test_any_block_size(block: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, 16, "test")
+    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, 16, False, "test")
     lens = 5 if block < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -99,7 +99,7 @@ def test_random(seed: int, device: str) -> None:
     build = building.random_build(rng, device, hostile=seed % 2 == 1)
     row = tuning.Tuning(
         "far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
-        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([4, 16]), "test",
+        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([4, 16]), False, "test",
     )  # fmt: skip
     check(build, row, device)
 

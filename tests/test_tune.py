@@ -27,7 +27,7 @@ sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("far", 16, 64, 4, 8, 2, 8, 16, "swept")
+A = Tuning("far", 16, 64, 4, 8, 2, 8, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)
@@ -98,6 +98,7 @@ def test_source() -> None:
 
 def test_values() -> None:
     assert tune_rows.values("4,8") == (4, 8)
+    assert tune_rows.values("true,false") == (True, False)
     args = tune.parser().parse_args(["--num-warps", "1,2", "--kinds", "token", "--blocks-per-program", "2"])
     assert (args.num_warps, args.kinds, args.blocks_per_program) == ((1, 2), ["token"], (2,))
     assert args.batch_block is None
@@ -167,7 +168,7 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     file = tmp_path / "tune.json"
     flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
     flags += ["--batch-block", "16", "--kinds", "far", "--keep", "1"]
-    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2"]
+    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2", "--early", "false"]
     assert tune.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())

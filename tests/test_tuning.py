@@ -51,7 +51,7 @@ def forget() -> None:
 
 
 COUNTS = (("programs", "cu"), ("blocks", "program"), ("balanced", "cu"))
-GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, "made up")
+GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, True, "made up")
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,8 @@ def _build(req, view, policy, C: tl.constexpr):
         if last * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
             _write_sums(last, programs, req, view, policy, C)
     _write_blocks(p, programs, req, view, policy, C)
+    if C.OVERLAP and not C.EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
@@ -210,6 +212,7 @@ def xkv_build(
     if C.OVERLAP:
         # launched before the kernel before it has ended: nothing is read or written until it has
         tl.extra.cuda.gdc_wait()
+    if C.EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     req = Request(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,

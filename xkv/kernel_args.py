@@ -40,6 +40,7 @@ class Config(str):
     BALANCE: bool
     WIDE: bool
     OVERLAP: bool
+    EARLY: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""

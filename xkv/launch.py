@@ -62,14 +62,16 @@ class Prepared:
     """A compiled kernel, a grid and arguments: what builds of one kind share, with none of their tensors.
 
     Attributes:
-        args: where the kernel's arguments stand, pointers as integers, in the order of `positions`,
+        cheap: whether the cheap call is known; it may be made as long as nobody is `watched`.
+        call: all that the cheap call is given.
+        args: where in it the kernel's arguments stand, pointers as integers, in the order of `positions`,
             from ``first`` on. Whoever is alone with it may put others of the same kind there.
         first: the index in ``args`` of the first.
     """
 
     __slots__ = (
-        "_alone", "_call", "_config", "_device", "_direct", "_grid", "_nested", "_options", "_raw",
-        "_stream_at", "args", "first",
+        "_alone", "_config", "_device", "_direct", "_grid", "_nested", "_options", "_raw", "_stream",
+        "_stream_at", "args", "call", "cheap", "first",
     )  # fmt: skip
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
@@ -77,42 +79,36 @@ class Prepared:
         self._grid, self._direct = plan.grid, plan.direct
         self._config, self._options = config(build, row, plan, where), options(row, where)
         self._device = device = build.req_to_token.get_device()
-        self._raw: Any = None
+        self.cheap = False
         if device < 0:  # interpreted
             return
         tensors = self._tensors(build)
         call = compiled(device, self._config, self._options, tensors)
         if call is None:
             return
+        self.cheap = True
         self._alone = torch.cuda.device_count() == 1
+        # current_stream() would cost fifty times as much
+        self._stream = torch._C._cuda_getCurrentRawStream
         self._raw, self._nested = call.raw, call.nested
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
         before, self._stream_at = call.before(self._grid)
-        self._call = [*before, args] if call.nested else [*before, *args]
-        self.args, self.first = (args, 0) if call.nested else (self._call, len(before))
-
-    def ready(self) -> bool:
-        """Whether the cheap call may be made now: it is known, and nobody watches launches."""
-        return self._raw is not None and not watched()
-
-    def __call__(self) -> None:
-        """Launches with ``args`` on the current stream of their device; only when `ready`."""
-        self.launch(self._call)
+        self.call = [*before, args] if call.nested else [*before, *args]
+        self.args, self.first = (args, 0) if call.nested else (self.call, len(before))
 
     def copy(self) -> tuple[list[Any], list[Any]]:
-        """A call for `launch` that nobody else has, and its ``args``."""
-        call = self._call.copy()
+        """A ``call`` that nobody else has, and its ``args``."""
+        call = self.call.copy()
         if self._nested:
             call[-1] = args = self.args.copy()
             return call, args
         return call, call
 
     def launch(self, call: list[Any]) -> None:
-        """Launches a call of `copy`, its ``args`` changed to others of the same kind; only when `ready`."""
+        """Launches ``call``, or a `copy` with other ``args``, on the current stream of their device."""
         device = self._device
         if self._alone or torch._C._cuda_getDevice() == device:
-            # current_stream() would cost fifty times as much
-            call[self._stream_at] = torch._C._cuda_getCurrentRawStream(device)
+            call[self._stream_at] = self._stream(device)
             self._raw(*call)
             return
         with torch.cuda.device(device):
@@ -120,8 +116,8 @@ class Prepared:
 
     def run(self, build: Build) -> None:
         """Launches the build that this was made from: it was not kept."""
-        if self.ready():
-            self()
+        if self.cheap and not watched():
+            self.launch(self.call)
             return
         kernel, tensors = xkv_kernel(), self._tensors(build)
         if self._device < 0:
@@ -210,7 +206,7 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.tail_fill is not None, row.num_page_per_block, row.batch_block, plan.balance, plan.wide,
-        where.overlap,
+        where.overlap, where.overlap and row.early,
     )  # fmt: skip
 
 

@@ -69,10 +69,10 @@ def watched() -> bool:
     """Whether somebody wants to see or check every launch, such as a profiler of Triton's."""
     knobs, before_launches = _watchers()
     enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
-    return bool(
-        getattr(enter, "calls", enter) or getattr(leave, "calls", leave)
-        or knobs.debug or before_launches
-    )  # fmt: skip
+    try:
+        return bool(enter.calls or leave.calls or knobs.debug or before_launches)
+    except AttributeError:  # no chains but hooks, or None, as other versions have them
+        return any(getattr(x, "calls", x) for x in (enter, leave)) or bool(knobs.debug or before_launches)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from xkv import launch
 from xkv.build import ROW_MAX, TABLE, Build
 from xkv.checks import extent
+from xkv.launcher import watched
 
 _MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
 _OUTS = 3  # how many of NAMES are written
@@ -46,7 +47,7 @@ class Plan:
             bound: tokens that the output must have room for, or None.
         """
         prepared, sizes = self._prepared, self._bytes
-        if not prepared.ready():
+        if watched():
             return False
         if bound is not None and not (type(bound) is int and 0 <= bound <= self._room):
             return False
@@ -76,7 +77,7 @@ class Slot:
     def run(self, build: Build, given: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps its plan for the next call."""
         prepared = launch.run(build)
-        if prepared is not None and self is not NOWHERE:
+        if prepared is not None and prepared.cheap and self is not NOWHERE:
             self.plan = Plan(prepared, build, given)
 
 
@@ -96,12 +97,19 @@ def find(given: tuple[Any, ...], *options: Any) -> Slot:
     """
     if given[-_OUTS] is None:
         return NOWHERE
+    source, rows, lens = given[:3]
     try:
-        if not given[0].is_cuda:
+        device = source.get_device()
+        if device < 0:
             return NOWHERE
-        # what is None or an int says so itself: no call for it
-        kinds = tuple([x if x is None or type(x) is int else kind(x) for x in given])
-        return _slot(kinds, *options)
+        # written out, since each call would cost a tenth of a microsecond
+        kinds = (
+            device, source.dtype, source.shape, source.stride(),
+            rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
+            lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(),
+        )  # fmt: skip
+        more = tuple([x if x is None or type(x) is int else kind(x) for x in given[3:]])
+        return _slot(kinds, more, *options)
     except (AttributeError, RuntimeError, TypeError):
         return NOWHERE  # not a tensor, or one without strides: the checks to come will name it
 

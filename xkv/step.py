@@ -9,6 +9,7 @@ from torch import Tensor
 from xkv import launch, oracle
 from xkv.buffers import Metadata
 from xkv.build import Build
+from xkv.launcher import watched
 from xkv.status import Status
 
 
@@ -57,7 +58,7 @@ class Step:
     ) -> None:
         """Launches with these inputs, checked before and of this step's kind."""
         prepared = self._prepared
-        if prepared is None or not prepared.ready():
+        if prepared is None or watched():
             self._run(rows, lens, delta, query, start, window_start)
             return
         # in place: a builder serves one stream, and so one thread, at a time
@@ -72,7 +73,7 @@ class Step:
             args[at_start] = start.data_ptr()
         if window_start is not None:
             args[at_window_start] = window_start.data_ptr()
-        prepared()
+        prepared.launch(prepared.call)
 
     def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
@@ -81,7 +82,7 @@ class Step:
             oracle.run_checked(build, self._check)
             return
         prepared = launch.run(build)
-        if prepared is not None and self._check is None:
+        if prepared is not None and prepared.cheap and self._check is None:
             names = (
                 "rows_ptr", "lens_ptr", "delta" if build.seq_lens_delta_rows is None else "delta_ptr",
                 "query_len" if build.query_lens is None else "query_ptr", "start_ptr", "start2_ptr",

@@ -26,6 +26,8 @@ class Tuning:
             the longest row so, no row needs another's.
         balanced_per_cu: programs a compute unit gets at most where they do not: each then writes one
             block of its row, counts what the whole batch has left, and writes its share of that.
+        early: where launches overlap, let the next kernel's programs come as soon as this one's have
+            begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
         batch_block: requests a program looks at at a time when it sums over the batch.
         provenance: where the row was measured, or that it was not.
     """
@@ -38,6 +40,7 @@ class Tuning:
     blocks_per_program: int
     balanced_per_cu: int
     batch_block: int
+    early: bool
     provenance: str
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ def kind_of(page_size: int, source_page_size: int) -> Kind:
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
 CPU_ROWS = (
-    Tuning("token", None, 64, 4, 2, 2, 2, 16, "interpreter only"),
-    Tuning("near", None, 16, 4, 2, 2, 2, 16, "interpreter only"),
-    Tuning("far", None, 16, 4, 2, 2, 2, 16, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 2, 2, 16, False, "interpreter only"),
+    Tuning("near", None, 16, 4, 2, 2, 2, 16, False, "interpreter only"),
+    Tuning("far", None, 16, 4, 2, 2, 2, 16, False, "interpreter only"),
 )

@@ -5,12 +5,12 @@ from xkv.tuning import Tuning
 _REASONED = "untuned, compile-checked; sm90's row"
 
 _SM90 = (
-    Tuning("far", 16, 256, 4, 2, 2, 2, 16, "TUNE"),
-    Tuning("far", None, 256, 4, 8, 4, 4, 256, "TUNE"),
-    Tuning("near", 16, 256, 4, 2, 2, 2, 16, "TUNE"),
-    Tuning("near", None, 1024, 4, 8, 4, 4, 256, "TUNE"),
-    Tuning("token", 16, 2048, 4, 2, 2, 2, 16, "TUNE"),
-    Tuning("token", None, 2048, 4, 8, 4, 4, 256, "TUNE"),
+    Tuning("far", 16, 256, 4, 2, 2, 2, 16, True, "TUNE"),
+    Tuning("far", None, 256, 4, 8, 4, 4, 256, True, "TUNE"),
+    Tuning("near", 16, 256, 4, 2, 2, 2, 16, True, "TUNE"),
+    Tuning("near", None, 1024, 4, 8, 4, 4, 256, False, "TUNE"),
+    Tuning("token", 16, 2048, 4, 2, 2, 2, 16, True, "TUNE"),
+    Tuning("token", None, 2048, 4, 8, 4, 4, 256, False, "TUNE"),
 )
 
 
