@@ -88,6 +88,7 @@ class MetadataBuilder:
         self.req_to_token = req_to_token
         self.source_page_size = source_page_size
         self.status = Status(device)
+        self._on_cpu = device.type == "cpu"
         self._steps: dict[tuple[Any, ...], Step] = {}
         self._always_check = os.environ.get("XKV_CHECK", "0") not in ("", "0")
         self._views = [self._allocate(View(torch.empty(0), page_map=page_map))]
@@ -151,11 +152,12 @@ class MetadataBuilder:
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
         """
-        delta, query = seq_lens_delta, query_lens
+        rows, lens, delta, query = req_pool_indices, seq_lens, seq_lens_delta, query_lens
         try:
-            # an int's value is no part of it: only that it is one
+            # An int's value is no part of it: only that it is one. Written out, since calls cost time.
             key = (
-                kind(req_pool_indices), kind(seq_lens), query_lens_sign,
+                rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
+                lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(), query_lens_sign,
                 None if type(delta) is int else kind(delta), None if type(query) is int else kind(query),
                 None if kv_start is None else kind(kv_start),
                 None if window_kv_start is None else kind(window_kv_start),
@@ -165,18 +167,18 @@ class MetadataBuilder:
             step = None  # something is no tensor, or one without strides: _check will name it
         if (
             step is None
+            or self._on_cpu  # where the key does not tell one device from another
             or type(query_lens_sign) is not int
             or (type(delta) is int and not -ROW_MAX <= delta <= ROW_MAX)
             or (type(query) is int and not 0 <= query <= step.most_queries)
         ):
-            inputs = StepInputs(
-                req_pool_indices, seq_lens, delta, query, query_lens_sign, kv_start, window_kv_start
-            )
+            inputs = StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start)
             self._check(inputs)
-            step = self._steps[key] = self._step(inputs)
+            if step is None:
+                step = self._steps[key] = self._step(inputs)
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        step.run(req_pool_indices, seq_lens, delta, query, kv_start, window_kv_start)
+        step.run(rows, lens, delta, query, kv_start, window_kv_start)
         meta = step.metadata
         if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
             return replace(meta, kv_indices=meta.kv_indices[:max_tokens])

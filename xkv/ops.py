@@ -96,8 +96,9 @@ def build_page_table(
         getattr(status, "word", status), out, None, None,
     )  # fmt: skip
     slot = plans.find(
-        given, TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
-    )
+        given, kv_start is None and token_map is None and page_map is None and status is None,
+        TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile,
+    )  # fmt: skip
     if out is not None and slot.plan is not None and slot.plan.run(given, max_seq_len):
         return out
     build = request.common(
@@ -190,8 +191,9 @@ def build_kv_indices(
         getattr(status, "word", status), ids, indptr, last,
     )  # fmt: skip
     slot = plans.find(
-        given, CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile
-    )
+        given, kv_start is None and token_map is None and page_map is None and status is None,
+        CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile,
+    )  # fmt: skip
     if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
         return out
     build = request.common(
@@ -286,7 +288,7 @@ def build_slot_mapping(
         req_to_token, req_pool_indices, seq_lens, seq_lens_delta, query_lens, None, token_map, page_map,
         getattr(status, "word", status), out, None, None,
     )  # fmt: skip
-    slot = plans.find(given, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
+    slot = plans.find(given, False, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
     if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
         return out
     build = request.common(

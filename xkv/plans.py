@@ -84,12 +84,13 @@ class Slot:
 NOWHERE = Slot()
 
 
-def find(given: tuple[Any, ...], *options: Any) -> Slot:
+def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
     """The slot of a call, by the kinds of its tensors and by its options.
 
     Args:
         given: the call's tensors in the order of `NAMES`; None where there is none, or an int in its
             place.
+        plain: whether only the first four and the outputs may be there.
         *options: all else that the launch and its checks depend on.
 
     Returns:
@@ -108,8 +109,8 @@ def find(given: tuple[Any, ...], *options: Any) -> Slot:
             rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
             lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(),
         )  # fmt: skip
-        more = tuple([x if x is None or type(x) is int else kind(x) for x in given[3:]])
-        return _slot(kinds, more, *options)
+        more = (given[3], *given[-_OUTS:]) if plain else given[3:]
+        return _slot(kinds, tuple([x if type(x) is int or x is None else kind(x) for x in more]), *options)
     except (AttributeError, RuntimeError, TypeError):
         return NOWHERE  # not a tensor, or one without strides: the checks to come will name it
 

@@ -26,8 +26,8 @@ class StepInputs(NamedTuple):
 
 
 def kind(x: Any) -> Any:
-    """What of a vector a launch and its checks depend on."""
-    return x.dtype, x.shape, x.is_contiguous(), x.get_device(), x.is_cpu
+    """What of a vector on a GPU a launch and its checks depend on."""
+    return x.dtype, x.shape, x.is_contiguous(), x.get_device()
 
 
 class Step:
