@@ -14,7 +14,7 @@ venv=${XKV_VENV:-$root/.venv}
 py=$venv/bin/python
 
 setup() {
-    local want extras=test,lint
+    local want extras=test,lint,plot
     # What the environment depends on; unchanged since the last time means nothing to do.
     want=$(cat "$root/pyproject.toml"; grep '^__version__' "$root/xkv/__init__.py"; echo "$root")
     if [[ -x $py && -f $venv/xkv-stamp && $(<"$venv/xkv-stamp") == "$want" ]]; then return; fi

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from xkv.tools import bench, timing
 from xkv.tools.bench import inputs, session, workloads
 from xkv.tools.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 
+plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
 PEERS = os.environ.get("XKV_PEERS")  # where kernels of SGLang lie, for those who have them
 
 
@@ -109,6 +111,7 @@ def test_a_run_without_peers(small_gpu: dict[str, Any], tmp_path: Path, capsys: 
 
 
 @pytest.mark.interpret
+@plots
 def test_a_run_with_peers(small_gpu: dict[str, Any], stubs: Path, tmp_path: Path, capsys: Any) -> None:
     file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     argv = ["--peers", str(stubs), "--quick", "--json", str(file)]
@@ -167,8 +170,8 @@ def test_quick_and_trace(small_gpu: dict[str, Any], tmp_path: Path, capsys: Any)
         ((), "kernels are timed on a GPU, and there is none"),
         (("--peers", "/nowhere"), "--peers: there is no folder /nowhere"),
         (("--json", "/nowhere/b.json"), "--json: there is no folder /nowhere"),
-        (("--plot", "/nowhere/b.png"), "--plot: there is no folder /nowhere"),
-        (("--plot", "bench"), "--plot must end in .png, .svg or .pdf, not ''"),
+        pytest.param(("--plot", "/nowhere/b.png"), "--plot: there is no folder /nowhere", marks=plots),
+        pytest.param(("--plot", "bench"), "--plot must end in .png, .svg or .pdf, not ''", marks=plots),
         (("--rounds", "0"), "--rounds must be at least 1, not 0"),
         (("--pages", "64,48"), "--pages takes 1, 2, 4, 8, 16, 32, 64, 128, not '48'"),
         (("--pages", ""), "--pages takes 1, 2, 4, 8, 16, 32, 64, 128, not ''"),
@@ -209,9 +212,8 @@ def test_without_a_module(
 @pytest.mark.gpu
 def test_on_the_gpu(tmp_path: Path) -> None:
     """One workload for real, beside SGLang's kernels where there are any, in a fresh process."""
-    file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
-    argv = ["--quick", "--rounds", "3", "--only", "256 x 4K in 128K"]
-    argv += ["--json", str(file), "--plot", str(plot)]
+    file = tmp_path / "bench.json"
+    argv = ["--quick", "--rounds", "3", "--only", "256 x 4K in 128K", "--json", str(file)]
     argv += ["--peers", PEERS] if PEERS else []
     done = subprocess.run([sys.executable, "-m", "xkv", "bench", *argv], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

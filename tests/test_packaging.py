@@ -78,7 +78,7 @@ def test_base_dependency_is_packaging_alone(metadata, extras):
 
 
 def test_extras(extras):
-    assert set(extras) == {"", "cuda", "rocm", "cpu", "bench", "test", "lint"}
+    assert set(extras) == {"", "cuda", "rocm", "cpu", "bench", "test", "plot", "lint"}
     assert extras["cuda"] == {"torch>=2.11"}
     # AMD's triton goes by several names: naming any would lay the wrong one over it.
     assert extras["rocm"] == {"torch>=2.11"}
