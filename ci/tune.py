@@ -193,7 +193,7 @@ def _compile_share(
         fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
         build = _build(at, point.form, fields, index[0])
         plan = schedule(build, row, where)
-        blocks = row.num_page_per_block, row.batch_block
+        blocks = plan.block, row.batch_block
         key = *blocks, row.num_warps, row.early, plan.balance, plan.wide, point.size, point.form
         if key not in seen:
             seen.add(key)

@@ -56,13 +56,14 @@ def values(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(each) for each in text.split(","))
 
 
+_EITHER = "true,false"
 CLASSES = (
-    Class("far", SMALL, (64, 32), _grid("64,128,256", "1,2,4", "2,8", "2", "2,8", "16", "true,false")),
-    Class("far", None, (64, 32), _grid("256,512", "2,4", "4,8", "2,4", "2,4", "256", "true,false")),
-    Class("near", SMALL, (16,), _grid("128,256,512", "2,4", "2,8", "2", "2,8", "16", "true,false")),
-    Class("near", None, (16,), _grid("512,1024", "2,4", "4,8", "2,4", "2,4", "256", "true,false")),
-    Class("token", SMALL, (1,), _grid("512,1024,2048", "2,4,8", "2,8", "2", "2,8", "16", "true,false")),
-    Class("token", None, (1,), _grid("1024,2048", "2,4,8", "4,8", "2,4", "4,8", "256", "true,false")),
+    Class("far", SMALL, (64, 32), _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "16", "true")),
+    Class("far", None, (64, 32), _grid("256,512", "4", "4,8", "2,4", "2,4", "128,256,512", "256", _EITHER)),
+    Class("near", SMALL, (16,), _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "16", "true")),
+    Class("near", None, (16,), _grid("512,1024", "4", "4,8", "2,4", "2,4", "256,512,1024", "256", _EITHER)),
+    Class("token", SMALL, (1,), _grid("512,1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "16", "true")),
+    Class("token", None, (1,), _grid("1024,2048", "4,8", "4,8", "2,4", "4,8", "1024,2048", "256", _EITHER)),
 )
 
 

@@ -172,7 +172,7 @@ def examine(kernel: Any, where: Platform, row: Tuning, *, heavy: bool = False) -
         assert used["vgpr_count"] <= 128
         assert used["private_segment_fixed_size"] == used["vgpr_spill_count"] == 0
         # scalars that find no scalar register go to lanes of a vector register, not to memory
-        assert used["sgpr_spill_count"] <= (128 if heavy else 0)
+        assert used["sgpr_spill_count"] <= (160 if heavy else 0)
         assert not re.search(r"\bscratch_(load|store)", text)
 
 

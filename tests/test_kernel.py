@@ -13,14 +13,15 @@ from cases import CASES, make
 import xkv
 from xkv import launch, reference, tuning
 from xkv.build import CSR, SLOTS, TABLE, Build
+from xkv.platforms import Platform
 
 pytestmark = pytest.mark.kernel
 
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # blocks small enough that small cases cross them; the tables' own rows come on top
 ROWS = [
-    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, True, "test"),
-    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 4, False, "test"),
+    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, 16, True, "test"),
+    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 8, 4, False, "test"),
 ]
 
 
@@ -67,7 +68,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("block", [1 << n for n in range(13)])
 def test_any_block_size(block: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, 16, False, "test")
+    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, block, 16, False, "test")
     lens = 5 if block < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -81,7 +82,7 @@ def test_every_tuning_row(arch: str, device: str) -> None:
     from xkv import cuda, rocm
 
     rows = {**cuda.TUNING, **rocm.TUNING}[arch]
-    for row in {(r.num_page_per_block, r.batch_block): r for r in rows}.values():
+    for row in {(r.num_page_per_block, r.balanced_block, r.batch_block): r for r in rows}.values():
         page_size = {"far": 64, "near": 16, "token": 1}[row.kind]
         check(make(CASES["skewed"], TABLE, page_size, 1, torch.int32, device), row, device)
         check(make(CASES["odd lengths"], CSR, page_size, 1, torch.int32, device), row, device)
@@ -99,9 +100,22 @@ def test_random(seed: int, device: str) -> None:
     build = building.random_build(rng, device, hostile=seed % 2 == 1)
     row = tuning.Tuning(
         "far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
-        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([4, 16]), False, "test",
+        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([4, 16]), False,
+        "test",
     )  # fmt: skip
     check(build, row, device)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("seed", range(1, 40, 2))
+def test_hostile_data_as_on_amd(seed: int, device: str) -> None:
+    """Reports are reduced before they are written there."""
+    rng = random.Random(seed)
+    build = building.random_build(rng, device, hostile=True)
+    want = building.twin(build)
+    launch.launch(build, ROWS[seed % 4 == 1], Platform("hip", "gfx942", 64, 4))
+    reference.run(want)
+    building.assert_same(build, want)
 
 
 def test_twice_the_same(device: str) -> None:

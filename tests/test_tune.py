@@ -27,7 +27,7 @@ sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("far", 16, 64, 4, 8, 2, 8, 16, False, "swept")
+A = Tuning("far", 16, 64, 4, 8, 2, 8, 64, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)
@@ -168,7 +168,8 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     file = tmp_path / "tune.json"
     flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
     flags += ["--batch-block", "16", "--kinds", "far", "--keep", "1"]
-    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2", "--early", "false"]
+    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2", "--balanced-block", "16"]
+    flags += ["--early", "false"]
     assert tune.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())

@@ -51,7 +51,7 @@ def forget() -> None:
 
 
 COUNTS = (("programs", "cu"), ("blocks", "program"), ("balanced", "cu"))
-GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, True, "made up")
+GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 256, True, "made up")
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ def most_items(build: Build) -> int:
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
-    (x, y, z), direct, balance, _ = schedule(build, row, where)
+    (x, y, z), block, direct, balance, _ = schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
     assert z == len(build.views)
     # HIP counts work items, and keeps the count of one launch in 32 bits
     assert x * y * z * row.num_warps * where.warp_size < 2**32
     # every block of a row is written, by one pass or the other
-    blocks = -(-most_items(build) // row.num_page_per_block)
+    blocks = -(-most_items(build) // block)
     assert balance or blocks <= direct
     # the grid grows with the batch alone, not with what a row has room for
     assert x == max(build.batch, 1) + build.writes_sums

@@ -28,6 +28,7 @@ from xkv.kernel_rows import (
     fill_end,
     load_block,
     report,
+    report_least,
     row_blocks,
     store_block,
 )
@@ -85,6 +86,7 @@ def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
     u = p
     if C.WIDE:
         u = p.to(tl.int64)
+    worst = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
     again = b <= req.batch
     more = again
     while more:
@@ -99,9 +101,11 @@ def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
         if more:
             row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
             next_entry = load_block(next_block, row, next_first, next_end, next_items, req, policy, C)
-        store_block(b, block, base, first, end, items, entry, req, view, policy, C)
+        worst = store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
         first, end, items, entry = next_first, next_end, next_items, next_entry
+    if C.REPORT_ONCE and policy.status_ptr is not None:
+        report_least(policy, worst)
 
 
 @triton.jit
@@ -126,11 +130,11 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
         kv_len = tl.where(mask, kv_len, 0).to(tl.int64)
         query = tl.where(mask, query, 0).to(tl.int64)
         if (chunk // C.BATCH_BLOCK) % programs == p:
-            report(policy, i, reason, mask)
+            report(policy, i, reason, mask, C)
             kept = kv_len
             if STREAM:
                 upto = item_sum + tl.cumsum(items, 0)
-                report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity))
+                report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity), C)
                 if C.FORM == CSR:
                     room = clip(view.capacity - (upto - items), 0, items)
                     kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
@@ -144,14 +148,14 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
                 tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
             if view.cu_k_ptr is not None:
                 upto = kv_sum + tl.cumsum(kv_len, 0)
-                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
                 _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
             if view.cu_q_ptr is not None:
                 if req.query_ptr is None:
                     upto = (i + 1).to(tl.int64) * req.query_len
                 else:
                     upto = query_sum + tl.cumsum(query, 0)
-                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX))
+                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
                 _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
         if STREAM:
             item_sum += tl.sum(items, 0)

@@ -41,6 +41,7 @@ class Config(str):
     WIDE: bool
     OVERLAP: bool
     EARLY: bool
+    REPORT_ONCE: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""

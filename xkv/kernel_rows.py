@@ -43,11 +43,22 @@ def _load_int(ptr, step, i, mask):
 
 
 @triton.jit
-def report(policy, b, reason, mask):
+def report(policy, b, reason, mask, C: tl.constexpr):
     """Keeps the smallest (row, reason): deterministic, and free where nothing is wrong."""
     if policy.status_ptr is not None:
-        word = b.to(tl.int64) * 256 + reason
-        tl.atomic_min(policy.status_ptr + word * 0, word, mask=mask & (reason > 0), sem="relaxed")
+        mask = mask & (reason > 0)
+        word = b * 256 + reason  # less than 2**25, as batches are less than 2**17
+        if C.REPORT_ONCE:
+            report_least(policy, tl.where(mask, word, INT32_MAX))
+        else:
+            tl.atomic_min(policy.status_ptr + word * 0, word.to(tl.int64), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def report_least(policy, words):
+    """One atomic for all lanes: with one each, AMD's back end makes a reduction of its own of them."""
+    least = tl.min(words, 0)
+    tl.atomic_min(policy.status_ptr, least.to(tl.int64), mask=least < INT32_MAX, sem="relaxed")
 
 
 @triton.jit
@@ -173,8 +184,11 @@ def load_block(block, row, first, end, items, req, policy, C: tl.constexpr):
 
 
 @triton.jit
-def store_block(b, block, base, first, end, items, entry, req, view, policy, C: tl.constexpr):
-    """Writes one block of row b; ``base`` counts the items of the rows before it in the stream."""
+def store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C: tl.constexpr):
+    """Writes one block of row b; ``base`` counts the items of the rows before it in the stream.
+
+    Returns ``worst``, the least word to report at each place, with this block's.
+    """
     at, j, live = _where(block, first, end, items, policy, C)
     done = block * C.NUM_PAGE_PER_BLOCK
     written = items
@@ -208,9 +222,14 @@ def store_block(b, block, base, first, end, items, entry, req, view, policy, C: 
         have = have & (page <= INT32_MAX)
     if policy.status_ptr is not None:
         bad = live & ~have & (outside | (policy.expect_all != 0))
-        report(policy, b + j * 0, tl.where(outside, BAD_MAP, BAD_ID), bad)
+        reason = tl.where(outside, BAD_MAP, BAD_ID)
+        if C.REPORT_ONCE:
+            worst = tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)
+        else:
+            report(policy, b + j * 0, reason, bad, C)
     stand_in = policy.missing_id
     if C.TAIL:
         stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     tl.store(out_row + done + j, value, mask=j < written - done)
+    return worst

@@ -20,7 +20,7 @@ from xkv import dispatch, tuning
 from xkv.build import INT32_MAX, MAX_BATCH, Build
 from xkv.launcher import Call, record, watched
 from xkv.platforms import Platform, platform
-from xkv.schedule import Schedule, schedule
+from xkv.schedule import Schedule, reschedule, schedule
 
 
 def run(build: Build) -> Prepared | None:
@@ -143,10 +143,14 @@ def compiled(device: int, config_: Any, options_: dict[str, Any], tensors: list[
     return _compiled[key]
 
 
-def warm(build: Build) -> int:
-    """Compiles and loads what builds like this can need, at any batch, width or length.
+def warm(build: Build, max_batch: int | None) -> int:
+    """Compiles and loads what builds like this can need, whatever their lengths.
 
     Launches nothing. Does nothing on a CPU.
+
+    Args:
+        build: one of them.
+        max_batch: requests: at batches up to it, and the width at hand; None: at any batch and width.
 
     Returns:
         How many kernels were not there before.
@@ -155,15 +159,29 @@ def warm(build: Build) -> int:
     device = build.req_to_token.get_device()
     if device >= 0:
         where = platform(build.req_to_token.device)
-        kind = tuning.kind_of(build.page_size, build.source_page_size)
-        plan = schedule(build, dispatch.tuning_row(where, kind, build.batch), where)
-        for row in dispatch.rows_of(where)[1]:
-            blocks = -(-build.row_items // row.num_page_per_block)
-            ways = [(False, False), (True, False), *[(True, True)] * (blocks * MAX_BATCH > INT32_MAX)]
-            for balance, wide in ways * (row.kind == kind):
-                fields = config(build, row, plan._replace(balance=balance, wide=wide), where)
-                compiled(device, fields, options(row, where), [*build.arguments(), plan.direct])
+        for row, plan in _ways(build, where, max_batch):
+            fields = config(build, row, plan, where)
+            compiled(device, fields, options(row, where), [*build.arguments(), plan.direct])
     return len(_compiled) - before
+
+
+def _ways(build: Build, where: Platform, max_batch: int | None) -> Iterator[tuple[tuning.Tuning, Schedule]]:
+    """The rows and schedules that builds like this can come to."""
+    kind, least = tuning.kind_of(build.page_size, build.source_page_size), 1
+    for row in dispatch.rows_of(where)[1]:
+        if row.kind != kind:
+            continue
+        most = min(row.max_batch or MAX_BATCH, max_batch or MAX_BATCH)
+        if least > most:
+            return
+        # what a batch decides changes once at most from the least to the most
+        for batch in (least, most):
+            plan = schedule(build, row, where, batch)
+            yield row, plan
+            if max_batch is None:
+                for balance in (False, True):
+                    yield row, reschedule(plan, row, balance)
+        least = most + 1
 
 
 @contextmanager
@@ -205,15 +223,20 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        build.tail_fill is not None, row.num_page_per_block, row.batch_block, plan.balance, plan.wide,
-        where.overlap, where.overlap and row.early,
+        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
+        overlaps(where), overlaps(where) and row.early, where.vendor == "hip",
     )  # fmt: skip
 
 
 def options(row: tuning.Tuning, where: Platform) -> dict[str, Any]:
     """Triton's launch options."""
     # AMD's back end has no such option
-    return {"num_warps": row.num_warps} | ({"launch_pdl": True} if where.overlap else {})
+    return {"num_warps": row.num_warps} | ({"launch_pdl": True} if overlaps(where) else {})
+
+
+def overlaps(where: Platform) -> bool:
+    """Whether launches there overlap the end of the kernel before them; none does in the interpreter."""
+    return where.overlap and not interpreted()
 
 
 @functools.cache

@@ -247,7 +247,8 @@ class MetadataBuilder:
             deltas, queries, starts, starts if len(self._views) == 2 else (None,)
         ):
             step = self._step(StepInputs(one, one, delta, query, 0, start, window_start))
-            made += launch.warm(step.fill(one, one, delta, query, start, window_start))
+            build = step.fill(one, one, delta, query, start, window_start)
+            made += launch.warm(build, self.max_batch_size)
         return made
 
     def capture(

@@ -139,7 +139,7 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     _slot.cache_clear()  # a call that was planned would be made
     with launch.compile_only() as builds:
         op(*args, **options)
-    return sum(map(launch.warm, builds))
+    return sum(launch.warm(build, None) for build in builds)
 
 
 def kind(x: Any) -> Any:

@@ -16,31 +16,50 @@ class Schedule(NamedTuple):
 
     Attributes:
         grid: rows and perhaps one for the sums, programs a row, views.
+        block: items of a block, NUM_PAGE_PER_BLOCK.
         direct: blocks of a row, at most, that its own programs write.
         balance: whether rows may have more blocks, which are then dealt out over all programs.
         wide: whether counting those takes int64.
     """
 
     grid: tuple[int, int, int]
+    block: int
     direct: int
     balance: bool
     wide: bool
 
 
-def schedule(build: Build, row: Tuning, where: Platform) -> Schedule:
-    """Deals the work of a build out by a tuning row: the grid grows with the batch, not the capacity."""
-    batch = max(build.batch, 1)
-    row_blocks = max(-(-build.row_items // row.num_page_per_block), 1)
+def schedule(build: Build, row: Tuning, where: Platform, batch: int | None = None) -> Schedule:
+    """Deals the work of a build out by a tuning row: the grid grows with the batch, not the capacity.
+
+    Args:
+        build: the build.
+        row: the tuning row.
+        where: the device.
+        batch: requests; None: the build's.
+    """
+    batch = max(build.batch if batch is None else batch, 1)
     # a row of programs more than requests: they have no blocks of their own and write the sums
     rows = batch + build.writes_sums
 
-    def share(per_cu: int) -> int:
-        return min(max(where.compute_units * per_cu // rows, 1), row_blocks, GRID_Y_MAX)
+    def share(per_cu: int, block: int) -> tuple[int, int]:
+        """Programs a row, and the blocks of the longest."""
+        blocks = max(-(-build.row_items // block), 1)
+        return min(max(where.compute_units * per_cu // rows, 1), blocks, GRID_Y_MAX), blocks
 
-    programs = share(row.programs_per_cu)
-    balance = row_blocks > programs * row.blocks_per_program
+    block = row.num_page_per_block
+    programs, blocks = share(row.programs_per_cu, block)
+    direct = blocks
+    balance = blocks > programs * row.blocks_per_program
     if balance:
-        programs = share(row.balanced_per_cu)
-    direct = programs if balance else row_blocks
-    wide = batch * row_blocks + rows * programs > INT32_MAX
-    return Schedule((rows, programs, len(build.views)), direct, balance, wide and balance)
+        block = row.balanced_block
+        programs, blocks = share(row.balanced_per_cu, block)
+        direct = programs
+    wide = batch * blocks + rows * programs > INT32_MAX
+    return Schedule((rows, programs, len(build.views)), block, direct, balance, wide and balance)
+
+
+def reschedule(plan: Schedule, row: Tuning, balance: bool) -> Schedule:
+    """The same with or without balance, as another width would have it: for what is compiled alone."""
+    block = row.balanced_block if balance else row.num_page_per_block
+    return plan._replace(block=block, balance=balance, wide=plan.wide and balance)

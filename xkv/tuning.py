@@ -28,6 +28,7 @@ class Tuning:
             block of its row, counts what the whole batch has left, and writes its share of that.
         early: where launches overlap, let the next kernel's programs come as soon as this one's have
             begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
+        balanced_block: NUM_PAGE_PER_BLOCK where they do not.
         batch_block: requests a program looks at at a time when it sums over the batch.
         provenance: where the row was measured, or that it was not.
     """
@@ -39,6 +40,7 @@ class Tuning:
     programs_per_cu: int
     blocks_per_program: int
     balanced_per_cu: int
+    balanced_block: int
     batch_block: int
     early: bool
     provenance: str
@@ -50,13 +52,14 @@ class Tuning:
             raise ValueError(f"max_batch must be None or >= 1, got {self.max_batch}")
         if not self.provenance:
             raise ValueError("provenance must say where the row comes from, got nothing")
-        for name in ("num_page_per_block", "num_warps", "batch_block"):
+        for name in ("num_page_per_block", "num_warps", "balanced_block", "batch_block"):
             value = getattr(self, name)
             # tl.arange and Triton's warp count take powers of two only
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, got {value}")
-        if self.num_page_per_block > 1 << 15:
-            raise ValueError(f"num_page_per_block must be <= 32768, got {self.num_page_per_block}")
+        for name in ("num_page_per_block", "balanced_block"):
+            if getattr(self, name) > 1 << 15:
+                raise ValueError(f"{name} must be <= 32768, got {getattr(self, name)}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
         for name in ("programs_per_cu", "blocks_per_program", "balanced_per_cu"):
@@ -78,7 +81,7 @@ def kind_of(page_size: int, source_page_size: int) -> Kind:
 
 # Only the interpreter runs these: small blocks, so that small cases cross them.
 CPU_ROWS = (
-    Tuning("token", None, 64, 4, 2, 2, 2, 16, False, "interpreter only"),
-    Tuning("near", None, 16, 4, 2, 2, 2, 16, False, "interpreter only"),
-    Tuning("far", None, 16, 4, 2, 2, 2, 16, False, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 2, 2, 32, 16, False, "interpreter only"),
+    Tuning("near", None, 16, 4, 2, 2, 2, 16, 16, False, "interpreter only"),
+    Tuning("far", None, 16, 4, 2, 2, 2, 16, 16, False, "interpreter only"),
 )
