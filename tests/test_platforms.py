@@ -206,14 +206,14 @@ class TestInstall:
         for extra in ("xkv[cuda]", "xkv[rocm]", "xkv[cpu]"):
             assert extra in message
 
-    @pytest.mark.parametrize("version", ["2.7.1", "2.7.0a0+git1b2c3d4", "1.13.1+rocm5.2"])
+    @pytest.mark.parametrize("version", ["2.8.1", "2.8.0a0+git1b2c3d4", "1.13.1+rocm5.2"])
     def test_old_torch(self, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "__version__", version)
         message = refusal("cpu")
         assert message.startswith(f"torch {version} is too old: xkv needs ")
         assert "upgrade torch" in message
 
-    @pytest.mark.parametrize("version", ["2.8.0a0+git1b2c3d4", "2.11.0+rocm7.1", "3.0", "2.10.0.dev1"])
+    @pytest.mark.parametrize("version", ["2.9.0a0+git1b2c3d4", "2.11.0+rocm7.1", "3.0", "2.10.0.dev1"])
     def test_new_torch(self, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "__version__", version)
         assert platform("cpu") == platforms.CPU

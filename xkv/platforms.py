@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _FIRST_OVERLAP = 90  # programmatic dependent launch
 VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
 
-# What the oldest engines bring that xkv's kernel was compiled with.
-MIN_TORCH, MIN_TRITON = "2.8", "3.4"
+# The oldest that compile xkv's kernel: Triton 3.4 fails on its loop. torch 2.9 brings 3.5.
+MIN_TORCH, MIN_TRITON = "2.9", "3.5"
 
 
 class UnsupportedPlatformError(RuntimeError):
@@ -105,7 +105,7 @@ def _torch() -> Any:
 def _require(name: str, found: str, oldest: str) -> None:
     from packaging.version import Version
 
-    # the release alone: 2.8.0a0+git is AMD's and NVIDIA's way to build 2.8
+    # the release alone: 2.9.0a0+git is AMD's and NVIDIA's way to build 2.9
     if Version(found).release < Version(oldest).release:
         raise UnsupportedPlatformError(
             f"{name} {found} is too old: xkv needs {oldest} or newer; upgrade torch, together with"
