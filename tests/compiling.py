@@ -1,104 +1,94 @@
-"""Compiles what a launch would compile, for GPUs that are not here."""
+"""The forms that are compiled for GPUs that are not here, and what a launch looks its kernel up by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
+import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import jit
+from triton.backends import backends
 
-from xkv import launch
-from xkv.build import Build
+from xkv import cuda, tuning
+from xkv.build import CSR, TABLE, Build
+from xkv.dispatch import specs_of
 from xkv.kernel import xkv_build
 from xkv.platforms import Platform
+from xkv.tools.kernels import BACKENDS
+from xkv.tools.kernels.compiling import intercepted
+from xkv.tools.kernels.units import UNITS
+from xkv.tools.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.tuning import Tuning
 
-BIG = 3 << 30  # bytes: past what 32-bit offsets, signed, reach
+I32, I64 = torch.int32, torch.int64
+KINDS = get_args(tuning.Kind)
+GPUS = {arch: unit.platform for arch, unit in UNITS.items()}
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.int32, storage: int = BIG) -> torch.Tensor:
-    """A tensor without data, at the front of a storage of so many bytes."""
-    strides = [1]
-    for n in reversed(shape[1:]):
-        strides.insert(0, strides[0] * n)
-    size = max(storage // dtype.itemsize, shape[0] * strides[0])
-    return torch.empty(size, dtype=dtype, device="meta").as_strided(shape, strides)
+def per_row(build: Build, dtype: torch.dtype = I32, more: int = 0) -> Any:
+    return meta(build.batch + more, dtype=dtype)
 
 
-class _Driver:
-    """What Triton asks of a driver until a kernel is compiled."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-class _LaunchedError(Exception):
-    """Ends a launch once its kernel is there: there is no GPU to load it."""
-
-
-@contextmanager
-def _plugged(where: Platform) -> Iterator[None]:
-    """Triton as on a machine with that GPU, forgotten again afterwards."""
-    arch: Any = int(where.arch.removeprefix("sm")) if where.vendor == "cuda" else where.arch
-    before = jit.driver
-    jit.driver = SimpleNamespace(active=_Driver(GPUTarget(where.vendor, arch, where.warp_size)))
-    xkv_build.device_caches.clear()
-    try:
-        yield
-    finally:
-        jit.driver = before
-        xkv_build.device_caches.clear()
+def everything(page_size: int, batch: int) -> Build:
+    """All that a `MetadataBuilder` can ask for at once, over the widest types."""
+    form = TABLE if page_size > 1 else CSR
+    build = plain(form, page_size, 1, batch, I32 if page_size > 1 else I64, I64)
+    build.seq_lens_delta_rows = per_row(build, I64)
+    build.query_lens, build.query_sign = per_row(build, I64), 1
+    build.map_page_size = 16
+    build.tail_fill = 0
+    build.status = meta(1, dtype=I64)
+    first, second = (dataclasses.replace(build.views[0]) for _ in range(2))
+    first.page_map = second.token_map = meta(1 << 20)
+    first.cu_seqlens_q = per_row(build, more=1)
+    sums = ("cu_seqlens_k",) if form == TABLE else ("kv_indptr", "kv_last_page_len")
+    for view in (first, second):
+        view.window = 4096
+        for name in ("kv_start", "cache_seqlens", *sums):
+            setattr(view, name, per_row(build, more=1))
+    build.views = (first, second)
+    return build
 
 
-def _launch(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
-    """Launches with ``run`` in the place of the kernel's; returns what that returns."""
-    results = []
-
-    def stop(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        results.append(run(*args, **options))
-        raise _LaunchedError
-
-    xkv_build.run = stop
-    try:
-        launch.launch(build, row, where)
-    except _LaunchedError:
-        pass
-    finally:
-        del xkv_build.run
-    (result,) = results
-    return result
+FORMS = {
+    "table of 64": lambda n: plain(TABLE, 64, 1, n),
+    "table of 1": lambda n: plain(TABLE, 1, 1, n),
+    "page csr": lambda n: of_spec(CSR_OF_PAGES, n),
+    "token csr": lambda n: csr(1, n),
+    "slots": lambda n: slots(16, n),
+    "larger source pages": lambda n: plain(TABLE, 16, 64, n),
+    "smaller source pages": lambda n: plain(TABLE, 64, 16, n),
+    "every table output": lambda n: everything(64, n),
+    "every csr output": lambda n: everything(1, n),
+}
+HEAVY = ("every table output", "every csr output")
+(CSR_OF_PAGES,) = (spec for spec in cuda.SPECS if spec.name == "flashinfer_mla")
 
 
-def compiled(build: Build, row: Tuning, where: Platform) -> Any:
-    """The CompiledKernel, down to the machine code, that this launch runs on such a GPU."""
 
-    def run(*args: Any, **options: Any) -> Any:
-        return type(xkv_build).run(xkv_build, *args, grid=None, warmup=True, **options)
+def forms_of(where: Platform) -> dict[str, Any]:
+    """The forms of the ops, and those of the vendor's backends that compile to something else."""
+    forms, seen = dict(FORMS), set()
+    for spec in specs_of(where.vendor).values():
+        shape = (spec.form, spec.page_size > 1, spec.outputs, spec.id_dtype, spec.tail_tokens > 0)
+        if shape not in seen and spec is not CSR_OF_PAGES:
+            seen.add(shape)
+            forms[spec.name] = lambda n, spec=spec: of_spec(spec, n)
+    return forms
 
-    with _plugged(where):
-        return _launch(build, row, where, run)
+
+def need(where: Platform) -> None:
+    name = BACKENDS[where.vendor]
+    if name not in backends:
+        pytest.skip(f"this triton cannot compile for {name}")
 
 
 def specialization(build: Build, row: Tuning, where: Platform) -> dict[str, Any]:
-    """What this launch looks its kernel up by: each parameter's type and what is known of it."""
+    """Each parameter's type and what is known of it."""
 
     def run(*args: Any, **options: Any) -> Any:
         *_, binder = xkv_build.create_binder()
         _, found, _ = binder(*args, **options)
         return dict(zip(xkv_build.arg_names, found, strict=True))
 
-    with _plugged(where):
-        return _launch(build, row, where, run)
+    return intercepted(build, row, where, run)

@@ -50,7 +50,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("info", ()), ("demo", ("--trace", "--steps")), ("check", ("--device", "--quick")),
+    [("info", ("--kernels", "--arch")), ("demo", ("--trace", "--steps")), ("check", ("--device", "--quick")),
      ("steps", ("--peers",)), ("bench", ("--peers", "--trace", "--from"))],
 )
 def test_help_of_a_command(
@@ -71,7 +71,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"xkv {xkv.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["tune"], ["info", "--quick"], ["check", "--device", "tpu"]])
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["tune"], ["info", "--quick"], ["info", "--arch", "gfx90a"], ["check", "--device", "tpu"]],
+)
 def test_usage_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)

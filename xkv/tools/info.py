@@ -8,22 +8,30 @@ import importlib
 import importlib.metadata
 import os
 import platform as python
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import xkv
 from xkv import dispatch, tuning
 from xkv.platforms import Platform
+from xkv.tools import kernels  # compiles, and so imports torch and Triton, when asked to
 
 _SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `info`, which has none.
+    """Adds the flags of `info`.
 
     Args:
         parser: the parser of the `info` command.
     """
+    add = parser.add_argument
+    add("--kernels", action="store_true", help="what the kernels take of a GPU, compiled without it")
+    add(
+        "--arch", nargs="+", choices=kernels.ARCHES, default=(), metavar="ARCH",
+        help=f"implies --kernels, for these alone: {', '.join(kernels.ARCHES)}",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
         args: what add_arguments defines.
 
     Returns:
-        The exit status, 0.
+        The exit status: 0; with --kernels 1 if they do not compile for an arch.
 
     Raises:
         xkv.UnsupportedPlatformError: what is installed or plugged in cannot run xkv.
     """
+    if args.kernels or args.arch:
+        return _kernels(args.arch or kernels.ARCHES)
     print(_aligned(_versions()))
     for warning in _warnings():
         print(f"\nwarning: {warning}")
@@ -47,6 +57,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"\ntuning rows of {where.arch}: {_origin(where)}")
         print(_aligned(_rows(where)))
     return 0
+
+
+def _kernels(arches: Iterable[str]) -> int:
+    """Prints a table an arch; one that this Triton cannot compile for does not hide the others."""
+    kernels.require()
+    print(kernels.LEGEND)
+    status = 0
+    for arch in dict.fromkeys(arches):
+        try:
+            table = kernels.table(arch)
+        except Exception as error:
+            # Triton, LLVM and ptxas have no exception in common
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"xkv info: {arch} does not compile here: {said}", file=sys.stderr)
+            status = 1
+        else:
+            print(f"\n{arch}\n{_aligned(table)}", flush=True)
+    return status
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,0 +1,80 @@
+"""Compiles what a launch would compile, for GPUs that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import jit
+
+from xkv import launch
+from xkv.build import Build
+from xkv.kernel import xkv_build
+from xkv.platforms import Platform
+from xkv.tuning import Tuning
+
+
+class _Driver:
+    """What Triton asks of a driver until a kernel is compiled."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _LaunchedError(Exception):
+    """Ends a launch once its kernel is there: there is no GPU to load it."""
+
+
+@contextmanager
+def _plugged(where: Platform) -> Iterator[None]:
+    """Triton as on a machine with that GPU, forgotten again afterwards."""
+    arch: Any = int(where.arch.removeprefix("sm")) if where.vendor == "cuda" else where.arch
+    before = jit.driver
+    jit.driver = SimpleNamespace(active=_Driver(GPUTarget(where.vendor, arch, where.warp_size)))
+    xkv_build.device_caches.clear()
+    try:
+        yield
+    finally:
+        jit.driver = before
+        xkv_build.device_caches.clear()
+
+
+def intercepted(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
+    """Launches on such a GPU with ``run`` in the place of the kernel's; returns what that returns."""
+    results = []
+
+    def stop(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        results.append(run(*args, **options))
+        raise _LaunchedError
+
+    with _plugged(where):
+        xkv_build.run = stop
+        try:
+            launch.launch(build, row, where)
+        except _LaunchedError:
+            pass
+        finally:
+            del xkv_build.run
+    (result,) = results
+    return result
+
+
+def compiled(build: Build, row: Tuning, where: Platform) -> Any:
+    """The CompiledKernel, down to the machine code, that this launch runs on such a GPU."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        return type(xkv_build).run(xkv_build, *args, grid=None, warmup=True, **options)
+
+    return intercepted(build, row, where, run)
