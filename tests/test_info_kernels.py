@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from xkv import cuda, dispatch, rocm
 from xkv.__main__ import main
 from xkv.platforms import Platform
 from xkv.tools import kernels
-from xkv.tools.kernels.resources import Resources, amd_bytes, count, ptx_bytes
+from xkv.tools.kernels.resources import Resources, amd_bytes, code_bytes, count, ptx_bytes
 from xkv.tools.kernels.units import UNITS, programs
 from xkv.tools.kernels.variants import variants
 
@@ -206,6 +207,26 @@ def test_width_of_a_load_in_ptx(line: str, width: list[int]) -> None:
 )
 def test_width_of_a_load_on_amd(line: str, width: list[int]) -> None:
     assert amd_bytes("load", f"\t{line}\n") == width
+
+
+@pytest.mark.parametrize(
+    ("symbols", "code"),
+    [
+        ([(2, 4, 0, 640)], 640),
+        ([(2, 4, 0x100, 640), (3, 4, 0, 0x4000)], 640),  # another type than a function
+        ([(2, 4, 0, 640), (0x12, 4, 512, 128)], 640),  # one within the other, global or not
+        ([(2, 4, 0, 640), (2, 5, 0, 128)], 768),  # of two sections
+    ],
+)
+def test_bytes_of_code_in_an_elf_file(symbols: list[tuple[int, int, int, int]], code: int) -> None:
+    table = b"".join(struct.pack("<IBBHQQ", 0, info, 0, where, at, n) for info, where, at, n in symbols)
+    header = bytearray(64)
+    struct.pack_into("<Q", header, 0x28, 64)  # where the section headers begin
+    struct.pack_into("<HH", header, 0x3A, 64, 2)  # bytes of one, and how many
+    sections = [(1, 0, 0), (2, 64 + 2 * 64, len(table))]  # type, offset, bytes
+    for kind, start, length in sections:
+        header += struct.pack("<IIQQQQIIQQ", 0, kind, 0, 0, start, length, 0, 0, 8, 24)
+    assert code_bytes(bytes(header) + table) == code
 
 
 def test_counted_instructions() -> None:

@@ -146,14 +146,14 @@ def _numbers(pattern: str, text: str, count: int) -> dict[str, int]:
 
 
 def code_bytes(elf: bytes) -> int:
-    """Bytes of the functions in a 64-bit ELF file, a cubin or an hsaco, without what pads its section."""
+    """Bytes of code in a 64-bit ELF file, a cubin or an hsaco, without what pads AMD's section."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     size, sections = struct.unpack_from("<HH", elf, 0x3A)
-    functions = set()  # a function may stand in both tables of symbols
+    spans: dict[int, list[int]] = {}  # ptxas' own functions, as of a 64-bit division, lie within the kernel's
     for n in range(sections):
         _, kind, _, _, start, length = struct.unpack_from("<IIQQQQ", elf, table + n * size)
         if kind in _SYMBOLS:
             for _, info, _, section, at, code in struct.iter_unpack("<IBBHQQ", elf[start : start + length]):
                 if info & 15 == _FUNCTION:
-                    functions.add((section, at, code))
-    return sum(code for _, _, code in functions)
+                    spans.setdefault(section, []).extend((at, at + code))
+    return sum(max(ends) - min(ends) for ends in spans.values())
