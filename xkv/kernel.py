@@ -121,6 +121,7 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
     item_sum = req.batch.to(tl.int64) * 0
     kv_sum = item_sum
     query_sum = item_sum
+    turn = p * C.BATCH_BLOCK
     # an empty batch has prefix sums too: [0]
     for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
@@ -129,7 +130,8 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
         items = items.to(tl.int64)
         kv_len = tl.where(mask, kv_len, 0).to(tl.int64)
         query = tl.where(mask, query, 0).to(tl.int64)
-        if (chunk // C.BATCH_BLOCK) % programs == p:
+        if chunk == turn:
+            turn += programs * C.BATCH_BLOCK
             report(policy, i, reason, mask, C)
             kept = kv_len
             if STREAM:
