@@ -63,21 +63,22 @@ def _plugged(where: Platform) -> Iterator[None]:
         xkv_build.device_caches.clear()
 
 
-def _launch(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
+def launched(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
     """Launches with ``run`` in the place of the kernel's; returns what that returns."""
     results = []
 
-    def stop(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    def stop(*args: Any, warmup: bool, **options: Any) -> None:
         results.append(run(*args, **options))
         raise _LaunchedError
 
-    xkv_build.run = stop
-    try:
-        launch.launch(build, row, where)
-    except _LaunchedError:
-        pass
-    finally:
-        del xkv_build.run
+    with _plugged(where):
+        xkv_build.run = stop
+        try:
+            launch.launch(build, row, where)
+        except _LaunchedError:
+            pass
+        finally:
+            del xkv_build.run
     (result,) = results
     return result
 
@@ -85,20 +86,19 @@ def _launch(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
 def compiled(build: Build, row: Tuning, where: Platform) -> Any:
     """The CompiledKernel, down to the machine code, that this launch runs on such a GPU."""
 
-    def run(*args: Any, **options: Any) -> Any:
+    def run(*args: Any, grid: Any, **options: Any) -> Any:
         return type(xkv_build).run(xkv_build, *args, grid=None, warmup=True, **options)
 
-    with _plugged(where):
-        return _launch(build, row, where, run)
+    return launched(build, row, where, run)
 
 
 def specialization(build: Build, row: Tuning, where: Platform) -> dict[str, Any]:
     """What this launch looks its kernel up by: each parameter's type and what is known of it."""
+    return launched(build, row, where, specialized)
 
-    def run(*args: Any, **options: Any) -> Any:
-        *_, binder = xkv_build.create_binder()
-        _, found, _ = binder(*args, **options)
-        return dict(zip(xkv_build.arg_names, found, strict=True))
 
-    with _plugged(where):
-        return _launch(build, row, where, run)
+def specialized(*args: Any, grid: Any, **options: Any) -> dict[str, Any]:
+    """The same of a launch's arguments, within it."""
+    *_, binder = xkv_build.create_binder()
+    _, found, _ = binder(*args, **options)
+    return dict(zip(xkv_build.arg_names, found, strict=True))
