@@ -65,7 +65,6 @@ HEAVY = ("every table output", "every csr output")
 (CSR_OF_PAGES,) = (spec for spec in cuda.SPECS if spec.name == "flashinfer_mla")
 
 
-
 def forms_of(where: Platform) -> dict[str, Any]:
     """The forms of the ops, and those of the vendor's backends that compile to something else."""
     forms, seen = dict(FORMS), set()
@@ -84,11 +83,12 @@ def need(where: Platform) -> None:
 
 
 def specialization(build: Build, row: Tuning, where: Platform) -> dict[str, Any]:
-    """Each parameter's type and what is known of it."""
+    """What this launch looks its kernel up by: each parameter's type and what is known of it."""
+    return intercepted(build, row, where, specialized)
 
-    def run(*args: Any, **options: Any) -> Any:
-        *_, binder = xkv_build.create_binder()
-        _, found, _ = binder(*args, **options)
-        return dict(zip(xkv_build.arg_names, found, strict=True))
 
-    return intercepted(build, row, where, run)
+def specialized(*args: Any, grid: Any, **options: Any) -> dict[str, Any]:
+    """The same of a launch's arguments, within it."""
+    *_, binder = xkv_build.create_binder()
+    _, found, _ = binder(*args, **options)
+    return dict(zip(xkv_build.arg_names, found, strict=True))

@@ -52,10 +52,14 @@ def _plugged(where: Platform) -> Iterator[None]:
 
 
 def intercepted(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
-    """Launches on such a GPU with ``run`` in the place of the kernel's; returns what that returns."""
+    """Launches on such a GPU with ``run(*args, grid=, **options)`` in the place of the kernel's.
+
+    Returns:
+        What that returns.
+    """
     results = []
 
-    def stop(*args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    def stop(*args: Any, warmup: bool, **options: Any) -> None:
         results.append(run(*args, **options))
         raise _LaunchedError
 
@@ -74,7 +78,7 @@ def intercepted(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
 def compiled(build: Build, row: Tuning, where: Platform) -> Any:
     """The CompiledKernel, down to the machine code, that this launch runs on such a GPU."""
 
-    def run(*args: Any, **options: Any) -> Any:
+    def run(*args: Any, grid: Any, **options: Any) -> Any:
         return type(xkv_build).run(xkv_build, *args, grid=None, warmup=True, **options)
 
     return intercepted(build, row, where, run)

@@ -1,0 +1,94 @@
+"""Runs AMD machine code where there is no AMD GPU: the third kind of device, beside GPU and interpreter.
+
+XKV_AMD_EXECUTOR names a Python file that can; nothing of it is part of xkv. It has a function
+
+    run(fn, signature, constexprs, args, grid, arch, num_warps)
+
+which compiles the Triton function for the arch, executes what came out over the numpy arrays among
+``args`` in place, and returns Triton's CompiledKernel. ``signature`` maps every parameter to its type
+("*i32", "i64", "constexpr"), ``args`` every parameter to its value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import building
+import torch
+from compiling import specialized
+
+from xkv import reference
+from xkv.build import Build, View
+from xkv.kernel import xkv_build
+from xkv.oracle import WRITTEN
+from xkv.platforms import Platform
+from xkv.tools.kernels.compiling import intercepted
+from xkv.tuning import Tuning
+
+PLACE = os.environ.get("XKV_AMD_EXECUTOR", "")
+
+
+@functools.cache
+def executor() -> Any:
+    """What the file defines, imported once a process."""
+    if not Path(PLACE).is_file():
+        raise FileNotFoundError(f"XKV_AMD_EXECUTOR={PLACE!r} is no file")
+    spec = importlib.util.spec_from_file_location("xkv_amd_executor", PLACE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def execute(build: Build, row: Tuning, where: Platform) -> Any:
+    """Launches a build of CPU tensors on such a GPU; returns the CompiledKernel that was executed."""
+
+    def run(*args: Any, grid: tuple[int, ...], **options: Any) -> Any:
+        found = specialized(*args, grid=grid, **options)
+        unknown = {name: known for name, (kind, known) in found.items() if kind != "constexpr" and known}
+        assert not unknown, "the executor compiles with nothing known of an argument, as launches do"
+        signature = {name: kind for name, (kind, _) in found.items()}
+        values = dict(zip(xkv_build.arg_names, args, strict=True))
+        constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
+        values = {n: v.numpy() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+        num_warps = options.pop("num_warps")
+        assert not options, f"options that the executor does not know: {options}"
+        return executor().run(xkv_build, signature, constexprs, values, grid, where.arch, num_warps)
+
+    return intercepted(build, row, where, run)
+
+
+def check(build: Build, row: Tuning, where: Platform) -> Any:
+    """Executes the build and holds all that it wrote, guard words included, to the oracle."""
+    want = building.twin(build)
+    kernel = execute(build, row, where)
+    reference.run(want)
+    building.assert_same(build, want)
+    return kernel
+
+
+def guard(build: Build) -> None:
+    """Puts every output that the build has between guard words, in place of where it lies."""
+    build.views = tuple(map(_guarded_view, build.views))
+    if build.status is not None:
+        build.status = _guarded(build.status)
+
+
+def _guarded_view(view: View) -> View:
+    return dataclasses.replace(
+        view, **{name: _guarded(x) for name in WRITTEN if (x := getattr(view, name)) is not None}
+    )
+
+
+def _guarded(x: torch.Tensor) -> torch.Tensor:
+    if x.dim() == 1:
+        out = building.guarded_1d(x.shape[0], x.dtype, "cpu")
+    else:
+        out = building.guarded(x.shape[0], x.shape[1], x.stride(0), x.dtype, "cpu")
+    return out.copy_(x)

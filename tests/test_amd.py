@@ -1,0 +1,255 @@
+"""AMD's machine code against the oracle, bit for bit, without an AMD GPU: see executing.py.
+
+A wrong address ends the process. Run with ``-n 2``: xdist then names the case and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import building
+import executing
+import pytest
+import torch
+from cases import CASES, Case, make
+
+import xkv
+from xkv import dispatch, launch, rocm, tuning
+from xkv.build import CSR, SLOTS, TABLE, Build
+from xkv.platforms import Platform
+from xkv.tools.kernels.compiling import compiled
+from xkv.tuning import Tuning
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
+    ),
+]
+
+I32, I64 = torch.int32, torch.int64
+UNITS = {"gfx942": 304, "gfx950": 256}  # compute units of MI300X and MI355X
+FORMS = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
+PAGE_SIZES = {"token": 1, "near": 16, "far": 64}
+# blocks small enough, and compute units few enough, that small cases cross blocks and help each other out
+SMALL = Tuning("far", None, 16, 1, 2, 1, 2, 16, 16, False, "test")
+arches = pytest.mark.parametrize("arch", rocm.TUNING)
+rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
+
+
+def check(build: Build, arch: str, real: bool) -> Any:
+    """With the row that a launch takes on such a GPU, or with the small one."""
+    where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
+    kind = tuning.kind_of(build.page_size, build.source_page_size)
+    row = dispatch.tuning_row(where, kind, build.batch) if real else SMALL
+    return executing.check(build, row, where)
+
+
+@arches
+@rows
+@pytest.mark.parametrize(
+    ("P", "S", "dtype"),
+    [(1, 1, I64), (16, 1, I32), (64, 1, I64), (64, 16, I32), (16, 64, I32)],
+    ids=lambda x: str(x).removeprefix("torch."),
+)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name, case in CASES.items() for form in case.forms],
+    ids=lambda x: FORMS.get(x, x) if isinstance(x, int) else x,
+)
+def test_curated(
+    name: str, form: int, P: int, S: int, dtype: torch.dtype, real: bool, arch: str
+) -> None:  # fmt: skip
+    check(make(CASES[name], form, P, S, dtype, "cpu"), arch, real)
+
+
+@arches
+@pytest.mark.parametrize(
+    ("n", "form"),
+    [
+        (n, form)
+        for n, row in enumerate(rocm.TUNING["gfx942"])
+        for form in FORMS
+        if form != SLOTS or row.kind == "token"
+    ],
+)
+def test_every_row_balanced(n: int, form: int, arch: str) -> None:
+    """Rows so long, on so small a GPU, that they need each other's programs, with the real blocks."""
+    row, where = rocm.TUNING[arch][n], Platform("hip", arch, 64, 1)
+    P = PAGE_SIZES[row.kind]
+    most = row.num_page_per_block * row.blocks_per_program + row.balanced_block
+    case = Case("", lambda P: [3, (most + 5) * P - 1, 0, P * 40])
+    build = make(case, form, P, 1, I32, "cpu")
+    if form == SLOTS:
+        build.query_lens = build.seq_lens.clone()
+        build.views[0].out = building.guarded_1d(int(build.seq_lens.sum()), I32, "cpu")
+    assert launch.schedule(build, row, where).balance
+    executing.check(build, row, where)
+
+
+@arches
+@pytest.mark.parametrize("seed", range(24))
+def test_random(seed: int, arch: str) -> None:
+    """Any options at all, hostile data every other time."""
+    rng = random.Random(seed)
+    build = building.random_build(rng, "cpu", hostile=seed % 2 == 1)
+    check(build, arch, real=seed % 4 > 1)
+
+
+@arches
+def test_it_is_the_code_that_a_launch_compiles(arch: str) -> None:
+    build = make(CASES["skewed"], CSR, 16, 1, I32, "cpu")
+    kernel = check(build, arch, real=True)
+    where = Platform("hip", arch, 64, UNITS[arch])
+    wanted = compiled(build, dispatch.tuning_row(where, "near", build.batch), where)
+    assert kernel.asm["amdgcn"] == wanted.asm["amdgcn"]
+    assert f"amdgcn-amd-amdhsa--{arch}" in kernel.asm["amdgcn"]
+
+
+@arches
+def test_a_wrong_word_is_found(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison sees what was executed, and guard words."""
+    build = make(CASES["odd lengths"], TABLE, 16, 1, I32, "cpu")
+    plain = executing.execute
+
+    def wide(build: Build, row: Tuning, where: Platform) -> Any:
+        view = build.views[0]
+        wider = view.out.as_strided((build.batch, view.out.shape[1] + 1), view.out.stride())
+        return plain(dataclasses.replace(build, views=(dataclasses.replace(view, out=wider),)), row, where)
+
+    build.tail_fill = 0
+    monkeypatch.setattr(executing, "execute", wide)
+    with pytest.raises(AssertionError, match=r"views\[0\]\.out differs"):
+        check(build, arch, real=True)
+
+
+@pytest.fixture
+def launches(arch: str, real: bool, monkeypatch: pytest.MonkeyPatch) -> list[Build]:
+    """Executes and checks every launch that xkv makes, and lists them."""
+    found: list[Build] = []
+
+    def run(build: Build) -> None:
+        build = dataclasses.replace(build)  # builders fill theirs again
+        executing.guard(build)
+        check(build, arch, real)
+        found.append(build)
+
+    monkeypatch.setenv("XKV_ARCH", arch)
+    monkeypatch.setattr(launch, "run", run)
+    return found
+
+
+TOKENS, LENS = 1024, [300, 0, 897, 64, 1]
+
+
+def inputs(P: int, S: int, dtype: torch.dtype = I32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    source = building.paged_source(random.Random(0), 9, TOKENS // S, max(P, S), S, dtype, "cpu")
+    return source, torch.tensor([(3 * n + 1) % 9 for n in range(len(LENS))]), torch.tensor(LENS)
+
+
+def permuted(size: int) -> torch.Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(size))
+
+
+OPTIONS: dict[str, Any] = {
+    "nothing more": lambda P: {},
+    "delta": lambda P: {"seq_lens_delta": 3},
+    "delta a row": lambda P: {"seq_lens_delta": torch.tensor([5, 2, -7, 0, -1], dtype=I32)},
+    "start": lambda P: {"kv_start": torch.tensor([130, 0, 64, 63, 0])},
+    "token map": lambda P: {"token_map": permuted(9 * TOKENS)},
+    "page map": lambda P: {"page_map": permuted(9 * TOKENS // P).to(I32)},
+    "short map": lambda P: {"page_map": permuted(20), "missing_id": 7},
+    "tail": lambda P: {"tail_fill": 0, "tail_tile": 4},
+    "int64": lambda P: {"dtype": I64},
+    "too long": lambda P: {"seq_lens_delta": 500},
+}
+OPS = {
+    "build_page_table": (xkv.build_page_table, (1, 16, 64)),
+    "build_kv_indices": (xkv.build_kv_indices, (1, 16)),
+    "build_slot_mapping": (xkv.build_slot_mapping, (1,)),
+}
+
+
+@arches
+@rows
+@pytest.mark.parametrize("S", [1, 16])
+@pytest.mark.parametrize(("op", "P"), [(op, P) for op, (_, sizes) in OPS.items() for P in sizes])
+def test_ops(op: str, P: int, S: int, launches: list[Build], real: bool, arch: str) -> None:
+    """The whole call, with every kind of option in turn."""
+    for name, make_options in OPTIONS.items():
+        options = make_options(P)
+        arguments: list[Any] = [*inputs(P, S)]
+        if op == "build_slot_mapping":
+            if name == "start":
+                continue
+            arguments.append(torch.tensor([3, 0, 7, 64, 1], dtype=I32))
+        else:
+            options["page_size"] = P
+        status = xkv.Status("cpu")
+        OPS[op][0](*arguments, source_page_size=S, status=status, **options)
+    assert len(launches) == len(OPTIONS) - (op == "build_slot_mapping")
+    # the last is too long for its row
+    assert int(launches[-1].status) == 2 * 256 + xkv.Reason.BAD_LENGTH
+
+
+SPECS = dispatch.specs_of("hip").values()
+
+
+@arches
+@rows
+@pytest.mark.parametrize(("spec", "P"), [(spec.name, P) for spec in SPECS for P in spec.page_sizes])
+def test_backends(spec: str, P: int, launches: list[Build], real: bool, arch: str) -> None:
+    """What `MetadataBuilder` launches: every mode of its steps."""
+    source, pool, lens = inputs(P, 1)
+    builder = xkv.MetadataBuilder(spec, source, max_batch_size=8, max_context_len=TOKENS, page_size=P)
+    modes(builder, pool, lens)
+    assert len(launches) == 9
+    wanted = {*builder.spec.outputs, "out"}
+    for build in launches:
+        assert {name.split(".")[1] for name in building.outputs(build) if "." in name} == wanted
+
+
+@arches
+@rows
+@pytest.mark.parametrize("kind", ["page ids", "window", "window map", "page map"])
+@pytest.mark.parametrize("spec", [spec.name for spec in SPECS])
+def test_backends_of_other_sources(
+    spec: str, kind: str, launches: list[Build], real: bool, arch: str
+) -> None:  # fmt: skip
+    """Of page ids, through maps, and with a window's view beside the first."""
+    P = dispatch.specs_of("hip")[spec].page_size
+    S = 16 if kind == "page ids" else 1
+    options = {
+        "page ids": {"source_page_size": S},
+        "window": {"sliding_window": 100},
+        "window map": {"window_token_map": permuted(9 * TOKENS)},
+        "page map": {"page_map": permuted(9 * TOKENS // P)},
+    }[kind]
+    source, pool, lens = inputs(P, S)
+    builder = xkv.MetadataBuilder(
+        spec, source, max_batch_size=8, max_context_len=TOKENS, **options
+    )  # fmt: skip
+    modes(builder, pool, lens)
+    assert {len(build.views) for build in launches} == {1 + ("window" in kind)}
+
+
+def modes(builder: xkv.MetadataBuilder, pool: torch.Tensor, lens: torch.Tensor) -> None:
+    """Decode, verify, ragged verify, draft extend, a delta a row, a chunk, padding, offences, no batch."""
+    ragged = torch.tensor([3, 0, 7, 1, 2], dtype=I32)
+    builder.build(pool, lens)
+    builder.build(pool, lens, seq_lens_delta=4, query_lens=4)
+    builder.build(pool, lens, query_lens=ragged, query_lens_sign=1)
+    builder.build(pool, lens + 9, query_lens=ragged, query_lens_sign=-1, seq_lens_delta=2)
+    builder.build(pool, lens, seq_lens_delta=ragged)
+    builder.build(pool, lens, kv_start=torch.tensor([130, 0, 64, 63, 0]))
+    builder.build(pool.to(I32), torch.tensor([5, 0, 0, 0, 0], dtype=I32))
+    builder.build(torch.tensor([0, 99, -1]), torch.tensor([TOKENS + 1, 5, 2**40]))
+    builder.build(pool[:0], lens[:0])
+
+
+def test_every_arch_has_its_units_and_rows() -> None:
+    assert [*UNITS] == [*rocm.TUNING]
+    assert len({tuple(row.kind for row in found) for found in rocm.TUNING.values()}) == 1
