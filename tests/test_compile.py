@@ -79,13 +79,14 @@ def examine(kernel: Any, where: Platform, row: Tuning, *, heavy: bool = False) -
         assert used.registers <= (255 if heavy else 128)
     else:
         text = kernel.asm["amdgcn"]
-        assert f'.amdgcn_target "amdgcn-amd-amdhsa--{where.arch}' in text
+        # the triple's first part is another with each LLVM
+        assert re.search(rf'\.amdgcn_target "\S*-amd-amdhsa-\S*-{where.arch}\b', text)
         assert used.registers <= 128
         assert used.stack == 0
         # scalars that find no scalar register go to lanes of a vector register, not to memory
         assert used.scalar_spills <= (160 if heavy else 0)
-        # what LLVM itself counts
-        assert scheduler_warps(used, UNITS[where.arch]) == said(text, "Occupancy: ")
+        # what LLVM itself counts; that of Triton 3.9 keeps more scalar registers back, for a wave at most
+        assert 0 <= scheduler_warps(used, UNITS[where.arch]) - said(text, "Occupancy: ") <= 1
         assert used.code == said(text, "codeLenInByte = ")
         assert not re.search(r"\bscratch_(load|store)", text)
     return used
