@@ -71,16 +71,19 @@ def _seek(u, programs, req, view, policy, C: tl.constexpr):
 
 
 @triton.jit
-def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
+def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.constexpr):
     """All of the ids: a program's own row first, then what other rows have left.
 
     The next block is looked for and read before this one is written: one is always on its way.
     """
     b = tl.program_id(0)
     block = tl.program_id(1)
-    # a row past the batch has no items: its programs are there for the sums, and to help out
+    if SUMS:
+        # The first programs, which write the sums, have no row of their own but one past the batch, which
+        # has no items: they began first, and then help out.
+        b = tl.where(b == 0, req.batch, b - 1)
     row, first, end, items, _, _, _ = describe(b, b < req.batch, req, view, policy, C)
-    entry = load_block(block, row, first, end, items, req, policy, C)
+    entry = load_block(block, row, first, end, items, req, view, policy, C)
     base = before(b, req, view, policy, C)
     own = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
     u = p
@@ -100,7 +103,7 @@ def _write_blocks(p, programs, req, view, policy, C: tl.constexpr):
                 more = next_b < req.batch
         if more:
             row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
-            next_entry = load_block(next_block, row, next_first, next_end, next_items, req, policy, C)
+            next_entry = load_block(next_block, row, next_first, next_end, next_items, req, view, policy, C)
         worst = store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
         first, end, items, entry = next_first, next_end, next_items, next_entry
@@ -179,19 +182,17 @@ def _build(req, view, policy, C: tl.constexpr):
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    # the last programs have the fewest blocks, if any: let them write the sums
-    last = programs - 1 - p
     if C.TAIL and STREAM:
-        total = tl.minimum(_write_sums(last, programs, req, view, policy, C), view.capacity)
+        total = tl.minimum(_write_sums(p, programs, req, view, policy, C), view.capacity)
         end = fill_end(total, view, policy)
         for at in range(total + p * C.NUM_PAGE_PER_BLOCK, end, programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
             tl.store(view.out_ptr + o, fill, mask=o < end)
     elif SUMS:
-        if last * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
-            _write_sums(last, programs, req, view, policy, C)
-    _write_blocks(p, programs, req, view, policy, C)
+        if p * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
+            _write_sums(p, programs, req, view, policy, C)
+    _write_blocks(p, programs, req, view, policy, SUMS, C)
     if C.OVERLAP and not C.EARLY:
         tl.extra.cuda.gdc_launch_dependents()
 
