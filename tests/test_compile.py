@@ -25,11 +25,16 @@ pytestmark = pytest.mark.compile
 # registers for the rows of large batches, or on AMD a wavefront too many scalars.
 LACKING = {
     ("cuda", "token csr"): 1,
-    ("cuda", "triton"): 1,
+    ("cuda", "triton"): 2,
     ("cuda", "slots"): 1,
     ("cuda", "larger source pages"): 1,
     ("hip", "slots"): 1,
+    ("hip", "aiter_mla"): 1,
+    ("hip", "triton"): 1,
 }
+# Scalars that find no scalar register go to lanes of a vector register, not to memory: of most forms, none.
+# Where a lane reads 16 bytes, each of its four entries has a mask of two scalars.
+SCALAR_SPILLS = {"aiter_mla": 6, "triton": 6}
 ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
 
 
@@ -62,7 +67,9 @@ def size(row: Tuning) -> tuple[int, int, int]:
     return row.num_page_per_block, row.batch_block, row.num_warps
 
 
-def examine(kernel: Any, where: Platform, row: Tuning, *, heavy: bool = False) -> Resources:
+def examine(
+    kernel: Any, where: Platform, row: Tuning, name: str = "", *, heavy: bool = False
+) -> Resources:
     """The machine code of one kernel fits, and keeps to registers."""
     used = read(kernel)
     assert kernel.metadata.num_warps == row.num_warps
@@ -83,8 +90,7 @@ def examine(kernel: Any, where: Platform, row: Tuning, *, heavy: bool = False) -
         assert re.search(rf'\.amdgcn_target "\S*-amd-amdhsa-\S*-{where.arch}\b', text)
         assert used.registers <= 128
         assert used.stack == 0
-        # scalars that find no scalar register go to lanes of a vector register, not to memory
-        assert used.scalar_spills <= (160 if heavy else 0)
+        assert used.scalar_spills <= (160 if heavy else SCALAR_SPILLS.get(name, 0))
         # what LLVM itself counts; that of Triton 3.9 keeps more scalar registers back, for a wave at most
         assert 0 <= scheduler_warps(used, UNITS[where.arch]) - said(text, "Occupancy: ") <= 1
         assert used.code == said(text, "codeLenInByte = ")
@@ -109,7 +115,7 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
     balance = schedule(build, row, where).balance
     assert balance, "the case is to hold all of the kernel's code"
     kernel = compiled(build, row, where)
-    used = examine(kernel, where, row, heavy=name in HEAVY)
+    used = examine(kernel, where, row, name, heavy=name in HEAVY)
     if name not in HEAVY:
         held = programs(used, UNITS[where.arch])
         assert held >= asked(row) - LACKING.get((where.vendor, name), 0)

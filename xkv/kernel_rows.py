@@ -169,8 +169,14 @@ def _where(block, first, end, items, policy, C: tl.constexpr):
     return at, j, live
 
 
+@triton.constexpr_function
+def _lane_bytes(this, other):
+    """Bytes of an access to entries of a type, where a lane takes 16 bytes of the wider type at a time."""
+    return 16 * this.primitive_bitwidth // max(this.primitive_bitwidth, other.primitive_bitwidth)
+
+
 @triton.jit
-def load_block(block, row, first, end, items, req, policy, C: tl.constexpr):
+def load_block(block, row, first, end, items, req, view, policy, C: tl.constexpr):
     """Reads one block of a row's source entries; -1 where the row has no token."""
     at, j, live = _where(block, first, end, items, policy, C)
     src_row = req.src_ptr + row.to(tl.int64) * req.src_stride
@@ -178,7 +184,18 @@ def load_block(block, row, first, end, items, req, policy, C: tl.constexpr):
         source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
         source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
-    if C.FORM != SLOTS and policy.min_len is None and not C.TAIL:
+    if C.PAGE_SIZE == C.SOURCE_PAGE_SIZE:
+        begin = src_row + at // C.SOURCE_PAGE_SIZE
+        whole = items - block * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
+        if C.FORM == SLOTS or policy.min_len is not None:
+            whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < end)
+        WIDTH: tl.constexpr = _lane_bytes(req.src_ptr.dtype.element_ty, view.out_ptr.dtype.element_ty)
+        if whole & (begin.to(tl.int64) % WIDTH == 0):
+            entry = tl.load(tl.multiple_of(begin, WIDTH) + j)
+        else:
+            entry = tl.load(source, mask=live, other=-1)
+        return entry
+    elif C.FORM != SLOTS and policy.min_len is None and not C.TAIL:
         return tl.load(source, mask=live)  # nothing else is stored: no need to fill it in
     else:
         return tl.load(source, mask=live, other=-1)
@@ -232,5 +249,13 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     if C.TAIL:
         stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
-    tl.store(out_row + done + j, value, mask=j < written - done)
+    out = out_row + done
+    if C.PAGE_SIZE == C.SOURCE_PAGE_SIZE:
+        WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
+        if (written - done >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
+            tl.store(tl.multiple_of(out, WIDTH) + j, value)
+        else:
+            tl.store(out + j, value, mask=j < written - done)
+    else:
+        tl.store(out + j, value, mask=j < written - done)
     return worst
