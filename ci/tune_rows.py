@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import random
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from xkv.tools.bench.records import geomean
 from xkv.tools.bench.workloads import WORKLOADS, Workload
 from xkv.tuning import Kind, Tuning
 
@@ -107,8 +107,7 @@ def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
     for row, us in times.items():
         ratios = {point: us[point] / best[point] for point in points}
         where = max(ratios, key=ratios.__getitem__)
-        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-        scores.append(Score(row, mean, ratios[where], where))
+        scores.append(Score(row, geomean(ratios.values()), ratios[where], where))
     return sorted(scores, key=lambda score: (score.mean, score.worst))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gpus
+import peer_stubs
 import pytest
 
 gpus.take(os.environ)
@@ -67,3 +68,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.iterdir()
     return path
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stand-ins for the peers' kernel files."""
+    folder = tmp_path_factory.mktemp("peers")
+    peer_stubs.write(folder)
+    return folder

@@ -16,7 +16,7 @@ import torch
 from cases import CASES, Case, make
 
 import xkv
-from xkv import dispatch, launch, rocm, tuning
+from xkv import dispatch, launch, rocm
 from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.platforms import Platform
 from xkv.tools.kernels.compiling import compiled
@@ -43,9 +43,7 @@ rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 def check(build: Build, arch: str, real: bool) -> Any:
     """With the row that a launch takes on such a GPU, or with the small one."""
     where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
-    kind = tuning.kind_of(build.page_size, build.source_page_size)
-    row = dispatch.tuning_row(where, kind, build.batch) if real else SMALL
-    return executing.check(build, row, where)
+    return executing.check(build, launch.tuned(build, where) if real else SMALL, where)
 
 
 @arches
@@ -104,7 +102,7 @@ def test_it_is_the_code_that_a_launch_compiles(arch: str) -> None:
     build = make(CASES["skewed"], CSR, 16, 1, I32, "cpu")
     kernel = check(build, arch, real=True)
     where = Platform("hip", arch, 64, UNITS[arch])
-    wanted = compiled(build, dispatch.tuning_row(where, "near", build.batch), where)
+    wanted = compiled(build, launch.tuned(build, where), where)
     assert kernel.asm["amdgcn"] == wanted.asm["amdgcn"]
     assert f"amdgcn-amd-amdhsa--{arch}" in kernel.asm["amdgcn"]
 

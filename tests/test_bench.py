@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import peer_stubs
 import pytest
 import torch
 from benching import FOUND, HOST, TINY, write_trace
@@ -16,13 +15,6 @@ from xkv.tools.bench.records import BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED
 from xkv.tools.bench.workloads import WORKLOADS, Workload
 
 K = 1024
-
-
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("peers")
-    peer_stubs.write(folder)
-    return folder
 
 
 @pytest.fixture

@@ -35,13 +35,6 @@ def run(*argv: str) -> int:
     return bench.run(parser.parse_args(argv))
 
 
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("peers")
-    peer_stubs.write(folder)
-    return folder
-
-
 @pytest.fixture
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """As if there were a GPU: on the CPU, in little, with made-up times; what was asked to be timed."""

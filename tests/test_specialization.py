@@ -8,7 +8,7 @@ import pytest
 import torch
 from compiling import GPUS, HEAVY, everything, forms_of, need, specialization
 
-from xkv import dispatch, tuning
+from xkv import dispatch, launch
 from xkv.build import TABLE, Build
 from xkv.dispatch import specs_of
 from xkv.platforms import Platform
@@ -33,7 +33,7 @@ def test_what_is_not_asked_for_is_no_argument(arch: str, form: str) -> None:
     need(where)
     make = forms_of(where).get(form, lambda n: of_spec(specs_of("hip")["aiter_unified"], n))
     build = make(4)
-    row = dispatch.tuning_row(where, tuning.kind_of(build.page_size, build.source_page_size), 4)
+    row = launch.tuned(build, where)
     for (name, (kind, _)), value in zip(key(build, row, where).items(), [*build.arguments(), 1], strict=True):
         assert (kind == "constexpr") == (value is None), name
 

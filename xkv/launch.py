@@ -49,8 +49,13 @@ def run(build: Build) -> Prepared | None:
 def prepare(build: Build) -> Prepared:
     """Readies the launch with the tuning row of the build's device, kind and batch."""
     where = platform(build.req_to_token.device)
+    return Prepared(build, tuned(build, where), where)
+
+
+def tuned(build: Build, where: Platform) -> tuning.Tuning:
+    """The tuning row of a build's kind and batch."""
     kind = tuning.kind_of(build.page_size, build.source_page_size)
-    return Prepared(build, dispatch.tuning_row(where, kind, build.batch), where)
+    return dispatch.tuning_row(where, kind, build.batch)
 
 
 def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:

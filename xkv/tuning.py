@@ -26,10 +26,10 @@ class Tuning:
             the longest row so, no row needs another's.
         balanced_per_cu: programs a compute unit gets at most where they do not: each then writes one
             block of its row, counts what the whole batch has left, and writes its share of that.
-        early: where launches overlap, let the next kernel's programs come as soon as this one's have
-            begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
         balanced_block: NUM_PAGE_PER_BLOCK where they do not.
         batch_block: requests a program looks at at a time when it sums over the batch.
+        early: where launches overlap, let the next kernel's programs come as soon as this one's have
+            begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
         provenance: where the row was measured, or that it was not.
     """
 

@@ -81,18 +81,17 @@ def table(arch: str) -> list[list[str]]:
 
 def _row(name: str, build: Any, unit: Unit) -> dict[str, str]:
     """Column -> cell."""
-    from xkv import dispatch, tuning
+    from xkv import launch
     from xkv.schedule import schedule
     from xkv.tools.kernels.compiling import compiled
     from xkv.tools.kernels.resources import read
 
     where = unit.platform
-    kind = tuning.kind_of(build.page_size, build.source_page_size)
-    row = dispatch.tuning_row(where, kind, build.batch)
+    row = launch.tuned(build, where)
     used = read(compiled(build, row, where))
     cells = dict(_cells(used, row, unit))
     block = schedule(build, row, where).block
-    return {"of": name, "batch": str(build.batch), "kind": kind, "block": str(block)} | cells
+    return {"of": name, "batch": str(build.batch), "kind": row.kind, "block": str(block)} | cells
 
 
 def _cells(used: Resources, row: Tuning, unit: Unit) -> Iterator[tuple[str, str]]:
