@@ -1,0 +1,305 @@
+"""The plugin in vLLM 0.33.0's real modules: its loader, its call sites, and outputs equal bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from building import guarded, guarded_1d, whole
+from conftest import GPUS, INTERPRETED
+from vllm_engine import ROOT, distribution, folder, installed, modules
+
+BIG = 24 if GPUS else 3
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """vLLM's modules, the plugin loaded before them by vLLM's own loader."""
+    root, dist = folder(), tmp_path_factory.mktemp("dist")
+    distribution(dist)
+    with installed(ROOT, dist, root, root=root):
+        import vllm.plugins
+
+        lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        log = logging.getLogger("vllm.xkv")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)  # as vLLM sets its own
+        vllm.plugins.load_general_plugins()
+        found = modules()
+        found.lines = lines
+        yield found
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+def overrides(engine: SimpleNamespace) -> dict[str, Any]:
+    return {
+        "_copy_page_indices_kernel": engine.flashinfer._copy_page_indices_kernel,
+        "_expand_page_indices_kernel": engine.aiter._expand_page_indices_kernel,
+        "ComputeSlotMappingKernel.kernel": engine.v1._COMPUTE_SLOT_MAPPING_KERNEL.kernel,
+        "_gather_block_tables_kernel": engine.v2._gather_block_tables_kernel,
+        "_compute_slot_mappings_kernel": engine.v2._compute_slot_mappings_kernel,
+    }
+
+
+def test_the_loader_replaces_all_five(engine: SimpleNamespace) -> None:
+    found = overrides(engine)
+    assert all(type(kernel).__name__ == "XkvOverride" for kernel in found.values())
+    (line,) = engine.lines
+    assert line.endswith(
+        f"replaces, where their modules are imported: {', '.join(found)}; leaves alone: nothing"
+    )
+
+
+def test_loaded_again_nothing_changes(engine: SimpleNamespace) -> None:
+    from xkv.integrations.vllm import load
+
+    before = overrides(engine)
+    load()
+    assert all(a is b for a, b in zip(before.values(), overrides(engine).values(), strict=True))
+    engine.lines.pop()
+
+
+def both(kernel: Any, step: Callable[[], None], written: list[torch.Tensor], graph: bool = False) -> None:
+    """A step with our launch and with vLLM's kernel leaves the same, guard words included."""
+    start = [whole(x).clone() for x in written]
+    launches: list[bool] = []
+    ours = kernel.xkv_launch
+
+    def spied(*args: Any, **kwargs: Any) -> bool:
+        launches.append(ours(*args, **kwargs))
+        return launches[-1]
+
+    def run(launch: Callable[..., bool], captured: bool) -> list[torch.Tensor]:
+        kernel.xkv_launch = launch
+        try:
+            step()  # compiles
+            if captured:
+                replay = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(replay):
+                    step()
+            for x, old in zip(written, start, strict=True):
+                whole(x).copy_(old)
+            replay.replay() if captured else step()
+        finally:
+            kernel.xkv_launch = ours
+        return [whole(x).clone() for x in written]
+
+    got = run(spied, graph)
+    assert launches
+    assert all(launches), "left to vLLM's kernel"
+    want = run(lambda *args, **kwargs: False, False)
+    for a, b in zip(got, want, strict=True):
+        if not torch.equal(a, b):
+            at = (a != b).nonzero().flatten()[:8]
+            raise AssertionError(f"at {at.tolist()}: {a[at].tolist()}, vLLM's {b[at].tolist()}")
+
+
+pytestmark_kernel = [
+    pytest.mark.kernel,
+    pytest.mark.parametrize("seed", range(12 if GPUS else 3)),
+    pytest.mark.parametrize(
+        "graph", [False, pytest.param(True, marks=pytest.mark.gpu)], ids=["eager", "graph"]
+    ),
+]
+
+
+def random_kernel_test(function: Callable[..., None]) -> Callable[..., None]:
+    for mark in pytestmark_kernel:
+        function = mark(function)
+    return function
+
+
+class Batch:
+    """Requests: where each one's tokens begin, and their positions."""
+
+    def __init__(self, rng: random.Random, device: str, longest: int) -> None:
+        self.num_reqs = rng.randint(1, 4 * BIG)
+        queries = [rng.choice([0, 1, 1, 1, 2, rng.randint(1, 40 * BIG)]) for _ in range(self.num_reqs)]
+        queries = [min(n, longest) for n in queries]
+        starts = [rng.randint(0, longest - n) for n in queries]
+        self.tokens = sum(queries)
+        self.room = self.tokens + rng.choice([0, 1, 7, 1500])
+        at = torch.tensor([0, *queries]).cumsum(0).int()
+        self.query_start_loc = at.to(device)
+        flat = [p for s, n in zip(starts, queries, strict=True) for p in range(s, s + n)]
+        self.positions = torch.tensor(flat, dtype=torch.int64, device=device)
+        self.starts = torch.tensor(starts, dtype=torch.int32, device=device)
+
+
+def fill(table: torch.Tensor) -> None:
+    table.copy_(torch.randint(1 << 20, table.shape, dtype=table.dtype))
+
+
+@random_kernel_test
+def test_v1_slot_mapping(engine: SimpleNamespace, device: str, seed: int, graph: bool) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    block_size, cp = rng.choice([1, 16, 64, 528]), rng.choice([1, 1, 2, 4])
+    longest = rng.choice([50, 300 * BIG])
+    batch = Batch(rng, device, longest)
+    width = -(-longest // (block_size * cp)) + rng.randint(0, 3)
+    table = engine.v1.BlockTable(
+        block_size, batch.num_reqs + 2, width, batch.room, False, torch.device(device),
+        rng.choice([1, block_size]),
+    )  # fmt: skip
+    table.dcp_world_size, table.dcp_rank = cp, rng.randrange(cp)
+    fill(table.block_table.gpu)
+    table.slot_mapping.gpu = out = guarded_1d(batch.room, torch.int64, device)
+    positions = torch.cat(
+        [batch.positions, batch.positions.new_zeros(rng.randint(0, batch.room - batch.tokens))]
+    )
+    both(
+        engine.v1._COMPUTE_SLOT_MAPPING_KERNEL.kernel,
+        lambda: table.compute_slot_mapping(batch.num_reqs, batch.query_start_loc, positions), [out], graph,
+    )  # fmt: skip
+
+
+def block_tables(engine: SimpleNamespace, rng: random.Random, batch: Batch, device: str, longest: int) -> Any:
+    """Model runner V2's, with guard words around what is written."""
+    groups = rng.randint(1, 3)
+    sizes = [rng.choice([1, 16, 64, 528]) for _ in range(groups)]
+    cp = rng.choice([1, 1, 2])
+    tables = engine.v2.BlockTables(
+        sizes, batch.num_reqs + 3, batch.room,
+        [(-(-longest // size) + rng.randint(0, 3) + 3) // 4 * 4 for size in sizes], torch.device(device),
+        cp, rng.randrange(cp), rng.choice([1, 16]) if min(sizes) > 1 else 1,
+        [rng.random() < 0.8 for _ in sizes], [rng.random() < 0.7 for _ in sizes],
+        [rng.choice([0, 30]) for _ in sizes],
+    )  # fmt: skip
+    for table in tables.block_tables:
+        fill(table.gpu)
+    tables.input_block_tables = [
+        guarded(*t.gpu.shape, t.gpu.shape[1], torch.int32, device) for t in tables.block_tables
+    ]
+    tables.slot_mappings = guarded(groups, batch.room, batch.room, torch.int64, device)
+    counts = [[rng.choice([0, 1, t.gpu.shape[1], rng.randint(0, t.gpu.shape[1])]) for _ in range(batch.num_reqs + 3)]
+              for t in tables.block_tables]  # fmt: skip
+    tables.num_blocks.gpu = torch.tensor(counts, dtype=torch.int32, device=device)
+    tables.init_block_table_layout_tensors()
+    return tables
+
+
+@random_kernel_test
+def test_v2_gather(engine: SimpleNamespace, device: str, seed: int, graph: bool) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    batch = Batch(rng, device, longest := rng.choice([50, 900 * BIG]))
+    tables = block_tables(engine, rng, batch, device, longest)
+    order = torch.randperm(batch.num_reqs + 3)[: batch.num_reqs].int().to(device)
+    computed = torch.randint(longest, (batch.num_reqs + 3,), dtype=torch.int32, device=device)
+    dirty, padded = rng.randint(0, 2), batch.num_reqs + rng.randint(0, 2)
+
+    def step() -> None:
+        tables._num_dirty_rows = batch.num_reqs + dirty
+        tables.gather_block_tables(order, padded, num_computed_tokens=computed if seed % 2 else None)
+
+    both(engine.v2._gather_block_tables_kernel, step, list(tables.input_block_tables), graph)
+
+
+@random_kernel_test
+def test_v2_slot_mappings(engine: SimpleNamespace, device: str, seed: int, graph: bool) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    batch = Batch(rng, device, longest := rng.choice([50, 300 * BIG]))
+    tables = block_tables(engine, rng, batch, device, longest)
+    order = torch.randperm(batch.num_reqs + 3)[: batch.num_reqs].int()
+    order[torch.rand(batch.num_reqs) < 0.1] = -1
+    order = order.to(device)
+
+    def step() -> None:
+        tables.compute_slot_mappings(order, batch.query_start_loc, batch.positions, batch.tokens)
+
+    both(engine.v2._compute_slot_mappings_kernel, step, [tables.slot_mappings], graph)
+
+
+@random_kernel_test
+def test_flashinfer_page_indices(engine: SimpleNamespace, device: str, seed: int, graph: bool) -> None:
+    if graph:
+        pytest.skip("vLLM makes these from the host's numbers, outside of its graphs")
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    num_reqs, page_size, width = rng.randint(1, 5 * BIG), rng.choice([16, 64]), rng.choice([3, 500 * BIG])
+    lens = torch.tensor([rng.randint(0, width * page_size) for _ in range(num_reqs)]).int().numpy()
+    table = guarded(num_reqs, width, width + 4, torch.int32, device)
+    fill(table)
+    buffer = engine.v1.CpuGpuBuffer
+    size = {"dtype": torch.int32, "device": torch.device(device), "pin_memory": False}
+    builder = engine.flashinfer.FlashInferMetadataBuilder()
+    builder.paged_kv_indptr, builder.paged_kv_last_page_len = (
+        buffer(num_reqs + 3, **size),
+        buffer(num_reqs + 3, **size),
+    )
+    blocks = -(-lens // page_size)
+    builder.paged_kv_indices = out = guarded_1d(int(blocks.sum()) + 9, torch.int32, device)
+    both(
+        engine.flashinfer._copy_page_indices_kernel,
+        lambda: builder._compute_flashinfer_kv_metadata(blocks, lens, table, num_reqs, page_size), [out],
+    )  # fmt: skip
+
+
+@random_kernel_test
+def test_aiter_page_indices(engine: SimpleNamespace, device: str, seed: int, graph: bool) -> None:
+    """The kernel's call as in `AiterMLAMetadataBuilder._build_decode`, which is too large to take."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    num_reqs, block_size, width = rng.randint(1, 5 * BIG), rng.choice([1, 16, 64]), rng.choice([3, 40 * BIG])
+    lens = torch.tensor(
+        [rng.choice([0, 1, rng.randint(0, width * block_size)]) for _ in range(num_reqs)]
+    ).int()
+    indptr = torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int().to(device)
+    table = guarded(num_reqs, width, width + 4, torch.int32, device)
+    fill(table)
+    out = guarded_1d(int(lens.sum()) + 9, torch.int32, device)
+    chunks = max(1, -(-width * block_size // 1024))
+    both(
+        engine.aiter._expand_page_indices_kernel,
+        lambda: engine.aiter._expand_page_indices_kernel[(num_reqs, chunks)](
+            out, table, table.stride(0), table.stride(1), indptr, lens.to(device),
+            KERNEL_BLOCK_SIZE=block_size, BLOCK_SIZE=1024, CLAMP_TAIL=False,
+        ), [out], graph,
+    )  # fmt: skip
+
+
+@pytest.mark.kernel
+def test_a_clamped_tail_is_left_to_vllm(engine: SimpleNamespace, device: str) -> None:
+    kernel = engine.aiter._expand_page_indices_kernel
+    table = torch.tensor([[7, 9]], dtype=torch.int32, device=device)
+    out = torch.zeros(6, dtype=torch.int32, device=device)
+    indptr, real = torch.tensor([0, 6]).int().to(device), torch.tensor([3]).int().to(device)
+    kernel[(1, 1)](out, table, 2, 1, indptr, real, KERNEL_BLOCK_SIZE=4, BLOCK_SIZE=1024, CLAMP_TAIL=True)
+    assert out.tolist() == [28, 29, 30, 28, 28, 28]
+
+
+@pytest.mark.kernel
+def test_past_its_width_a_token_has_no_slot(engine: SimpleNamespace, device: str) -> None:
+    """Where vLLM's kernels read the next request's row (vllm #53982)."""
+    tables = engine.v2.BlockTables([4], 2, 8, [2], torch.device(device))
+    tables.block_tables[0].gpu.copy_(torch.tensor([[10, 11], [20, 21]]))
+    starts = torch.tensor([0, 3, 4]).int().to(device)
+    positions = torch.tensor([5, 8, 100000, 1], device=device)
+    rows = torch.tensor([0, 1]).int().to(device)
+    got = tables.compute_slot_mappings(rows, starts, positions, 4)
+    assert got.tolist() == [[45, -1, -1, 81]]
+    one = engine.v1.BlockTable(4, 2, 2, 8, False, torch.device(device), 1)
+    one.block_table.gpu.copy_(torch.tensor([[10, 11], [20, 21]]))
+    one.compute_slot_mapping(2, starts, positions)
+    assert one.slot_mapping.gpu.tolist() == [45, -1, -1, 81, -1, -1, -1, -1]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.gpu
+def test_vllm_s_warmup_compiles_ours(engine: SimpleNamespace) -> None:
+    owner = engine.v1._COMPUTE_SLOT_MAPPING_KERNEL
+    (key,) = owner.get_warmup_keys(
+        kv_cache_block_size=16, total_cp_world_size=1, total_cp_rank=0, cp_kv_cache_interleave_size=1,
+        block_table_stride=128,
+    )  # fmt: skip
+    owner.compile(key)
