@@ -180,8 +180,8 @@ def block_tables(engine: SimpleNamespace, rng: random.Random, batch: Batch, devi
         guarded(*t.gpu.shape, t.gpu.shape[1], torch.int32, device) for t in tables.block_tables
     ]
     tables.slot_mappings = guarded(groups, batch.room, batch.room, torch.int64, device)
-    counts = [[rng.choice([0, 1, t.gpu.shape[1], rng.randint(0, t.gpu.shape[1])]) for _ in range(batch.num_reqs + 3)]
-              for t in tables.block_tables]  # fmt: skip
+    widths = [table.gpu.shape[1] for table in tables.block_tables]
+    counts = [[rng.choice([0, 1, w, rng.randint(0, w)]) for _ in range(batch.num_reqs + 3)] for w in widths]
     tables.num_blocks.gpu = torch.tensor(counts, dtype=torch.int32, device=device)
     tables.init_block_table_layout_tensors()
     return tables

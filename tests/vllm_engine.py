@@ -1,9 +1,9 @@
 """vLLM's real modules, from its wheel, without the hundred packages that a server needs.
 
-XKV_ENGINES names a folder whose ``vllm-0.33.0`` holds the wheel, unpacked, and the package regex. What is real:
-the plugin loader, the dispatcher, both runners' block_table modules and the warmup of kernels. Two backends' files
-and two more import all of a server: of those, the functions and classes named below alone are taken, from the
-real files. No CPU and no machine without vLLM's C++ has its pinned buffers: `Staged` stands in for those.
+XKV_ENGINES names a folder whose ``vllm-0.33.0`` holds the wheel, unpacked, and the package regex. Real are
+the plugin loader, the dispatcher, both runners' block_table modules and the warmup of kernels. Two backends'
+files and two more import all of a server: of those, the functions and classes named below alone are taken,
+from the real files. Without vLLM's C++ there are no pinned buffers: `Staged` stands in for those.
 """
 
 from __future__ import annotations
