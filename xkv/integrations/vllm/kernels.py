@@ -56,7 +56,8 @@ def slot_mappings(
     """The slot of every token, PAD_ID for one without; the last row of programs pads what is left.
 
     GROUPS: tables, widths and block sizes are each group's; else of one table, row b of which is request b's.
-    CP: only every ``cp_size``-th stretch of ``interleave`` tokens lies on this rank.
+    CP: only every ``cp_size``-th stretch of ``interleave`` tokens lies on this rank; vLLM has blocks of whole
+    stretches.
     """
     b, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     out = out_ptr + group * out_stride
@@ -98,10 +99,6 @@ def slot_mappings(
             column = tl.where(sharded, position // (block_size * cp_size), column)
             inside = position - column * (block_size * cp_size)
             local = inside // (interleave * cp_size) * interleave + inside % interleave
-            if GROUPS:  # where a stretch does not divide a block, vLLM's two kernels differ
-                far = local // block_size
-                column = tl.where(sharded, column + far, column)
-                local -= far * block_size
             offset = tl.where(sharded, local, offset)
             known &= (inside // interleave % cp_size == cp_rank) | (sharded == 0)
         # what vLLM lacks: past its width a row is another request's (vllm #53982)
