@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 from building import guarded, guarded_1d, whole
-from conftest import GPUS, INTERPRETED
+from conftest import GPUS
+from test_vllm_kernels import TARGETS, plugged
 from vllm_engine import ROOT, distribution, folder, installed, modules
+
+from xkv.integrations.vllm import kernels
 
 BIG = 24 if GPUS else 3
 
@@ -262,7 +265,7 @@ def test_aiter_page_indices(engine: SimpleNamespace, device: str, seed: int, gra
     both(
         engine.aiter._expand_page_indices_kernel,
         lambda: engine.aiter._expand_page_indices_kernel[(num_reqs, chunks)](
-            out, table, table.stride(0), table.stride(1), indptr, lens.to(device),
+            out, table, table.stride(0), table.stride(1), indptr, lens,
             KERNEL_BLOCK_SIZE=block_size, BLOCK_SIZE=1024, CLAMP_TAIL=False,
         ), [out], graph,
     )  # fmt: skip
@@ -294,12 +297,16 @@ def test_past_its_width_a_token_has_no_slot(engine: SimpleNamespace, device: str
     assert one.slot_mapping.gpu.tolist() == [45, -1, -1, 81, -1, -1, -1, -1]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-@pytest.mark.gpu
-def test_vllm_s_warmup_compiles_ours(engine: SimpleNamespace) -> None:
-    owner = engine.v1._COMPUTE_SLOT_MAPPING_KERNEL
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", ["sm90", "gfx942"])
+def test_vllm_s_warmup_compiles_ours(engine: SimpleNamespace, arch: str) -> None:
+    """VLLM's start asks each kernel of this kind to compile; `KernelOverride` as it is has no such thing."""
+    owner, kernel = engine.v1._COMPUTE_SLOT_MAPPING_KERNEL, kernels.slot_mappings
     (key,) = owner.get_warmup_keys(
         kv_cache_block_size=16, total_cp_world_size=1, total_cp_rank=0, cp_kv_cache_interleave_size=1,
         block_table_stride=128,
     )  # fmt: skip
-    owner.compile(key)
+    with plugged(TARGETS[arch], kernel):
+        owner.compile(key)
+        ((cache, *_),) = kernel.device_caches.values()
+        assert len(cache) == 1

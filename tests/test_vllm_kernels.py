@@ -16,8 +16,11 @@ from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
 
-from xkv import launcher
+from xkv import launcher, platforms
+from xkv.build import View
 from xkv.integrations.vllm import indices, kernels, launching, tables
+from xkv.schedule import schedule
+from xkv.tuning import CPU_ROWS
 
 I32, I64 = torch.int32, torch.int64
 
@@ -97,6 +100,19 @@ def test_page_indices_leave_what_they_cannot_say(device: str) -> None:
     assert (whole(out) == SENTINEL).all()
     assert indices.copy_page_indices((2,), out, table, 2, sums, 1024)
     assert out.tolist() == [1, 2, 3, SENTINEL]
+
+
+def test_a_launch_is_readied_for_the_longest_rows() -> None:
+    """Page indices are another length in each step; the launch that is kept must not cut the next one's."""
+    table, sums = torch.zeros(2, 5000, dtype=I32), ints([0, 1, 2], "cpu")
+    assert indices._rows_there(table.device)
+    short, long = torch.zeros(2, dtype=I32), torch.zeros(10000, dtype=I32)
+    plans = [
+        schedule(indices._as_build(2, view, table, sums, 1), CPU_ROWS[0], platforms.CPU)
+        for view in (indices._AnyLength(short), View(long), View(short))
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted, CPU tensors are served")

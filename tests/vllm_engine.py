@@ -41,6 +41,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 # packages whose modules are real and whose own file is not run
 SHELLS = ("vllm.model_executor", "vllm.model_executor.warmup")
+# vLLM's C++, which is built for one torch; its CUDA platform imports it
+EMPTY = ("vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch", "vllm._qutlass_C")
 
 
 def folder() -> Path:
@@ -64,7 +66,7 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.root = root
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname not in (*PARTS, *SHELLS, "vllm.distributed"):
+        if fullname not in (*PARTS, *SHELLS, *EMPTY, "vllm.distributed"):
             return None
         spec = importlib.util.spec_from_loader(fullname, self, is_package=fullname in SHELLS)
         if fullname in SHELLS:
@@ -126,11 +128,13 @@ def installed(*paths: Path, root: Path | None = None) -> Iterator[None]:
     """With these folders first on the path, and everything of vLLM's forgotten afterwards."""
     from xkv.integrations.vllm import importing
 
-    before = dict(sys.modules), list(sys.path), list(sys.meta_path), os.environ.get("CUDA_VISIBLE_DEVICES")
+    before = dict(sys.modules), list(sys.path), list(sys.meta_path)
+    environment = dict(os.environ)
     for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
         del sys.modules[name]
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else vLLM does without Triton
+    os.environ["VLLM_PLUGINS"] = "xkv"  # vLLM's own plugins import more
     sys.path[:0] = [str(path) for path in paths]
     if root is not None:
         sys.meta_path.insert(0, _StandIns(root))
@@ -144,10 +148,8 @@ def installed(*paths: Path, root: Path | None = None) -> Iterator[None]:
         for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
             del sys.modules[name]
         sys.modules.update({k: v for k, v in before[0].items() if k.split(".")[0] == "vllm"})
-        if before[3] is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before[3]
+        os.environ.clear()  # importing vllm sets some
+        os.environ.update(environment)
 
 
 class Staged:
