@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm_steps
 from building import guarded, guarded_1d, whole
 from conftest import GPUS
 from test_vllm_kernels import TARGETS, plugged
@@ -295,6 +296,26 @@ def test_past_its_width_a_token_has_no_slot(engine: SimpleNamespace, device: str
     one.block_table.gpu.copy_(torch.tensor([[10, 11], [20, 21]]))
     one.compute_slot_mapping(2, starts, positions)
     assert one.slot_mapping.gpu.tolist() == [45, -1, -1, 81, -1, -1, -1, -1]
+
+
+@pytest.mark.interpret
+def test_the_side_by_side(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its calls reach both kernels and are compared; what it times is for a GPU."""
+    monkeypatch.setattr(vllm_steps, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(vllm_steps, "INPUTS", 2)
+    figures = SimpleNamespace(launches=1, device_us=0.0, host_us=0.0)
+    monkeypatch.setattr(vllm_steps.timing, "measure", lambda call, inputs: figures)
+    steps = [
+        *vllm_steps.slots(engine, "s", [40, 7], [3, 1], 1), *vllm_steps.slots(engine, "s", [9], [1], 2),
+        *vllm_steps.gather(engine, "g", [40, 7], 2), *vllm_steps.pages(engine, "p", [40, 7]),
+    ]  # fmt: skip
+    assert len(steps) == 6
+    for step in steps:
+        ours = getattr(step.host, step.kernel)
+        assert vllm_steps.measured(step)[-1] == "equal", step.name
+        with monkeypatch.context() as patch:
+            patch.setattr(ours, "xkv_launch", lambda *args, **kwargs: True)  # launches nothing
+            assert vllm_steps.measured(step)[-1] == "DIFFERENT", step.name
 
 
 @pytest.mark.compile
