@@ -144,10 +144,10 @@ def plugged(target: GPUTarget, kernel: Any) -> Iterator[None]:
 
 
 def slots_arguments(groups: bool, number: int) -> tuple[Any, ...]:
-    given = (I32, I32, I64, torch.uint64, I64, I32, torch.bool, torch.bool)
+    given = (I64, I32, I32, I64, torch.uint64, I64, I32, torch.bool, torch.bool)
     if not groups:
-        given = (None, I32, I64, I32, None, None, None, None)
-    return (*given, number, number % 2**31, I64, number, number, number, *[number % 2**31] * 3)
+        given = (I64, None, I32, I64, I32, None, None, None, None)
+    return (*given, number, number % 2**31, number, number, number, *[number % 2**31] * 3)
 
 
 @pytest.mark.compile
@@ -168,7 +168,7 @@ def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
                 args = slots_arguments(first == "v2", number)
             else:
                 constexprs = (first == "window", 1024)
-                args = (I32, torch.uint64, torch.uint64, I64, I32, number, number % 2**31, I32, I32, I32)
+                args = (I32, torch.uint64, torch.uint64, I64, I32, I32, I32, I32, number, number)
             made.append(kernel.warmup(*args, *constexprs, grid=(1,)))
     assert all(x is made[0] for x in made)
     assert made[0].asm["cubin" if target.backend == "cuda" else "hsaco"]
@@ -196,18 +196,18 @@ def test_the_second_launch_is_the_driver_s(kind: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(launching, "watched", lambda: watched[0])
     launch = launching.Launcher("slot_mappings")
     x, y = torch.zeros(4, dtype=I32), torch.zeros(4, dtype=I32)
-    launch(0, (3, 1, 1), ("C",), x, None, 5)
+    launch(0, (3, 1, 1), (x, None), (5,), ("C",))
     assert front == [((3, 1, 1), (x, None, 5, "C"))]
-    launch(0, (3, 1, 1), ("C",), y, None, 6)
-    launch(0, (4, 2, 1), ("C",), x, None, 7)
+    launch(0, (3, 1, 1), (y, None), (6,), ("C",))
+    launch(0, (4, 2, 1), (x, None), (7,), ("C",))
     assert len(front) == 1
     seen = [[v for v in call if v is not False] for call in run.calls]
     flat = [[*call[:-1], *call[-1]] if isinstance(call[-1], list) else call for call in seen]
     assert [call[:4] for call in flat] == [[3, 1, 1, 77], [4, 2, 1, 77]]
     assert [call[-4:] for call in flat] == [[y.data_ptr(), None, 6, "C"], [x.data_ptr(), None, 7, "C"]]
-    launch(0, (3, 1, 1), ("C",), x.long(), None, 5)  # another dtype
+    launch(0, (3, 1, 1), (x.long(), None), (5,), ("C",))  # another dtype
     watched[0] = True
-    launch(0, (3, 1, 1), ("C",), x, None, 5)
+    launch(0, (3, 1, 1), (x, None), (5,), ("C",))
     assert len(front) == 3
     assert len(run.calls) == 2
 
@@ -227,7 +227,7 @@ def test_an_unknown_launcher_keeps_the_front_door(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     launch = launching.Launcher("slot_mappings")
     for _ in range(2):
-        launch(0, (3, 1, 1), ("C",), torch.zeros(1))
+        launch(0, (3, 1, 1), (torch.zeros(1),), (), ("C",))
     assert front == [(3, 1, 1)] * 2
 
 

@@ -60,7 +60,7 @@ def expand_page_indices(
 
 
 def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size: int) -> bool:
-    device = served(out, table, sums)
+    device = served(out)
     if device is None or not 0 < batch <= MAX_BATCH or out.shape[0] > LENGTH_MAX:
         return False
     key = (device, batch, block_size, out.dtype, table.dtype, table.shape, table.stride(), sums.dtype)
@@ -113,6 +113,7 @@ def _fits(batch: int, out: Tensor, table: Tensor, stride: int, sums: Tensor, blo
     ints = (torch.int32, torch.int64)
     return (
         block_size in _BLOCK_SIZES
+        and out.device == table.device == sums.device
         and all(x.dtype in ints for x in (out, table, sums))
         and (out.dim(), table.dim(), sums.dim()) == (1, 2, 1)
         and all(x.stride(-1) == 1 or x.shape[-1] == 1 for x in (out, table, sums))

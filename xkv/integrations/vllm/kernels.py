@@ -18,8 +18,8 @@ def _table(ptrs, group):
 
 @triton.jit(do_not_specialize=list(range(10)))
 def gather_block_tables(
-    rows_ptr, src_ptrs, dst_ptrs, widths_ptr, counts_ptr, num_rows: "i64", batch: "i64",
-    computed_ptr, reach_ptr, block_sizes_ptr, WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+    rows_ptr, src_ptrs, dst_ptrs, widths_ptr, counts_ptr, computed_ptr, reach_ptr, block_sizes_ptr,
+    num_rows: "i64", batch: "i64", WINDOW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Row b of each group's table: the live blocks of row ``rows[b]``, zeros where the batch has none.
 
@@ -48,8 +48,8 @@ def gather_block_tables(
 
 @triton.jit(do_not_specialize=list(range(17)))
 def slot_mappings(
-    rows_ptr, starts_ptr, positions_ptr, tables_ptr, widths_ptr, block_sizes_ptr, enabled_ptr, sharded_ptr,
-    width: "i64", block_size: "i32", out_ptr, out_stride: "i64", pad_from: "i64", capacity: "i64",
+    out_ptr, rows_ptr, starts_ptr, positions_ptr, tables_ptr, widths_ptr, block_sizes_ptr, enabled_ptr,
+    sharded_ptr, width: "i64", block_size: "i32", out_stride: "i64", pad_from: "i64", capacity: "i64",
     cp_size: "i32", cp_rank: "i32", interleave: "i32",
     GROUPS: tl.constexpr, CP: tl.constexpr, PAD_ID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

@@ -28,40 +28,48 @@ class Launcher:
         self._ready: dict[tuple[Any, ...], tuple[Any, list[Any], int, bool]] = {}  # and by the grid
 
     def __call__(
-        self, device: int, grid: tuple[int, int, int], constexprs: tuple[Any, ...], *args: Any
+        self,
+        device: int,
+        grid: tuple[int, int, int],
+        tensors: tuple[Tensor | None, ...],
+        numbers: tuple[int, ...],
+        constexprs: tuple[Any, ...],
     ) -> None:
         """Launches on the current stream of a device; no sync, no allocation, safe in a graph once compiled.
 
         Args:
-            device: its number; negative in Triton's interpreter.
+            device: its number, where the tensors are; negative in Triton's interpreter.
             grid: programs.
-            constexprs: the kernel's last arguments.
-            *args: tensors and integers; None for a tensor that this launch does not read.
+            tensors: the kernel's first arguments; None for what this launch does not read.
+            numbers: those that follow.
+            constexprs: its last ones.
         """
-        kind = (device, constexprs, *[x.dtype if isinstance(x, Tensor) else None for x in args])
+        kind = (device, constexprs, *[None if x is None else x.dtype for x in tensors])
         ready = None if watched() else self._ready.get((grid, kind))
         if ready is None:
             call = None if watched() else self._calls.get(kind)
             if call is None:
-                self._front_door(device, grid, constexprs, args)
-                self._record(kind, device, constexprs, args)
+                self._front_door(device, grid, (*tensors, *numbers, *constexprs))
+                self._record(kind, device, (*tensors, *numbers, *constexprs))
                 return
             if len(self._ready) >= _MOST:
                 self._ready.clear()
             ready = self._ready[grid, kind] = call.raw, *call.before(grid), call.nested
         if torch._C._cuda_getDevice() != device:
             with torch.cuda.device(device):
-                self(device, grid, constexprs, *args)
+                self(device, grid, tensors, numbers, constexprs)
             return
         raw, before, stream_at, nested = ready
-        given = [*[x.data_ptr() if isinstance(x, Tensor) else x for x in args], *constexprs]
-        call_args = [*before, given] if nested else [*before, *given]
+        given = [None if x is None else x.data_ptr() for x in tensors]
+        given += numbers
+        given += constexprs
+        call_args = [*before, given] if nested else before + given
         call_args[stream_at] = torch._C._cuda_getCurrentRawStream(device)
         raw(*call_args)
 
-    def warmup(self, constexprs: tuple[Any, ...], *args: Any) -> None:
+    def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""
-        self._jit().warmup(*args, *constexprs, grid=(1,))
+        self._jit().warmup(*dtypes, *numbers, *constexprs, grid=(1,))
 
     def _jit(self) -> Any:
         if self._kernel is None:
@@ -70,32 +78,27 @@ class Launcher:
             self._kernel = getattr(kernels, self._name)
         return self._kernel
 
-    def _front_door(self, device: int, grid: tuple[int, int, int], constexprs: Any, args: Any) -> None:
+    def _front_door(self, device: int, grid: tuple[int, int, int], args: tuple[Any, ...]) -> None:
         if device < 0:
-            self._jit()[grid](*args, *constexprs)
+            self._jit()[grid](*args)
             return
         with torch.cuda.device(device):
-            self._jit()[grid](*args, *constexprs)
+            self._jit()[grid](*args)
 
-    def _record(self, kind: Any, device: int, constexprs: Any, args: Any) -> None:
+    def _record(self, kind: Any, device: int, args: tuple[Any, ...]) -> None:
         """Keeps how what was launched just now is launched cheaply, where that is known."""
         if device < 0:
             return
         with torch.cuda.device(device):
-            kernel = self._jit().warmup(*args, *constexprs, grid=(1,))  # compiled already
-        call = record(kernel, len(args) + len(constexprs))
+            kernel = self._jit().warmup(*args, grid=(1,))  # compiled already
+        call = record(kernel, len(args))
         if call is not None:
             self._calls[kind] = call
 
 
-def served(*tensors: Any) -> int | None:
-    """The device of tensors that our kernels can be launched on: -1 in the interpreter; None: not there."""
-    first = tensors[0]
-    if not all(isinstance(x, Tensor) for x in tensors):
-        return None
-    device = int(first.get_device())
-    if any(x.get_device() != device for x in tensors):
-        return None
+def served(x: Tensor) -> int | None:
+    """The device of a call's tensors, by one of them, -1 in the interpreter; None: ours does not run there."""
+    device: int = x.get_device()
     return device if device >= 0 or launch.interpreted() else None
 
 

@@ -26,15 +26,15 @@ def gather_block_tables(
     Returns:
         Whether it was launched; False leaves the call to vLLM's own kernel.
     """
-    device = served(batch_idx_to_req_idx, src_block_table_ptrs, dst_block_table_ptrs, num_blocks_ptr)
+    device = served(batch_idx_to_req_idx)
     if device is None:
         return False
     groups, rows = grid
     _gather(
-        device, (rows, parts(rows, groups, 16), groups), (bool(MASK_SLIDING_WINDOW), _BLOCK),
-        batch_idx_to_req_idx, src_block_table_ptrs, dst_block_table_ptrs, block_table_strides,
-        num_blocks_ptr, num_blocks_stride, num_reqs,
-        num_computed_tokens_ptr, sliding_window_reach_ptr, block_sizes_ptr,
+        device, (rows, parts(rows, groups, 16), groups),
+        (batch_idx_to_req_idx, src_block_table_ptrs, dst_block_table_ptrs, block_table_strides,
+         num_blocks_ptr, num_computed_tokens_ptr, sliding_window_reach_ptr, block_sizes_ptr),
+        (num_blocks_stride, num_reqs), (MASK_SLIDING_WINDOW, _BLOCK),
     )  # fmt: skip
     return True
 
@@ -52,16 +52,16 @@ def slot_mappings(
     Returns:
         Whether it was launched; False leaves the call to vLLM's own kernel.
     """
-    device = served(idx_mapping, query_start_loc, pos, block_table_ptrs, slot_mappings_ptr)
+    device = served(slot_mappings_ptr)
     if device is None or slot_mappings_ptr.dtype is not torch.int64:
         return False
     groups, rows = grid
     _slots(
         device, (rows, parts(rows, groups, -(-max_num_tokens // _BLOCK)), groups),
+        (slot_mappings_ptr, idx_mapping, query_start_loc, pos, block_table_ptrs, block_table_strides,
+         block_sizes, slot_mapping_enabled, dcp_sharded),
+        (0, 0, slot_mappings_stride, 0, max_num_tokens, CP_SIZE, cp_rank, CP_INTERLEAVE),
         (True, CP_SIZE != 1, PAD_ID, _BLOCK),
-        idx_mapping, query_start_loc, pos, block_table_ptrs, block_table_strides, block_sizes,
-        slot_mapping_enabled, dcp_sharded, 0, 0,
-        slot_mappings_ptr, slot_mappings_stride, 0, max_num_tokens, CP_SIZE, cp_rank, CP_INTERLEAVE,
     )  # fmt: skip
     return True
 
@@ -79,8 +79,12 @@ def slot_mapping(
     Returns:
         Whether it was launched; False leaves the call to vLLM's own kernel.
     """
-    device = served(query_start_loc_ptr, positions_ptr, block_table_ptr, slot_mapping_ptr)
-    if device is None or (block_table_ptr.dtype, slot_mapping_ptr.dtype) != (torch.int32, torch.int64):
+    device = served(slot_mapping_ptr)
+    if (
+        device is None
+        or block_table_ptr.dtype is not torch.int32
+        or slot_mapping_ptr.dtype is not torch.int64
+    ):
         return False
     width = block_table_ptr.shape[1] if block_table_ptr.dim() == 2 else block_table_stride
     if width != block_table_stride:
@@ -88,11 +92,10 @@ def slot_mapping(
     rows = grid[0]
     _slots(
         device, (rows, parts(rows, 1, -(-max_num_tokens // _BLOCK)), 1),
+        (slot_mapping_ptr, None, query_start_loc_ptr, positions_ptr, block_table_ptr, None, None, None, None),
+        (block_table_stride, KV_CACHE_BLOCK_SIZE, 0, num_tokens, max_num_tokens,
+         TOTAL_CP_WORLD_SIZE, TOTAL_CP_RANK, CP_KV_CACHE_INTERLEAVE_SIZE),
         (False, TOTAL_CP_WORLD_SIZE != 1, PAD_ID, _BLOCK),
-        None, query_start_loc_ptr, positions_ptr, block_table_ptr, None, None, None, None,
-        block_table_stride, KV_CACHE_BLOCK_SIZE,
-        slot_mapping_ptr, 0, num_tokens, max_num_tokens,
-        TOTAL_CP_WORLD_SIZE, TOTAL_CP_RANK, CP_KV_CACHE_INTERLEAVE_SIZE,
     )  # fmt: skip
     return True
 
@@ -106,6 +109,6 @@ def warm_slot_mapping(
         x.dtype for x in (query_start_loc_ptr, positions_ptr, block_table_ptr, slot_mapping_ptr)
     )
     _slots.warmup(
-        (False, TOTAL_CP_WORLD_SIZE != 1, PAD_ID, _BLOCK),
-        None, starts, positions, table, None, None, None, None, 0, 1, out, 0, 0, 0, 1, 0, 1,
+        (out, None, starts, positions, table, None, None, None, None),
+        (0, 1, 0, 0, 0, 1, 0, 1), (False, TOTAL_CP_WORLD_SIZE != 1, PAD_ID, _BLOCK),
     )  # fmt: skip
