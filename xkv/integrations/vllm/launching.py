@@ -97,7 +97,7 @@ class Launcher:
 
 
 def served(x: Tensor) -> int | None:
-    """The device of a call's tensors, by one of them, -1 in the interpreter; None: ours does not run there."""
+    """The device of a call's tensors, by one of them; -1 in the interpreter; None: not one of ours."""
     device: int = x.get_device()
     return device if device >= 0 or launch.interpreted() else None
 
