@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from xkv import launch
-from xkv.build import INT32_MAX
 from xkv.launcher import Call, record, watched
 
 _MOST = 4096  # grids remembered: an engine has a few batch sizes
@@ -104,7 +103,7 @@ def served(x: Tensor) -> int | None:
 
 def parts(rows: int, groups: int, most: int) -> int:
     """Programs that share a row: so many that a few rows fill a GPU, and not more than ``most``."""
-    return max(min(_PROGRAMS // max(rows * groups, 1), most, INT32_MAX), 1)
+    return min(_PROGRAMS // (rows * groups or 1), most) or 1
 
 
 _PROGRAMS = 1024
