@@ -1,0 +1,181 @@
+"""A decode loop over a paged KV cache: the same tokens with xkv, with plain Python, and without pages.
+
+    python examples/decode.py                 # on the GPU if there is one, else on the CPU, in seconds
+    python examples/decode.py --device cpu --steps 8
+
+One MLA layer with random weights generates greedily for a few requests, three times:
+
+* xkv: each step `xkv.build_slot_mapping` says where the new token goes and `MetadataBuilder.build` what
+  attention reads. On a GPU both are captured, with the whole step, in one graph.
+* reference: loops in plain Python make the same metadata, without a graph.
+* dense: no pages at all; every request has its cache to itself.
+
+Attention over pages is FlashInfer's where it is installed and the GPU is NVIDIA's, else torch's.
+Exits with 1 if any token differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from mla import CKV, KPE, VOCAB, FlashInferPaged, Model, TorchPaged, torch_attention
+from torch import Tensor
+
+import xkv
+
+PROMPTS = [3, 64, 150, 37, 129]  # tokens
+Build = Callable[[Tensor], tuple[Tensor, Any]]  # lengths -> slots of the new tokens, what attention reads
+
+
+class Work:
+    """The requests, and an engine's view of them: a table of slots, and pages scattered over a cache."""
+
+    def __init__(self, model: Model, page_size: int, steps: int, device: str) -> None:
+        self.prompts = [torch.randint(VOCAB, (n,)).to(device) for n in PROMPTS]
+        self.tokens = torch.stack([prompt[-1] for prompt in self.prompts])  # the first step's input
+        self.lens = torch.tensor(PROMPTS, device=device)  # with the token that the step puts into the cache
+        self.most, self.page_size = max(PROMPTS) + steps, page_size
+        rows, width = len(PROMPTS) + 2, -(-self.most // page_size)
+        pages = torch.randperm(rows * width).view(rows, width, 1) * page_size
+        self.req_to_token = (pages + torch.arange(page_size)).flatten(1).int().to(device)
+        self.rows = torch.randperm(rows)[: len(PROMPTS)].to(device)
+        # nobody's slots hold something too: a wrong one is noticed
+        self.paged = torch.randn(rows * width, page_size, CKV + KPE).half().to(device)
+        self.dense = torch.zeros(len(PROMPTS), self.most, CKV + KPE, dtype=torch.half, device=device)
+        for b, prompt in enumerate(self.prompts):  # the prefill: with one layer an entry needs no attention
+            entries = model.cache_entries(prompt[:-1])
+            self.dense[b, : len(entries)] = entries
+            self.paged.flatten(0, 1)[self.req_to_token[self.rows[b], : len(entries)].long()] = entries
+
+
+def xkv_metadata(work: Work, backend: str) -> Build:
+    """A step's metadata in two launches, without a sync or an allocation."""
+    builder = xkv.MetadataBuilder(
+        backend, work.req_to_token, max_batch_size=len(PROMPTS), max_context_len=work.most,
+        page_size=work.page_size,
+    )  # fmt: skip
+    one, slots = torch.ones_like(work.lens), torch.empty_like(work.lens)
+
+    def build(lens: Tensor) -> tuple[Tensor, Any]:
+        xkv.build_slot_mapping(work.req_to_token, work.rows, lens, one, out=slots)
+        return slots, builder.build(work.rows, lens)
+
+    return build
+
+
+def python_metadata(work: Work) -> Build:
+    """The same in plain Python."""
+
+    def build(lens: Tensor) -> tuple[Tensor, Any]:
+        slots, indptr, indices = [], [0], []
+        for row, n in zip(work.rows.tolist(), lens.tolist(), strict=True):
+            table = work.req_to_token[row, :n].tolist()
+            slots.append(table[-1])
+            indices += [slot // work.page_size for slot in table[:: work.page_size]]
+            indptr.append(len(indices))
+        ints = lambda values: torch.tensor(values, dtype=torch.int32, device=lens.device)  # noqa: E731
+        return torch.tensor(slots, device=lens.device), SimpleNamespace(
+            kv_indptr=ints(indptr), kv_indices=ints(indices), kv_len_arr=lens.int()
+        )
+
+    return build
+
+
+def decode_paged(
+    model: Model, work: Work, steps: int, build: Build, captured: bool, flashinfer: bool
+) -> Tensor:
+    """Every step's logits, ``[steps, batch, VOCAB]``, on the CPU."""
+    paged, tokens, lens = work.paged.clone(), work.tokens.clone(), work.lens.clone()
+    logits = torch.empty(steps, len(PROMPTS), VOCAB)
+    now = logits[0].to(lens.device, copy=True)
+    buffers = build(lens)[1] if captured else None  # its tensors never move
+    attention = FlashInferPaged(paged, buffers) if flashinfer else TorchPaged(paged, work.most)
+
+    def step(host_lens: list[int] | None) -> None:
+        slots, meta = build(lens)
+        if host_lens:
+            attention.plan(host_lens, meta)
+        paged.flatten(0, 1)[slots] = model.cache_entries(tokens)
+        now.copy_(model.logits(tokens, lambda query: attention(query, meta)))
+        tokens.copy_(now.argmax(-1))
+        lens.add_(1)
+
+    if captured:
+        attention.plan(PROMPTS, buffers)
+        step(None)  # what it needs is compiled and loaded before the capture
+        tokens.copy_(work.tokens), lens.copy_(work.lens)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(None)
+    for n in range(steps):
+        host_lens = [length + n for length in PROMPTS]
+        if captured:
+            attention.plan(host_lens, buffers)
+            graph.replay()
+        else:
+            step(host_lens)
+        logits[n] = now  # syncs, as engines do that send tokens to their users
+    return logits
+
+
+def decode_dense(model: Model, work: Work, steps: int) -> Tensor:
+    """The same without pages."""
+    cache, tokens, lens, logits = work.dense.clone(), work.tokens, work.lens, []
+    for _ in range(steps):
+        cache[torch.arange(len(PROMPTS)), lens - 1] = model.cache_entries(tokens)
+        logits.append(model.logits(tokens, lambda query: torch_attention(query, cache, lens)))  # noqa: B023
+        tokens, lens = logits[-1].argmax(-1), lens + 1
+    return torch.stack(logits).cpu()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the three and compares their tokens; returns 1 if they differ."""
+    parser = argparse.ArgumentParser(description="One decode loop, its metadata by xkv and by others.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=16, help="tokens to generate for each request")
+    parser.add_argument("--page-size", type=int, help="tokens of a page (default: the backend's)")
+    parser.add_argument("--attention", choices=["flashinfer", "torch"], help="default: what is there")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, prompts and pages")
+    args = parser.parse_args(argv)
+
+    there = {spec.name: spec for spec in xkv.backends(args.device)}
+    backend = there.get("flashinfer_mla") or there["aiter_mla"]  # NVIDIA or AMD; a CPU has both
+    on_gpu = args.device != "cpu"
+    can = on_gpu and "flashinfer_mla" in there and importlib.util.find_spec("flashinfer") is not None
+    flashinfer = can if args.attention is None else args.attention == "flashinfer"
+
+    model = Model(args.seed, args.device)
+    work = Work(model, args.page_size or backend.page_size, args.steps, args.device)
+    ours = decode_paged(model, work, args.steps, xkv_metadata(work, backend.name), on_gpu, flashinfer)
+    others = {
+        "reference": decode_paged(model, work, args.steps, python_metadata(work), False, flashinfer),
+        "dense": decode_dense(model, work, args.steps),
+    }
+
+    best = ours.topk(2).values
+    print(
+        f"{len(PROMPTS)} requests of {min(PROMPTS)} to {max(PROMPTS)} tokens, {args.steps} steps on"
+        f" {args.device}\n"
+        f"pages of {work.page_size} tokens, attention by {'FlashInfer' if flashinfer else 'torch'}\n"
+        f"xkv: {backend.name}, {'each step one graph' if on_gpu else 'eager'};"
+        f" least gap of the two best logits {float((best[..., 0] - best[..., 1]).min()):.4f}"
+    )
+    differ = 0
+    for name, logits in others.items():
+        wrong = int((logits.argmax(-1) != ours.argmax(-1)).sum())
+        print(
+            f"{name}: {wrong} of {logits[..., 0].numel()} tokens differ,"
+            f" logits by at most {float((logits - ours).abs().max()):.6f}"
+        )
+        differ += wrong
+    return int(differ > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The plugin's own kernels against plain Python, compiled for GPUs that are not here, and launched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from building import SENTINEL, guarded, guarded_1d, whole
+from conftest import INTERPRETED
+from test_launch import _Compiled, _Launcher, _Nested
+from triton.backends import backends
+from triton.backends.compiler import GPUTarget
+from triton.runtime import jit
+
+from xkv import launcher, platforms
+from xkv.build import View
+from xkv.integrations.vllm import indices, kernels, launching, tables
+from xkv.schedule import schedule
+from xkv.tuning import CPU_ROWS
+
+I32, I64 = torch.int32, torch.int64
+
+
+def pointers(tensors: list[torch.Tensor], device: str) -> torch.Tensor:
+    return torch.tensor([x.data_ptr() for x in tensors], dtype=torch.uint64).to(device)
+
+
+def ints(values: Any, device: str, dtype: torch.dtype = I32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("window", [False, True])
+def test_gather(device: str, window: bool) -> None:
+    """Rows out of range are rows of zeros, counts beyond the width are cut, all else stays."""
+    widths, num_rows, batch, padded = [5, 2000], 4, 5, 7
+    rows, counts = [2, -1, 0, 99, 3], [[3, 1, 5, 0], [1, 2000, 1500, 2500]]
+    computed, reach, sizes = [0, 0, 40, 900], [0, 100], [16, 64]
+    src = [torch.randint(1 << 20, (num_rows, w), dtype=I32, device=device) for w in widths]
+    out = [guarded(padded, w, w, I32, device) for w in widths]
+    assert tables.gather_block_tables(
+        (2, padded), ints(rows, device), pointers(src, device), pointers(out, device),
+        ints(widths, device, I64), ints(counts, device), num_rows, batch,
+        ints(computed, device), ints(reach, device), ints(sizes, device),
+        MASK_SLIDING_WINDOW=window, BLOCK_SIZE=1024,
+    )  # fmt: skip
+    for g, width in enumerate(widths):
+        for b in range(padded):
+            want = [SENTINEL] * width
+            row = rows[b] if b < batch else -1
+            if 0 <= row < num_rows:
+                live = min(counts[g][row], width)
+                want[:live] = src[g][row, :live].tolist()
+                null = max(computed[row] - reach[g], 0) // sizes[g] if window and reach[g] else 0
+                want[: min(null, live)] = [0] * min(null, live)
+            else:
+                want = [0] * width
+            assert out[g][b].tolist() == want, (g, b)
+        assert (whole(out[g]) == SENTINEL).sum() >= 48
+
+
+@pytest.mark.kernel
+def test_slots_stay_within_the_buffer_and_the_row(device: str) -> None:
+    """Positions that no column has, past int32 or below zero, have no slot; the end holds."""
+    table = ints([[10, 11], [20, 21], [30, 31]], device)
+    starts = ints([0, 3, 6, 40], device)  # the last says more tokens than there is room for
+    positions = ints([0, 7, 8, -1, 2**33, 5, 3, 4], device, I64)
+    out = guarded_1d(8, I64, device)
+    assert tables.slot_mapping(
+        (4,), 8, 8, starts, positions, table, 2, out, KV_CACHE_BLOCK_SIZE=4, TOTAL_CP_WORLD_SIZE=1,
+        TOTAL_CP_RANK=0, CP_KV_CACHE_INTERLEAVE_SIZE=1, PAD_ID=-1, BLOCK_SIZE=1024,
+    )  # fmt: skip
+    assert out.tolist() == [40, 47, -1, -1, -1, 85, 123, 124]
+    assert (whole(out) == SENTINEL).sum() == 48
+
+
+@pytest.mark.kernel
+def test_slots_past_int32(device: str) -> None:
+    """A cache of more than 2**31 tokens."""
+    table, out = ints([[2**30 + 1]], device), guarded_1d(3, I64, device)
+    assert tables.slot_mapping(
+        (2,), 1, 3, ints([0, 1], device), ints([5], device, I64), table, 1, out, 16, 1, 0, 1, -1, 1024
+    )
+    assert out.tolist() == [(2**30 + 1) * 16 + 5, -1, -1]
+
+
+@pytest.mark.kernel
+def test_page_indices_leave_what_they_cannot_say(device: str) -> None:
+    out, table, sums = guarded_1d(4, I32, device), ints([[1, 2], [3, 4]], device), ints([0, 2, 3], device)
+    assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 48, 1024)
+    assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 1, 1024, CLAMP_TAIL=True)
+    assert not indices.expand_page_indices((2,), out, table, 2, 2, sums, sums, 1, 1024)
+    assert not indices.copy_page_indices((2,), out, table, 3, sums, 1024)
+    assert not indices.copy_page_indices((3,), out, table, 2, sums, 1024)
+    assert not indices.copy_page_indices((2,), out, table.float(), 2, sums, 1024)
+    assert (whole(out) == SENTINEL).all()
+    assert indices.copy_page_indices((2,), out, table, 2, sums, 1024)
+    assert out.tolist() == [1, 2, 3, SENTINEL]
+
+
+def test_a_launch_is_readied_for_the_longest_rows() -> None:
+    """Page indices are another length in each step; the launch that is kept must not cut the next one's."""
+    table, sums = torch.zeros(2, 5000, dtype=I32), ints([0, 1, 2], "cpu")
+    assert indices._rows_there(table.device)
+    short, long = torch.zeros(2, dtype=I32), torch.zeros(10000, dtype=I32)
+    plans = [
+        schedule(indices._as_build(2, view, table, sums, 1), CPU_ROWS[0], platforms.CPU)
+        for view in (indices._AnyLength(short), View(long), View(short))
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted, CPU tensors are served")
+def test_cpu_tensors_are_not_served() -> None:
+    out, table, sums = torch.zeros(4, dtype=I32), ints([[1, 2]], "cpu"), ints([0, 2], "cpu")
+    assert not indices.copy_page_indices((1,), out, table, 2, sums, 1024)
+    assert not tables.slot_mapping((2,), 1, 4, sums, sums, table, 2, out.long(), 4, 1, 0, 1, -1, 1024)
+
+
+TARGETS = {
+    "sm90": GPUTarget("cuda", 90, 32), "sm100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64), "gfx950": GPUTarget("hip", "gfx950", 64),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def plugged(target: GPUTarget, kernel: Any) -> Iterator[None]:
+    """Triton as on a machine with that GPU."""
+    driver = SimpleNamespace(
+        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda _: 0
+    )
+    before, jit.driver = jit.driver, SimpleNamespace(active=driver)
+    kernel.device_caches.clear()
+    try:
+        yield
+    finally:
+        jit.driver = before
+        kernel.device_caches.clear()
+
+
+def slots_arguments(groups: bool, number: int) -> tuple[Any, ...]:
+    given = (I64, I32, I32, I64, torch.uint64, I64, I32, torch.bool, torch.bool)
+    if not groups:
+        given = (I64, None, I32, I64, I32, None, None, None, None)
+    return (*given, number, number % 2**31, number, number, number, *[number % 2**31] * 3)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize("variant", ["window", "gather", "v1", "v1 cp", "v2", "v2 cp"])
+def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
+    """1, multiples of 16 and what needs int64 are the same kernel: nothing compiles while serving."""
+    target = TARGETS[arch]
+    if {"cuda": "nvidia", "hip": "amd"}[target.backend] not in backends:
+        pytest.skip(f"this triton cannot compile for {target.backend}")
+    first, _, second = variant.partition(" ")
+    made = []
+    kernel = kernels.slot_mappings if first in ("v1", "v2") else kernels.gather_block_tables
+    with plugged(target, kernel):
+        for number in (1, 16, 7, 2**40 + 3):
+            if kernel is kernels.slot_mappings:
+                constexprs: tuple[Any, ...] = (first == "v2", second == "cp", -1, 1024)
+                args = slots_arguments(first == "v2", number)
+            else:
+                constexprs = (first == "window", 1024)
+                args = (I32, torch.uint64, torch.uint64, I64, I32, I32, I32, I32, number, number)
+            made.append(kernel.warmup(*args, *constexprs, grid=(1,)))
+    assert all(x is made[0] for x in made)
+    assert made[0].asm["cubin" if target.backend == "cuda" else "hsaco"]
+    if target.backend == "hip":
+        assert ".vgpr_spill_count: 0" in made[0].asm["amdgcn"]
+
+
+@pytest.mark.parametrize("kind", [_Launcher, _Nested])
+def test_the_second_launch_is_the_driver_s(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this call's pointers, integers, grid and stream; another grid needs nothing compiled."""
+    run, front = kind(), []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args: front.append((grid, args))
+
+        def warmup(self, *args: Any, grid: Any) -> Any:
+            return _Compiled(run)
+
+    monkeypatch.setattr(kernels, "slot_mappings", Kernel())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 77, raising=False)
+    watched: list[bool] = [False]
+    monkeypatch.setattr(launching, "watched", lambda: watched[0])
+    launch = launching.Launcher("slot_mappings")
+    x, y = torch.zeros(4, dtype=I32), torch.zeros(4, dtype=I32)
+    launch(0, (3, 1, 1), (x, None), (5,), ("C",))
+    assert front == [((3, 1, 1), (x, None, 5, "C"))]
+    launch(0, (3, 1, 1), (y, None), (6,), ("C",))
+    launch(0, (4, 2, 1), (x, None), (7,), ("C",))
+    assert len(front) == 1
+    seen = [[v for v in call if v is not False] for call in run.calls]
+    flat = [[*call[:-1], *call[-1]] if isinstance(call[-1], list) else call for call in seen]
+    assert [call[:4] for call in flat] == [[3, 1, 1, 77], [4, 2, 1, 77]]
+    assert [call[-4:] for call in flat] == [[y.data_ptr(), None, 6, "C"], [x.data_ptr(), None, 7, "C"]]
+    launch(0, (3, 1, 1), (x.long(), None), (5,), ("C",))  # another dtype
+    watched[0] = True
+    launch(0, (3, 1, 1), (x, None), (5,), ("C",))
+    assert len(front) == 3
+    assert len(run.calls) == 2
+
+
+def test_an_unknown_launcher_keeps_the_front_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    front: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *args: front.append(grid)
+
+        def warmup(self, *args: Any, grid: Any) -> Any:
+            return object()
+
+    assert launcher.record(object(), 1) is None
+    monkeypatch.setattr(kernels, "slot_mappings", Kernel())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    launch = launching.Launcher("slot_mappings")
+    for _ in range(2):
+        launch(0, (3, 1, 1), (torch.zeros(1),), (), ("C",))
+    assert front == [(3, 1, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "most", "want"),
+    [(1, 1, 64, 64), (256, 1, 64, 4), (256, 3, 64, 1), (5000, 1, 64, 1), (1, 1, 0, 1)],
+)
+def test_parts(rows: int, groups: int, most: int, want: int) -> None:
+    assert launching.parts(rows, groups, most) == want

@@ -1,0 +1,224 @@
+"""The plugin's mechanism, in a stand-in for vLLM: what is replaced when, and what is left alone and why."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_engine import ROOT, distribution, installed
+from vllm_standin import FILES
+
+from xkv.integrations.vllm import importing, known, load
+from xkv.integrations.vllm.known import Known
+
+calls: list[tuple[Any, ...]] = []
+
+
+def ours(grid: Any, *args: Any, **kwargs: Any) -> bool:
+    """What the stand-in's kernels launch: all but what has a None."""
+    calls.append((grid, args, kwargs))
+    return None not in args
+
+
+def warm(*args: Any, **kwargs: Any) -> str:
+    return "ours"
+
+
+def rows(**codes: str) -> tuple[Known, ...]:
+    """The stand-in's kernels as `known.KERNELS` has vLLM's."""
+    sources = {
+        "_gather": "def _gather(src, dst, n):\n    dst[:n] = src[:n]\n",
+        "Slots.kernel": "def kernel(src):\n    src += 1\n",
+        "_copy": "def _copy(src, dst):\n    dst[:] = src\n",
+    }
+    return tuple(
+        Known(
+            "vllm.paging" if name == "_copy" else "vllm.tables", name,
+            (codes.get(name.rsplit(".")[-1]) or known.code(source),),
+            f"{__name__}:ours", f"{__name__}:warm" if name == "Slots.kernel" else "",
+        )
+        for name, source in sources.items()
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Installs the stand-in, and imports its top."""
+    calls.clear()
+    monkeypatch.delenv("XKV_DISABLE", raising=False)
+
+    def install(
+        version: str = "0.33.0+cu129", kernels: tuple[Known, ...] | None = None, **files: str
+    ) -> None:
+        for name, text in {**FILES, **{f"vllm/{key}.py": value for key, value in files.items()}}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        info = tmp_path / f"vllm-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        distribution(tmp_path)
+        monkeypatch.setattr(known, "KERNELS", rows() if kernels is None else kernels)
+        importlib.import_module("vllm")
+
+    with installed(ROOT, tmp_path):
+        yield install
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.INFO, "vllm.xkv")
+    return lambda: [f"{r.levelname} {r.getMessage()}" for r in caplog.records if r.name == "vllm.xkv"]
+
+
+def test_vllm_s_loader_finds_it_and_imports_stay_vllm_s(make: Any, lines: Any) -> None:
+    make()
+    importlib.import_module("vllm.plugins").load_general_plugins()
+    assert {n for n in sys.modules if n.startswith("vllm.")} == {"vllm.plugins"}
+    (line,) = lines()
+    assert line.startswith("INFO xkv ")
+    assert "in vLLM 0.33.0 replaces, where their modules are imported: _gather, Slots.kernel, _copy;" in line
+    assert line.endswith("leaves alone: nothing")
+    tables = importlib.import_module("vllm.tables")
+    assert "vllm.paging" not in sys.modules
+    tables._gather[(3, 2)]("a", "b", n=1)
+    tables.Slots.kernel[(9,)]("c")
+    assert calls == [((3, 2), ("a", "b"), {"n": 1}), ((9,), ("c",), {})]
+    assert not tables._gather.xkv_original.calls
+
+
+def test_what_was_imported_before_is_replaced_at_once(make: Any) -> None:
+    make()
+    paging = importlib.import_module("vllm.paging")
+    load()
+    paging._copy[(1,)](1, 2)
+    assert calls == [((1,), (1, 2), {})]
+
+
+def test_a_call_that_is_not_ours_goes_to_vllm_s_kernel(make: Any) -> None:
+    make()
+    load()
+    paging = importlib.import_module("vllm.paging")
+    paging._copy[(1,)](None, 2)
+    grid = lambda meta: (1,)  # noqa: E731
+    paging._copy[grid](1, 2)
+    assert paging._copy.xkv_original.calls == [((1,), (None, 2), {}), (grid, (1, 2), {})]
+    assert calls == [((1,), (None, 2), {})]
+
+
+def test_warmups_reach_what_is_launched(make: Any) -> None:
+    make()
+    load()
+    tables = importlib.import_module("vllm.tables")
+    assert tables.Slots.kernel.warmup(1, grid=(1,)) == "ours"
+    assert tables._gather.warmup(1, grid=(1,)) == "theirs"
+
+
+def test_loaded_twice_it_replaces_once(make: Any) -> None:
+    make()
+    load()
+    load()
+    paging = importlib.import_module("vllm.paging")
+    first = paging._copy
+    load()
+    assert paging._copy is first
+    assert not hasattr(first.xkv_original, "xkv_original")
+
+
+@pytest.mark.parametrize("version", ["0.32.1", "0.34.0", "0.33.1rc1"])
+def test_another_version_is_left_alone(make: Any, lines: Any, version: str) -> None:
+    make(version)
+    load()
+    (line,) = lines()
+    assert line.startswith("WARNING")
+    assert line.endswith(f"replaces nothing: it knows vLLM 0.33.0, not {version}")
+    assert not hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+
+
+def test_other_code_is_left_alone_and_the_rest_is_replaced(make: Any, lines: Any) -> None:
+    """A body that means something else under the same signature, too."""
+    make(paging=FILES["vllm/paging.py"].replace("= src", "= src + 1"))
+    load()
+    (line,) = lines()
+    assert line.startswith("WARNING")
+    changed = known.code("def _copy(src, dst):\n    dst[:] = src + 1\n")
+    assert line.endswith(f"leaves alone: _copy (its code, {changed}, is not one that xkv knows)")
+    importlib.import_module("vllm.paging")._copy[(1,)](1, 2)
+    assert not calls
+    importlib.import_module("vllm.tables")._gather[(1,)](1, 2, 3)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"paging": "x = 1\n"}, "this vLLM has no such kernel"),
+        ({"paging": FILES["vllm/paging.py"] * 2}, "its module has 2 of that name"),
+    ],
+)
+def test_what_is_not_there_is_named(make: Any, lines: Any, files: dict[str, str], reason: str) -> None:
+    make(**files)
+    load()
+    (line,) = lines()
+    assert line.endswith(f"leaves alone: _copy ({reason})")
+
+
+def test_a_module_that_is_not_there_is_named(make: Any, lines: Any) -> None:
+    make(kernels=(*rows(), Known("vllm.none.such", "_kernel", ("0",), f"{__name__}:ours")))
+    load()
+    assert lines()[0].endswith("leaves alone: _kernel (this vLLM has no such module)")
+
+
+def test_what_somebody_replaced_before_is_left_alone(make: Any, lines: Any) -> None:
+    """As vLLM itself does on a CPU, and other plugins may."""
+    make()
+    paging = importlib.import_module("vllm.paging")
+    mine: list[Any] = []
+    importlib.import_module("vllm.triton_utils.dispatcher").register_kernels(
+        {"vllm.paging._copy": lambda *args: mine.append(args)}
+    )
+    load()
+    paging._copy[(1,)](1, 2)
+    assert (calls, mine) == ([], [(1, 2)])
+    assert (
+        "WARNING xkv leaves vllm.paging._copy alone: it is no Triton kernel but a KernelOverride" in lines()
+    )
+
+
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_disabled(make: Any, lines: Any, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("XKV_DISABLE", value)
+    make()
+    load()
+    assert lines()[0].endswith("replaces nothing: XKV_DISABLE is set")
+    assert not importing._waiting
+    assert not hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+
+
+def test_not_disabled_by_zero(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XKV_DISABLE", "0")
+    make()
+    load()
+    assert hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+
+
+def test_outside_of_vllm_it_says_so() -> None:
+    with installed(), pytest.raises(RuntimeError, match="vllm is not imported"):
+        load()
+
+
+def test_code_sees_what_means_something() -> None:
+    base = known.code("def f(a, b: int = 1):\n    return a + b\n")
+    same = 'def f(a, b: int = 1):\n    """Says so."""\n    # why\n    return (a +\n        b)\n'
+    assert known.code(same) == base
+    assert known.code("@jit\n" + same) == base
+    assert known.code("    def f(a, b: int = 1):\n        return a + b\n") == base
+    for other in ("def f(a, b: int = 2):\n    return a + b\n", "def f(b, a: int = 1):\n    return a + b\n"):
+        assert known.code(other) != base
+    with pytest.raises(TypeError, match="got a Assign"):
+        known.code("x = 1\n")

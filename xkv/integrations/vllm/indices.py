@@ -1,0 +1,132 @@
+"""The page indices of vLLM's FlashInfer and Aiter MLA backends: CSR as `xkv.build_kv_indices` has it.
+
+vLLM knows the prefix sums and wants the ids alone, so a row's length is the difference of two of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xkv import launch
+from xkv.build import CAPACITY_MAX, CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from xkv.integrations.vllm.launching import served
+from xkv.launcher import watched
+
+_MOST = 4096
+_BLOCK_SIZES = {1 << n for n in range(11)}
+
+
+class _Plan(NamedTuple):
+    """A prepared launch, and where in it what differs from call to call stands."""
+
+    prepared: launch.Prepared
+    at: tuple[int, ...]
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+_every: dict[torch.device, Tensor] = {}  # 0, 1, 2, ...: rows of a block table are the batch's, in order
+
+
+def copy_page_indices(
+    grid: Any, page_indices: Any, block_table: Any, block_table_stride: int, cu_num_blocks: Any,
+    BLOCK_SIZE: int,
+) -> bool:  # fmt: skip
+    """As ``_copy_page_indices_kernel``: the first blocks of each row, one row behind the other.
+
+    Returns:
+        Whether it was launched; False leaves the call to vLLM's own kernel.
+    """
+    return _build(grid[0], page_indices, block_table, block_table_stride, cu_num_blocks, 1)
+
+
+def expand_page_indices(
+    grid: Any, page_indices: Any, block_table: Any, block_table_stride_0: int, block_table_stride_1: int,
+    cu_num_tokens: Any, num_real_tokens: Any, KERNEL_BLOCK_SIZE: int, BLOCK_SIZE: int,
+    CLAMP_TAIL: bool = False,
+) -> bool:  # fmt: skip
+    """As ``_expand_page_indices_kernel``: the token slots of each row, one row behind the other.
+
+    With CLAMP_TAIL what lies past a request's tokens repeats its first slot, which no op of xkv says.
+
+    Returns:
+        Whether it was launched; False leaves the call to vLLM's own kernel.
+    """
+    if CLAMP_TAIL or block_table_stride_1 != 1:
+        return False
+    return _build(grid[0], page_indices, block_table, block_table_stride_0, cu_num_tokens, KERNEL_BLOCK_SIZE)
+
+
+def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size: int) -> bool:
+    device = served(out)
+    if device is None or not 0 < batch <= MAX_BATCH or out.shape[0] > LENGTH_MAX:
+        return False
+    key = (device, batch, block_size, out.dtype, table.dtype, table.shape, table.stride(), sums.dtype)
+    plan = None if watched() else _plans.get(key)
+    if plan is not None:
+        call, args = plan.prepared.copy()
+        source, upto, before, ids, capacity = plan.at
+        args[source], args[ids], args[capacity] = table.data_ptr(), out.data_ptr(), out.shape[0]
+        args[before] = start = sums.data_ptr()
+        args[upto] = start + sums.element_size()
+        plan.prepared.launch(call)
+        return True
+    if not _fits(batch, out, table, stride, sums, block_size) or not _rows_there(table.device):
+        return False
+    launch.run(_as_build(batch, View(out), table, sums, block_size))
+    if device >= 0:
+        _remember(key, _as_build(batch, _AnyLength(out), table, sums, block_size))
+    return True
+
+
+def _remember(key: Any, build: Build) -> None:
+    prepared = launch.prepare(build)
+    if not prepared.cheap:
+        return
+    if len(_plans) >= _MOST:
+        _plans.clear()
+    first, names = prepared.first, launch.positions()
+    at = tuple(first + names[name] for name in ("src_ptr", "lens_ptr", "query_ptr", "out_ptr", "capacity"))
+    _plans[key] = _Plan(prepared, at)
+
+
+class _AnyLength(View):
+    """A view whose output is another length in each step: the launch is readied for the longest rows."""
+
+    def capacity(self, form: int) -> int:
+        """As many entries as there may be."""
+        return CAPACITY_MAX
+
+
+def _rows_there(device: torch.device) -> bool:
+    """Whether the batch's rows are on the device; they cannot be put there while a graph is captured."""
+    if device not in _every:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+        _every[device] = torch.arange(MAX_BATCH, dtype=torch.int32).to(device)
+    return True
+
+
+def _fits(batch: int, out: Tensor, table: Tensor, stride: int, sums: Tensor, block_size: int) -> bool:
+    ints = (torch.int32, torch.int64)
+    return (
+        block_size in _BLOCK_SIZES
+        and out.device == table.device == sums.device
+        and all(x.dtype in ints for x in (out, table, sums))
+        and (out.dim(), table.dim(), sums.dim()) == (1, 2, 1)
+        and all(x.stride(-1) == 1 or x.shape[-1] == 1 for x in (out, table, sums))
+        and table.stride(0) == stride
+        and table.shape[0] >= batch
+        and sums.shape[0] > batch
+        and table.shape[1] * block_size <= ROW_MAX
+    )
+
+
+def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
+    """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long; nothing but the ids is written."""
+    return Build(
+        table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
+        query_lens=sums[:batch], query_sign=-1, expect_all=False,
+    )  # fmt: skip

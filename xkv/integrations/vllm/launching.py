@@ -1,0 +1,109 @@
+"""Launches of the kernels beside this file: compiled once, then launched for what the driver costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xkv import launch
+from xkv.launcher import Call, record, watched
+
+_MOST = 4096  # grids remembered: an engine has a few batch sizes
+
+
+class Launcher:
+    """One kernel. Its integers are not specialised, so that dtypes alone decide what is compiled.
+
+    Args:
+        name: the kernel's, in `xkv.integrations.vllm.kernels`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._kernel: Any = None
+        self._calls: dict[tuple[Any, ...], Call] = {}  # by what is compiled
+        self._ready: dict[tuple[Any, ...], tuple[Any, list[Any], int, bool]] = {}  # and by the grid
+
+    def __call__(
+        self,
+        device: int,
+        grid: tuple[int, int, int],
+        tensors: tuple[Tensor | None, ...],
+        numbers: tuple[int, ...],
+        constexprs: tuple[Any, ...],
+    ) -> None:
+        """Launches on the current stream of a device; no sync, no allocation, safe in a graph once compiled.
+
+        Args:
+            device: its number, where the tensors are; negative in Triton's interpreter.
+            grid: programs.
+            tensors: the kernel's first arguments; None for what this launch does not read.
+            numbers: those that follow.
+            constexprs: its last ones.
+        """
+        kind = (device, constexprs, *[None if x is None else x.dtype for x in tensors])
+        ready = None if watched() else self._ready.get((grid, kind))
+        if ready is None:
+            call = None if watched() else self._calls.get(kind)
+            if call is None:
+                self._front_door(device, grid, (*tensors, *numbers, *constexprs))
+                self._record(kind, device, (*tensors, *numbers, *constexprs))
+                return
+            if len(self._ready) >= _MOST:
+                self._ready.clear()
+            ready = self._ready[grid, kind] = call.raw, *call.before(grid), call.nested
+        if torch._C._cuda_getDevice() != device:
+            with torch.cuda.device(device):
+                self(device, grid, tensors, numbers, constexprs)
+            return
+        raw, before, stream_at, nested = ready
+        given = [None if x is None else x.data_ptr() for x in tensors]
+        given += numbers
+        given += constexprs
+        call_args = [*before, given] if nested else before + given
+        call_args[stream_at] = torch._C._cuda_getCurrentRawStream(device)
+        raw(*call_args)
+
+    def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
+        """Compiles for arguments like these, dtypes in place of tensors, on the current device."""
+        self._jit().warmup(*dtypes, *numbers, *constexprs, grid=(1,))
+
+    def _jit(self) -> Any:
+        if self._kernel is None:
+            from xkv.integrations.vllm import kernels
+
+            self._kernel = getattr(kernels, self._name)
+        return self._kernel
+
+    def _front_door(self, device: int, grid: tuple[int, int, int], args: tuple[Any, ...]) -> None:
+        if device < 0:
+            self._jit()[grid](*args)
+            return
+        with torch.cuda.device(device):
+            self._jit()[grid](*args)
+
+    def _record(self, kind: Any, device: int, args: tuple[Any, ...]) -> None:
+        """Keeps how what was launched just now is launched cheaply, where that is known."""
+        if device < 0:
+            return
+        with torch.cuda.device(device):
+            kernel = self._jit().warmup(*args, grid=(1,))  # compiled already
+        call = record(kernel, len(args))
+        if call is not None:
+            self._calls[kind] = call
+
+
+def served(x: Tensor) -> int | None:
+    """The device of a call's tensors, by one of them; -1 in the interpreter; None: not one of ours."""
+    device: int = x.get_device()
+    return device if device >= 0 or launch.interpreted() else None
+
+
+def parts(rows: int, groups: int, most: int) -> int:
+    """Programs that share a row: so many that a few rows fill a GPU, and not more than ``most``."""
+    return min(_PROGRAMS // (rows * groups or 1), most) or 1
+
+
+_PROGRAMS = 1024
