@@ -1,0 +1,1 @@
+"""Drop-ins for engines, found by the engines' own plugin loaders."""
