@@ -1,54 +1,23 @@
-"""SGLang's plugin without SGLang: what is replaced, what is left alone, and that calls mean the same."""
+"""SGLang's plugin without SGLang: what is replaced, what is left alone, and what the log says."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import sglang_standins
-import torch
-from building import guarded, paged_source, whole
-from conftest import GPUS
-from sglang_calls import CALLS, assert_same, original, twin
+from sglang_calls import CALLS
 
 from xkv.integrations import sglang as ours
 from xkv.integrations.sglang import kernels, later, plugin, replace, table
 
+pytest_plugins = ("sglang_fixture",)
 NAMES = [row.name for row in table.KERNELS]
-
-
-def standin(name: str) -> replace.Replacement:
-    """The row of a kernel whose code is the stand-in's."""
-    row = next(row for row in table.KERNELS if row.name == name)
-    codes = frozenset({replace.code(getattr(sglang_standins, name).fn)})
-    return row._replace(modules=("sglang_nowhere", "sglang_standins"), codes=codes)
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """An SGLang of a known version with the stand-ins for kernels, and none of them replaced."""
-    monkeypatch.setattr(table, "KERNELS", tuple(map(standin, NAMES)))
-    monkeypatch.setattr(table, "METHODS", ())
-    monkeypatch.setattr(plugin, "_version", lambda: "0.5.23")
-    registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registry.hooks = []
-    registry.HookRegistry = SimpleNamespace(register=lambda *args: registry.hooks.append(args))
-    registry.HookType = SimpleNamespace(AROUND="around")
-    for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, registry.__name__, registry)
-    yield registry
-    for name in NAMES:
-        kernel = getattr(sglang_standins, name)
-        if replace.replaced(kernel):
-            replace.restore(kernel)
 
 
 def test_the_names_are_the_issues() -> None:
@@ -165,77 +134,6 @@ def test_code_is_what_is_run_and_nothing_else(
         "def f(a, B: int = 1):\n    return a % B\n",
     ):  # fmt: skip
         assert replace.code(source(other)) != plain
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("name", NAMES)
-def test_equal_bit_for_bit(name: str, engine: ModuleType, device: str) -> None:
-    plugin.install()
-    kernel, rng = getattr(sglang_standins, name), random.Random(f"{name} 1")
-    for _ in range(20 if GPUS else 3):
-        call = CALLS[name](rng, device)
-        want = twin(call)
-        original(kernel)(want.grid)(**want.args)
-        kernel[call.grid](**call.args, num_warps=4)
-        assert_same(call, want)
-
-
-@pytest.mark.parametrize("page_size", [3, 48, 100, 2048, 8192])
-def test_page_sizes_that_theirs_has_not(page_size: int, device: str) -> None:
-    """Any: a block of 4096 tokens need not hold a whole number of pages."""
-    rng = random.Random(page_size)
-    ids = paged_source(rng, 3, 5 * page_size, page_size, 1, torch.int32, device)
-    rows, lens = torch.tensor([2, 0, 1]), [5 * page_size, page_size + 1, 0]
-    out = guarded(3, 6, 8, torch.int32, device)
-    args = (ids, rows.to(device), torch.tensor(lens).to(device), None, out, ids.stride(0), 8)
-    want = whole(out).clone()
-    for b, n in enumerate(lens):
-        for j in range(-(-n // page_size)):
-            want[24 + b * 8 + j] = ids[rows[b], j * page_size] // page_size
-    assert kernels.create_flashmla_kv_indices_triton((3, 1), *args, PAGED_SIZE=page_size)
-    assert torch.equal(whole(out), want)
-
-
-def _flashmla(**change: Any) -> bool:
-    given = {
-        "req_to_token_ptr": torch.arange(64, dtype=torch.int32).view(2, 32),
-        "req_pool_indices_ptr": torch.tensor([1]), "page_kernel_lens_ptr": torch.tensor([9]),
-        "kv_start_idx": None, "kv_indices_ptr": torch.zeros(1, 4, dtype=torch.int32),
-        "req_to_token_ptr_stride": 32, "kv_indices_ptr_stride": 4, "PAGED_SIZE": 4,
-    } | change  # fmt: skip
-    return kernels.create_flashmla_kv_indices_triton((1, 1), **given)
-
-
-def test_what_is_left_to_the_original() -> None:
-    assert _flashmla()
-    assert not _flashmla(kv_start_idx=torch.tensor([4]))
-    assert _flashmla(kv_start_idx=torch.tensor([4]), PAGED_SIZE=1, kv_indices_ptr_stride=9,
-                     kv_indices_ptr=torch.zeros(1, 9, dtype=torch.int32))  # fmt: skip
-    assert not _flashmla(req_to_token_ptr=torch.zeros(2, 32))
-    assert not _flashmla(page_kernel_lens_ptr=torch.tensor([9], dtype=torch.int16))
-    assert not _flashmla(kv_indices_ptr=object())
-    assert not _flashmla(kv_indices_ptr_stride=99)
-
-
-def test_tables_without_their_shape() -> None:
-    """A kernel is given pointers: flat buffers mean the same."""
-    flat = torch.zeros(4, dtype=torch.int32)
-    assert _flashmla(kv_indices_ptr=flat, req_to_token_ptr=torch.arange(64, dtype=torch.int32))
-    assert flat.tolist() == [8, 9, 10, 0]
-
-
-def test_an_empty_batch_and_a_grid_that_is_a_function(engine: ModuleType) -> None:
-    plugin.install()
-    kernel = sglang_standins.create_flashmla_kv_indices_triton
-    assert kernel[(0, 1)](None, None, None, None, None, 1, 1) is None
-    ran = []
-    kernel.run = lambda *args, grid, **options: ran.append(grid)
-    try:
-        grid = lambda meta: (1, 1)  # noqa: E731
-        kernel[grid](None, None, None, None, None, 1, 1)
-    finally:
-        del kernel.run
-    assert ran == [grid]
 
 
 def test_a_method_is_replaced_when_its_module_is_imported(
