@@ -105,7 +105,8 @@ run_tests() { # NAME
     links=$(mktemp -d)
     plugin "$links"
     local status=0
-    XKV_ENGINES=$folder PYTHONPATH=$root:$at:$links "$py" -m pytest -p no:cacheprovider -n 0 "${tests[@]}" || status=$?
+    XKV_ENGINES=$folder PYTHONPATH=$root:$at:$links "$py" -m pytest -p no:cacheprovider \
+        -n "${XKV_ENGINES_WORKERS:-0}" "${tests[@]}" || status=$?
     rm -rf "$links"
     return "$status"
 }

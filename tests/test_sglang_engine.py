@@ -19,7 +19,7 @@ from sglang.version import __version__ as version  # noqa: E402
 
 from xkv.integrations.sglang import replace, table  # noqa: E402
 
-CASES = 60 if GPUS else 6
+CASES = 20 if GPUS else 6
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,10 +7,15 @@ import random
 import building
 import pytest
 import torch
+from compiling import GPUS, need, specialization
 
 import xkv
-from xkv import launch, reference, tuning
+from xkv import dispatch, launch, reference, tuning
 from xkv.build import CSR, TABLE, Build, View
+from xkv.schedule import schedule
+from xkv.tools.kernels.compiling import compiled
+from xkv.tools.kernels.resources import read
+from xkv.tools.kernels.variants import meta, plain
 
 # blocks so small that rows are shared out among programs, and not
 ROWS = [
@@ -83,3 +88,19 @@ def test_leading_zeros_of_tables_are_the_callers(device: str) -> None:
     reference.run(want)
     building.assert_same(build, want)
     assert [x.tolist() for x in sums] == [[building.SENTINEL, 100, 117], [building.SENTINEL, 4, 8]]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", ["sm90", "gfx942"])
+@pytest.mark.parametrize("indptr", [torch.int32, torch.int64])
+def test_compiles_to_machine_code(arch: str, indptr: torch.dtype) -> None:
+    """Rows are shared out, so that both places that look a row's beginning up are compiled."""
+    where = GPUS[arch]
+    need(where)
+    build = plain(CSR, 1, 1, 64)
+    build.views[0].kv_indptr, build.sums_given = meta(64, dtype=indptr), True
+    row = next(row for row in dispatch.rows_of(where)[1] if row.kind == "token")
+    assert schedule(build, row, where).balance
+    found = specialization(build, row, where)
+    assert found["indptr_ptr"][0] == f"*i{indptr.itemsize * 8}"
+    assert read(compiled(build, row, where)).spills == 0

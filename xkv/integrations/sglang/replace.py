@@ -93,12 +93,11 @@ def swap(kernel: Any, launch: Callable[..., bool]) -> None:
     base = type(kernel)
 
     def getitem(self: Any, grid: Any) -> Callable[..., Any]:
-        original = base.__getitem__(self, grid)
-        if not isinstance(grid, (tuple, list)):  # a function of the constexprs
-            return original  # type: ignore[no-any-return]
-
         def call(*args: Any, **kwargs: Any) -> Any:
-            return None if launch(grid, *args, **kwargs) else original(*args, **kwargs)
+            # a grid may be a function of the constexprs, too
+            if isinstance(grid, (tuple, list)) and launch(grid, *args, **kwargs):
+                return None
+            return base.__getitem__(self, grid)(*args, **kwargs)
 
         return call
 
