@@ -142,17 +142,24 @@ def test_trtllm_mla_eager(device: str) -> None:
     assert torch.equal(got, want)
 
 
-def test_translated_ids_are_left_to_theirs(device: str) -> None:
-    backend = Backend(device, 32)
-    backend.kv_index_translator.is_translating = True
+@pytest.mark.parametrize("why", ["translated", "ranks"])
+def test_what_is_left_to_theirs(why: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = trtllm_mla(device)
+    backend.kv_index_translator.is_translating = why == "translated"
+    ranks = SimpleNamespace(dcp_enabled=why == "ranks")
+    monkeypatch.setitem(globals(), "get_parallel", lambda: ranks)
     ran = []
 
-    def _create_block_kv_indices(self, batch_size, max_blocks, req_pool_indices, seq_lens, device):
+    def create(self, batch_size, max_blocks, req_pool_indices, seq_lens, device):
         ran.append(batch_size)
 
-    args = (4, 34, backend.rows[:4], backend.lens[:4], device)
-    methods.create_block_kv_indices(_create_block_kv_indices, backend, *args)
-    assert ran == [4]
+    def apply(self, bs, req_pool_indices, seq_lens, forward_mode):
+        ran.append(bs)
+
+    tensors = (backend.rows[:4], backend.lens[:4])
+    methods.create_block_kv_indices(create, backend, 4, 34, *tensors, device)
+    methods.apply_cuda_graph_metadata(apply, backend, 4, *tensors, forward_mode=mode("decode"))
+    assert ran == [4, 4]
 
 
 def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[torch.Tensor], Any]:
@@ -173,6 +180,7 @@ def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[to
         none = torch.zeros(6, dtype=torch.int32, device=device)
         backend.cuda_graph_kv_indices = backend.xkv_builder.build(none, none).page_table
     backend.cuda_graph_mla_metadata = torch.zeros(4, 8, dtype=torch.int32)
+    backend.cuda_graph_draft_extend_seq_lens_k = torch.ones(6, dtype=torch.int32, device=device)
     backend.cuda_graph_num_splits = torch.zeros(7, dtype=torch.int32)
     backend.cuda_graph_mla_metadata_view = None
     step = method(
@@ -189,7 +197,7 @@ def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[to
 
 
 @only("0.5.23")
-@pytest.mark.parametrize("what", ["decode", "verify"])
+@pytest.mark.parametrize("what", ["decode", "verify", "extend"])
 def test_call_site_of_flashmla(what: str, device: str) -> None:
     it = kernel("create_flashmla_kv_indices_triton")
     (ours, _), (theirs, _) = both(it, lambda: flashmla(file_of("flashmla"), device, what, False))
@@ -214,7 +222,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @only("0.5.23")
-@pytest.mark.parametrize("what", ["decode", "verify"])
+@pytest.mark.parametrize("what", ["decode", "verify", "extend"])
 def test_patched_flashmla(what: str, patched: Path, device: str) -> None:
     it = kernel("create_flashmla_kv_indices_triton")
     theirs, lens = flashmla(file_of("flashmla"), device, what, False)
