@@ -69,11 +69,14 @@ def test_replaced_by_the_engines_own_loader(name: str) -> None:
 def test_equal_bit_for_bit(name: str, device: str) -> None:
     theirs = tried = 0
     for it, call in calls(name, device, 1):
-        want = twin(call)
+        want, again = twin(call), twin(call)
         original(it)(want.grid)(**want.args)
         with launches(it) as seen:
             it[call.grid](**call.args)
         assert_same(call, want)
+        if GPUS:  # of the same kind: from what was remembered of the first
+            it[again.grid](**again.args)
+            assert_same(again, want)
         theirs += len(seen)
         tried += 1
     assert theirs <= tried // 2, "the original ran nearly always"

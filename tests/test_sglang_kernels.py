@@ -13,7 +13,8 @@ from building import guarded, paged_source, whole
 from conftest import GPUS
 from sglang_calls import CALLS, assert_same, original, twin
 
-from xkv.integrations.sglang import kernels, plugin, table
+from xkv.build import Build
+from xkv.integrations.sglang import kernels, planned, plugin, table
 
 pytest_plugins = ("sglang_fixture",)
 NAMES = [row.name for row in table.KERNELS]
@@ -26,10 +27,11 @@ def test_equal_bit_for_bit(name: str, engine: ModuleType, device: str) -> None:
     kernel, rng = getattr(sglang_standins, name), random.Random(f"{name} 1")
     for _ in range(20 if GPUS else 3):
         call = CALLS[name](rng, device)
-        want = twin(call)
+        want, again = twin(call), twin(call)
         original(kernel)(want.grid)(**want.args)
-        kernel[call.grid](**call.args, num_warps=4)
-        assert_same(call, want)
+        for ours in (call, again) if GPUS else (call,):  # the second from what was remembered of the first
+            kernel[ours.grid](**ours.args, num_warps=4)
+            assert_same(ours, want)
 
 
 @pytest.mark.parametrize("page_size", [3, 48, 100, 2048, 8192])
@@ -88,3 +90,60 @@ def test_an_empty_batch_and_a_grid_that_is_a_function(engine: ModuleType) -> Non
     finally:
         del kernel.run
     assert ran == [grid]
+
+
+class Recorded:
+    """A prepared launch that keeps the arguments it is made with."""
+
+    cheap, first = True, 0
+
+    def __init__(self, build: Build) -> None:
+        self.args = pointers(build)
+        self.launched: list[list[Any]] = []
+
+    def copy(self) -> tuple[list[Any], list[Any]]:
+        call = list(self.args)
+        return call, call
+
+    def launch(self, call: list[Any]) -> None:
+        self.launched.append(call)
+
+
+def pointers(build: Build) -> list[Any]:
+    return [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in build.arguments()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_remembered_is_launched_with_the_tensors_at_hand(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the second call of a kind has its pointers in the places that a build of its own has."""
+    built: list[Build] = []
+    made: list[Recorded] = []
+
+    def run(build: Build) -> Recorded:
+        built.append(build)
+        made.append(Recorded(build))
+        return made[-1]
+
+    monkeypatch.setattr(planned.launch, "run", run)
+    rng, launch, seen = random.Random(f"{name} 2"), getattr(kernels, name), 0
+    for _ in range(30):
+        for x in (kernels.tables, kernels.streams, kernels.metadata):
+            x._plans.clear()
+        call = CALLS[name](rng, "cpu")
+        moved = {k: v.clone() for k, v in call.args.items() if isinstance(v, torch.Tensor) and v.dim() == 1}
+        other = call.args | moved
+        if not launch(call.grid, **call.args):
+            continue
+        assert launch(call.grid, **other)
+        (launched,) = made[-1].launched
+        count = len(built)
+        for x in (kernels.tables, kernels.streams, kernels.metadata):
+            x._plans.clear()
+        assert launch(call.grid, **other)
+        assert len(built) == count + 1
+        assert launched == pointers(built[-1])
+        assert launched != pointers(built[-2])
+        seen += 1
+    assert seen >= 10
