@@ -136,7 +136,7 @@ def update_trtllm_mha_graph_metadata_kernel(
                     tl.store(swa_page_table_ptr + b * swa_page_table_stride + i, page)
         if HAS_SWA_OUT:
             for i in range(swa_out_len):
-                slot = bs.to(tl.int64) * 0
+                slot = tl.load(out_cache_loc_ptr) * 0
                 if i < num_out_tokens:
                     slot = tl.load(swa_mapping_ptr + tl.load(out_cache_loc_ptr + i))
                 tl.store(swa_out_cache_loc_ptr + i, slot)

@@ -87,8 +87,8 @@ def code(function: Callable[..., Any]) -> str:
 def swap(kernel: Any, launch: Callable[..., bool]) -> None:
     """Makes ``kernel[grid](...)`` call ``launch``, and the original where that returns False.
 
-    The object stays what it was, in every module, closure and table that holds it, and to Triton and
-    torch.compile, which look at its class: it gets a class of its own, derived from the one it had.
+    The object stays what it was, in every module, closure and table that holds it, and to Triton, which
+    looks at its class: it gets a class of its own, derived from the one it had.
     """
     base = type(kernel)
 
