@@ -230,5 +230,4 @@ def assert_same(got: Call, want: Call) -> None:
 
 def describe(call: Call) -> str:
     show = lambda x: (tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x  # noqa: E731
-    return f"{call.grid} {({name: show(x) for name, x in call.args.items()})}"
-
+    return f"{call.grid} { ({name: show(x) for name, x in call.args.items()}) }"

@@ -115,9 +115,7 @@ def test_switch(
     assert ("XKV_DISABLE is set" in record.message) is off
 
 
-def test_code_is_what_is_run_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_code_is_what_is_run_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
     def source(text: str) -> Any:

@@ -158,5 +158,3 @@ def test_patched_aiter(pages: bool, patched: Path, device: str) -> None:
     else:
         assert torch.equal(theirs[0], ours[0])
         assert torch.equal(theirs[1], ours[1])
-
-

@@ -39,9 +39,7 @@ def stream(rng: random.Random, device: str, *, hostile: bool = False) -> Build:
     room = at - rng.choice([0, 0, 9]) if at > 9 else at
     view = View(building.guarded_1d(room, torch.int32, device), kv_indptr=ints(begins))
     rows = [rng.randrange(4) for _ in range(batch)]
-    return Build(
-        source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), expect_all=False, sums_given=True
-    )
+    return Build(source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), expect_all=False, sums_given=True)
 
 
 @pytest.mark.kernel
@@ -79,9 +77,7 @@ def test_leading_zeros_of_tables_are_the_callers(device: str) -> None:
     source = building.paged_source(rng, 4, 100, 16, 1, torch.int32, device)
     rows, lens = torch.tensor([1, 3], device=device), torch.tensor([100, 17], device=device)
     sums = [building.guarded_1d(3, torch.int32, device) for _ in range(2)]
-    view = View(
-        building.guarded(2, 7, 9, torch.int32, device), cu_seqlens_k=sums[0], cu_seqlens_q=sums[1]
-    )
+    view = View(building.guarded(2, 7, 9, torch.int32, device), cu_seqlens_k=sums[0], cu_seqlens_q=sums[1])
     build = Build(source, rows, lens, TABLE, 16, 1, 16, (view,), query_len=4, sums_given=True)
     want = building.twin(build)
     launch.run(build)
