@@ -42,13 +42,15 @@ def edge_steps(device: str, batches: list[list[int]]) -> list[Step]:
     return made
 
 
-def differences(row: Row, theirs: peers.Peers, device: str, *batches: list[int]) -> list[str]:
+def differences(
+    row: Row, theirs: peers.Peers, device: str, *batches: list[int], drop_in: peers.Peers | None = None
+) -> list[str]:
     if row.backend not in {spec.name for spec in xkv.backends(device)}:
         pytest.skip(f"{row.backend} is for another platform")
     torch.manual_seed(1)
     source = compared.make_source(13, CONTEXT, device)
     return list(
-        compared.differences(row, theirs, source, CONTEXT, edge_steps(device, list(batches)))
+        compared.differences(row, theirs, source, CONTEXT, edge_steps(device, list(batches)), drop_in)
     )
 
 
@@ -212,6 +214,7 @@ def test_a_difference_stops_it(
     [
         ((), "steps are timed on a GPU, and there is none"),
         (("--peers", "/nowhere"), "--peers: there is no kv_indices.py in /nowhere"),
+        (("--drop-in",), "--drop-in needs --peers"),
         (("--json", "/nowhere/steps.json"), "--json: there is no folder /nowhere"),
     ],
 )

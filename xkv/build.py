@@ -88,6 +88,10 @@ class Build:
             first tile of an empty row); None: with the row or the stream.
         missing_id: what is written where a live token has no id.
         expect_all: report a live token without an id.
+        sums_given: the first view's prefix sums are the caller's, as far as they stand before the launch:
+            a stream's rows begin where ``kv_indptr``, ``[batch]`` int32 or int64, says, which is read and
+            not written (such a stream has no tail, no other sums and no status), and the leading 0 of
+            ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -110,6 +114,7 @@ class Build:
     tail_tile: int | None = None
     missing_id: int = -1
     expect_all: bool = True
+    sums_given: bool = False
     status: Tensor | None = None
 
     @property
@@ -134,7 +139,8 @@ class Build:
         """Whether anything beside the ids is written: lengths, prefix sums or the status word."""
         if self.status is not None:
             return True
-        return any(getattr(view, name) is not None for view in self.views for name in OUTPUTS)
+        names = [name for name in OUTPUTS if not (self.sums_given and name == "kv_indptr")]
+        return any(getattr(view, name) is not None for view in self.views for name in names)
 
     def arguments(self) -> list[Any]:
         """The kernel's arguments in its order, all but how the work is dealt out and the constexpr.

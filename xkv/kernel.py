@@ -63,10 +63,12 @@ def _seek(u, programs, req, view, policy, C: tl.constexpr):
             passed = sums <= u
             b = chunk + tl.sum(passed.to(tl.int32), 0)
             block = (u - tl.max(tl.where(passed, sums, seen), 0)).to(tl.int32) + policy.direct
-        if C.FORM != TABLE:
+        if C.FORM != TABLE and not C.SUMS_GIVEN:
             base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
         seen = upto
         chunk += C.BATCH_BLOCK
+    if C.SUMS_GIVEN:
+        base = before(b, req, view, policy, C)
     return b, block, base, again
 
 
@@ -112,9 +114,10 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
 
 
 @triton.jit
-def _store_prefix_sum(ptr, i, upto, limit, mask):
+def _store_prefix_sum(ptr, i, upto, limit, mask, C: tl.constexpr):
     tl.store(ptr + i + 1, tl.minimum(upto, limit).to(tl.int32), mask=mask)
-    tl.store(ptr + i, i * 0, mask=i == 0)
+    if not C.SUMS_GIVEN:
+        tl.store(ptr + i, i * 0, mask=i == 0)
 
 
 @triton.jit
@@ -143,8 +146,8 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
                 if C.FORM == CSR:
                     room = clip(view.capacity - (upto - items), 0, items)
                     kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
-                if view.indptr_ptr is not None:
-                    _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask)
+                if view.indptr_ptr is not None and not C.SUMS_GIVEN:
+                    _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask, C)
             if view.seqlens_ptr is not None:
                 tl.store(view.seqlens_ptr + i, kept.to(tl.int32), mask=mask)
             if view.last_ptr is not None:
@@ -154,14 +157,14 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
             if view.cu_k_ptr is not None:
                 upto = kv_sum + tl.cumsum(kv_len, 0)
                 report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
-                _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask)
+                _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask, C)
             if view.cu_q_ptr is not None:
                 if req.query_ptr is None:
                     upto = (i + 1).to(tl.int64) * req.query_len
                 else:
                     upto = query_sum + tl.cumsum(query, 0)
                 report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
-                _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask)
+                _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask, C)
         if STREAM:
             item_sum += tl.sum(items, 0)
         if view.cu_k_ptr is not None:
@@ -176,7 +179,8 @@ def _build(req, view, policy, C: tl.constexpr):
     """One view, whole: lengths and prefix sums, the stream's tail, then the ids."""
     STREAM: tl.constexpr = C.FORM != TABLE
     SUMS: tl.constexpr = (
-        view.seqlens_ptr is not None or view.cu_k_ptr is not None or view.indptr_ptr is not None
+        view.seqlens_ptr is not None or view.cu_k_ptr is not None
+        or (view.indptr_ptr is not None and not C.SUMS_GIVEN)
         or view.last_ptr is not None or view.cu_q_ptr is not None or policy.status_ptr is not None
     )  # fmt: skip
     programs = tl.num_programs(0) * tl.num_programs(1)

@@ -42,6 +42,7 @@ class Config(str):
     OVERLAP: bool
     EARLY: bool
     REPORT_ONCE: bool
+    SUMS_GIVEN: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""

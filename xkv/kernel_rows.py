@@ -138,7 +138,9 @@ def blocks_left(b, items, req, view, policy, C: tl.constexpr):
 def before(b, req, view, policy, C: tl.constexpr):
     """Items of all rows before b: where row b begins in the stream. 0 in tables."""
     total = req.batch.to(tl.int64) * 0
-    if C.FORM != TABLE:
+    if C.FORM != TABLE and C.SUMS_GIVEN:
+        total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)
+    elif C.FORM != TABLE:
         for chunk in range(0, tl.minimum(b, req.batch), C.BATCH_BLOCK):
             i = chunk + tl.arange(0, C.BATCH_BLOCK)
             _, _, _, items, _, _, _ = describe(i, i < tl.minimum(b, req.batch), req, view, policy, C)
@@ -217,6 +219,8 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     else:
         out_row = view.out_ptr + base
         items = clip(view.capacity - base, 0, items).to(tl.int32)
+        if C.SUMS_GIVEN:
+            items = tl.where(base < 0, 0, items)  # nobody vouches for what was given
         written = items
         live = live & (j < items - done)
     have = entry >= 0

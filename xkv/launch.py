@@ -229,7 +229,7 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
-        overlaps(where), overlaps(where) and row.early, where.vendor == "hip",
+        overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
     )  # fmt: skip
 
 

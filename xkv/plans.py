@@ -25,17 +25,27 @@ class Plan:
     """A checked call's launch, for other tensors of the same dtypes, shapes, strides and device.
 
     It keeps no tensor alive.
+
+    Args:
+        prepared: the launch.
+        build: what it was prepared from.
+        given: the call's tensors; None or an int where there is none.
+        names: what each is to the kernel.
+        outs: how many, the last ones, are written.
     """
 
     __slots__ = ("_bytes", "_outs", "_prepared", "_room", "_where")
 
-    def __init__(self, prepared: launch.Prepared, build: Build, given: tuple[Any, ...]) -> None:
+    def __init__(
+        self, prepared: launch.Prepared, build: Build, given: tuple[Any, ...],
+        names: tuple[str, ...] = NAMES, outs: int = _OUTS,
+    ) -> None:  # fmt: skip
         self._prepared = prepared
         at = launch.positions()
         tensors = [n for n, x in enumerate(given) if isinstance(x, Tensor)]
-        self._where = [(n, prepared.first + at[NAMES[n]]) for n in tensors]
+        self._where = [(n, prepared.first + at[names[n]]) for n in tensors]
         self._bytes = [extent(given[n]) for n in tensors]
-        self._outs = [k for k, n in enumerate(tensors) if n >= len(NAMES) - _OUTS]
+        self._outs = [k for k, n in enumerate(tensors) if n >= len(names) - outs]
         room = build.views[0].capacity(build.form) * build.page_size
         self._room = min(room, ROW_MAX) if build.form == TABLE else room
 

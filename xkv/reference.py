@@ -86,7 +86,11 @@ def _run_view(build: Build, view: View) -> None:
     capacity = view.capacity(form)
     rows = _describe(build, view)
     offset = rows.items.cumsum(0) - rows.items  # where each row begins in the stream
+    given = build.sums_given
+    if given and form != TABLE and view.kv_indptr is not None:
+        offset = view.kv_indptr[:batch].to(torch.int64)
     kept = rows.items if form == TABLE else (capacity - offset).clamp(min=0).minimum(rows.items)
+    kept = torch.where(offset < 0, 0, kept)
     kv_len = torch.minimum(rows.kv_len, kept * page_size) if form == CSR else rows.kv_len
     every = torch.arange(batch, device=offset.device)
     report = _Report(build.status)
@@ -118,20 +122,21 @@ def _run_view(build: Build, view: View) -> None:
         total = kept.sum()
         if build.tail_fill is not None:
             out[total : _written(total, build.tail_tile, capacity)] = build.tail_fill
-        out[:total] = value.to(out.dtype)
+        out[offset[b] + j] = value.to(out.dtype)
 
-    _prefix_sums(view.kv_indptr, rows.items, capacity)
+    if not (given and form != TABLE):
+        _prefix_sums(view.kv_indptr, rows.items, capacity)
     if view.cache_seqlens is not None:
         view.cache_seqlens[:batch] = kv_len.to(torch.int32)
     if view.kv_last_page_len is not None:
         last = torch.where(kv_len > 0, (kv_len - 1) % page_size + 1, 0)
         view.kv_last_page_len[:batch] = last.clamp(min=build.min_last_page_len).to(torch.int32)
     if view.cu_seqlens_k is not None:
-        report.add(every[_prefix_sums(view.cu_seqlens_k, kv_len)], Reason.OVERFLOW)
+        report.add(every[_prefix_sums(view.cu_seqlens_k, kv_len, given=given)], Reason.OVERFLOW)
     if view.cu_seqlens_q is not None:
         strided = torch.full_like(rows.query, build.query_len)
         query = strided if build.query_lens is None else rows.query
-        report.add(every[_prefix_sums(view.cu_seqlens_q, query)], Reason.OVERFLOW)
+        report.add(every[_prefix_sums(view.cu_seqlens_q, query, given=given)], Reason.OVERFLOW)
     report.write()
 
 
@@ -164,11 +169,14 @@ def _page_of(build: Build, view: View, row: Tensor, t: Tensor) -> tuple[Tensor, 
     return page, found, outside
 
 
-def _prefix_sums(out: Tensor | None, terms: Tensor, limit: int = INT32_MAX) -> Tensor:
-    """Writes ``[0, t0, t0 + t1, ...]``, cut at ``limit``; returns where it was cut."""
+def _prefix_sums(
+    out: Tensor | None, terms: Tensor, limit: int = INT32_MAX, *, given: bool = False
+) -> Tensor:
+    """Writes ``[0, t0, t0 + t1, ...]``, cut at ``limit``, the 0 unless given; returns where it was cut."""
     sums = terms.cumsum(0)
     if out is not None:
-        out[0] = 0
+        if not given:
+            out[0] = 0
         out[1 : terms.shape[0] + 1] = sums.clamp(max=limit).to(torch.int32)
     return sums > limit
 

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--peers", metavar="DIR", type=Path, help="SGLang 0.5.23's kernels (default: xkv's ops)")
+    add("--drop-in", action="store_true", help="ours: those calls, of the plugin's kernels")
     add("--json", metavar="FILE", type=Path, help="writes the numbers there")
 
 
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"{error.name} is missing; pip install 'xkv[bench]'")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         return _fail(f"--json: there is no folder {args.json.absolute().parent}")
+    if args.drop_in and args.peers is None:
+        return _fail("--drop-in needs --peers")
     where = xkv.platform()  # first of all that needs torch: says so where it is missing
     from xkv.tools import timing
     from xkv.tools.steps import compared, peers
@@ -68,8 +71,12 @@ def run(args: argparse.Namespace) -> int:
         return _fail("steps are timed on a GPU, and there is none")
 
     theirs: Peers = peers.StandIn() if args.peers is None else peers.SGLang(args.peers)
+    drop_in = peers.DropIn(args.peers) if args.drop_in else None
     here = {spec.name for spec in xkv.backends()}
-    rows = [row for row in compared.ROWS if row.backend in here]
+    rows = [
+        row for row in compared.ROWS
+        if row.backend in here and (drop_in is None or drop_in.has(row.file))
+    ]  # fmt: skip
     loads = compared.WORKLOADS
     count = compared.STEPS * max(load.batch for load in loads)
     source = compared.make_source(count, max(load.context for load in loads), "cuda")
@@ -79,15 +86,16 @@ def run(args: argparse.Namespace) -> int:
         f"{load}: {row.name}: {what}"
         for load, steps in batches.items()
         for row in rows
-        for what in compared.differences(row, theirs, source, load.context, steps)
+        for what in compared.differences(row, theirs, source, load.context, steps, drop_in)
     ]
     if found:
         print("xkv steps: theirs and ours differ:", *found, sep="\n", file=sys.stderr)
         return 1
-    print(f"{where}; theirs: {theirs.title}; launches and microseconds a step")
+    ours = "" if drop_in is None else f"; ours: {drop_in.title}"
+    print(f"{where}; theirs: {theirs.title}{ours}; launches and microseconds a step")
     tables = []
     for load, steps in batches.items():
-        measured = [(row, *_measure(row, theirs, source, load.context, steps)) for row in rows]
+        measured = [(row, *_measure(row, theirs, source, load.context, steps, drop_in)) for row in rows]
         add = timing.add_us()
         print(f"\n{load}; a torch add_ takes the host {add:.1f} us")
         lines = [_cells(*line) for line in measured]
@@ -99,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
         for note in filter(None, (row.note, lacks)):
             print(f"{row.name}: {note}")
     if args.json is not None:
-        setting = {"platform": str(where), "theirs": theirs.title, **timing.versions()}
+        titles = {"theirs": theirs.title} | ({} if drop_in is None else {"ours": drop_in.title})
+        setting = {"platform": str(where), **titles, **timing.versions()}
         args.json.write_text(json.dumps({**setting, "tables": tables}, indent=1) + "\n")
     return 0
 
@@ -110,13 +119,13 @@ def _fail(message: str) -> int:
 
 
 def _measure(
-    row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step]
+    row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step], drop_in: Peers | None
 ) -> tuple[Figures | None, Figures]:
     """Theirs, or None where nothing here can stand for it, and ours."""
     from xkv.tools import timing
     from xkv.tools.steps import compared
 
-    theirs, ours = compared.both(row, peers, source, len(steps[0].lens), context)
+    theirs, ours = compared.both(row, peers, source, len(steps[0].lens), context, drop_in)
     told = timing.measure(theirs, steps) if peers.has(row.file) else None
     return told, timing.measure(ours, steps)
 

@@ -112,11 +112,16 @@ def make_steps(load: Workload, device: str) -> list[Step]:
 
 
 def both(
-    row: Row, peers: Peers, source: Tensor, batch: int, context: int
-) -> tuple[Callable[[Step], Results], Callable[[Step], xkv.Metadata]]:
-    """What issues their ops, and what issues ours: each with buffers of its own, made here."""
+    row: Row, peers: Peers, source: Tensor, batch: int, context: int, drop_in: Peers | None = None
+) -> tuple[Callable[[Step], Results], Callable[[Step], xkv.Metadata | Results]]:
+    """What issues their ops, and what issues ours: each with buffers of its own, made here.
+
+    Ours is one build, or with ``drop_in`` their ops once more, on those kernels.
+    """
     make: Callable[[Setup], Callable[[Step], Results]] = getattr(sequences, row.backend)
     theirs = make(Setup(peers, source, batch, context, row.page_size, row.drafts))
+    if drop_in is not None:
+        return theirs, make(Setup(drop_in, source, batch, context, row.page_size, row.drafts))
     builder = xkv.MetadataBuilder(
         row.backend, source, max_batch_size=batch, max_context_len=context, page_size=row.page_size
     )
@@ -127,8 +132,9 @@ def both(
 
 
 def differences(
-    row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step]
-) -> Iterator[str]:
+    row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step],
+    drop_in: Peers | None = None,
+) -> Iterator[str]:  # fmt: skip
     """Names what theirs and ours do not agree on. Syncs.
 
     Args:
@@ -137,19 +143,21 @@ def differences(
         source: ``[rows, >= context]`` int32, req_to_token.
         context: tokens, capacity of a row.
         steps: batches of one size, whose lengths leave room for the draft tokens.
+        drop_in: as in `both`.
 
     Yields:
         A sentence for each result of theirs whose live part is not ours, in dtype and value.
     """
     able = peers if peers.has(row.file) else StandIn()
-    theirs, ours = both(row, able, source, len(steps[0].lens), context)
+    theirs, ours = both(row, able, source, len(steps[0].lens), context, drop_in)
     for number, step in enumerate(steps):
         wanted, got = theirs(step), ours(step)
         lens = step.lens + row.delta
         if "kv_indices" in wanted and row.page_size > 1:
             wanted = _pages(wanted, row.page_size)
+            got = _pages(got, row.page_size) if isinstance(got, dict) else got
         for name, want in wanted.items():
-            have = getattr(got, name)
+            have = got.get(name) if isinstance(got, dict) else getattr(got, name)
             if have is None:
                 yield f"step {number}: {name}: ours has none"
                 continue

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import xkv
+from xkv.integrations.sglang import replace, table
 from xkv.tools import loading
 
 INDEX_KERNELS = "kv_indices.py"
@@ -222,3 +223,26 @@ class SGLang:
             at.source, rows, lens, out, at.source.stride(0), out.stride(0), None, None,
             DRAFT_NUM=at.drafts, PAGE_SIZE=at.page_size, BLOCK_SIZE=1024, HAS_SWA=False,
         )  # fmt: skip
+
+
+class DropIn(SGLang):
+    """SGLang's own calls of its kernels, which the plugin's replacements answer.
+
+    Args:
+        folder: as `SGLang`'s; its files are loaded once more, so that those others hold stay as they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.title = f"SGLang's calls in {folder}, its kernels replaced by xkv's"
+        self._replaced: set[str] = set()
+        for file, module in self._files.items():
+            for row in table.KERNELS:
+                kernel = getattr(module, row.name, None)
+                if kernel is not None and replace.code(kernel.fn) in row.codes:
+                    replace.swap(kernel, row.launch)
+                    self._replaced.add(file)
+
+    def has(self, file: str) -> bool:
+        """Whether a kernel in that file was replaced."""
+        return file in self._replaced

@@ -1,0 +1,149 @@
+"""Calls of SGLang's kernels mean the same with ours: beside stand-ins of our own, and by their definition."""
+
+from __future__ import annotations
+
+import random
+from types import ModuleType
+from typing import Any
+
+import pytest
+import sglang_standins
+import torch
+from building import guarded, paged_source, whole
+from conftest import GPUS
+from sglang_calls import CALLS, assert_same, original, twin
+
+from xkv.build import Build
+from xkv.integrations.sglang import kernels, planned, plugin, table
+
+pytest_plugins = ("sglang_fixture",)
+NAMES = [row.name for row in table.KERNELS]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_bit_for_bit(name: str, engine: ModuleType, device: str) -> None:
+    plugin.install()
+    kernel, rng = getattr(sglang_standins, name), random.Random(f"{name} 1")
+    for _ in range(20 if GPUS else 3):
+        call = CALLS[name](rng, device)
+        want, again = twin(call), twin(call)
+        original(kernel)(want.grid)(**want.args)
+        for ours in (call, again) if GPUS else (call,):  # the second from what was remembered of the first
+            kernel[ours.grid](**ours.args, num_warps=4)
+            assert_same(ours, want)
+
+
+@pytest.mark.parametrize("page_size", [3, 48, 100, 2048, 8192])
+def test_page_sizes_that_theirs_has_not(page_size: int, device: str) -> None:
+    """Any: a block of 4096 tokens need not hold a whole number of pages."""
+    rng = random.Random(page_size)
+    ids = paged_source(rng, 3, 5 * page_size, page_size, 1, torch.int32, device)
+    rows, lens = torch.tensor([2, 0, 1]), [5 * page_size, page_size + 1, 0]
+    out = guarded(3, 6, 8, torch.int32, device)
+    args = (ids, rows.to(device), torch.tensor(lens).to(device), None, out, ids.stride(0), 8)
+    want = whole(out).clone()
+    for b, n in enumerate(lens):
+        for j in range(-(-n // page_size)):
+            want[24 + b * 8 + j] = ids[rows[b], j * page_size] // page_size
+    assert kernels.create_flashmla_kv_indices_triton((3, 1), *args, PAGED_SIZE=page_size)
+    assert torch.equal(whole(out), want)
+
+
+def _flashmla(**change: Any) -> bool:
+    given = {
+        "req_to_token_ptr": torch.arange(64, dtype=torch.int32).view(2, 32),
+        "req_pool_indices_ptr": torch.tensor([1]), "page_kernel_lens_ptr": torch.tensor([9]),
+        "kv_start_idx": None, "kv_indices_ptr": torch.zeros(1, 4, dtype=torch.int32),
+        "req_to_token_ptr_stride": 32, "kv_indices_ptr_stride": 4, "PAGED_SIZE": 4,
+    } | change  # fmt: skip
+    return kernels.create_flashmla_kv_indices_triton((1, 1), **given)
+
+
+def test_what_is_left_to_the_original() -> None:
+    assert _flashmla()
+    assert not _flashmla(kv_start_idx=torch.tensor([4]))
+    assert _flashmla(kv_start_idx=torch.tensor([4]), PAGED_SIZE=1, kv_indices_ptr_stride=9,
+                     kv_indices_ptr=torch.zeros(1, 9, dtype=torch.int32))  # fmt: skip
+    assert not _flashmla(req_to_token_ptr=torch.zeros(2, 32))
+    assert not _flashmla(page_kernel_lens_ptr=torch.tensor([9], dtype=torch.int16))
+    assert not _flashmla(kv_indices_ptr=object())
+    assert not _flashmla(kv_indices_ptr_stride=99)
+
+
+def test_tables_without_their_shape() -> None:
+    """A kernel is given pointers: flat buffers mean the same."""
+    flat = torch.zeros(4, dtype=torch.int32)
+    assert _flashmla(kv_indices_ptr=flat, req_to_token_ptr=torch.arange(64, dtype=torch.int32))
+    assert flat.tolist() == [8, 9, 10, 0]
+
+
+def test_an_empty_batch_and_a_grid_that_is_a_function(engine: ModuleType) -> None:
+    plugin.install()
+    kernel = sglang_standins.create_flashmla_kv_indices_triton
+    assert kernel[(0, 1)](None, None, None, None, None, 1, 1) is None
+    ran = []
+    kernel.run = lambda *args, grid, **options: ran.append(grid)
+    try:
+        grid = lambda meta: (1, 1)  # noqa: E731
+        kernel[grid](None, None, None, None, None, 1, 1)
+    finally:
+        del kernel.run
+    assert ran == [grid]
+
+
+class Recorded:
+    """A prepared launch that keeps the arguments it is made with."""
+
+    cheap, first = True, 0
+
+    def __init__(self, build: Build) -> None:
+        self.args = pointers(build)
+        self.launched: list[list[Any]] = []
+
+    def copy(self) -> tuple[list[Any], list[Any]]:
+        call = list(self.args)
+        return call, call
+
+    def launch(self, call: list[Any]) -> None:
+        self.launched.append(call)
+
+
+def pointers(build: Build) -> list[Any]:
+    return [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in build.arguments()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_remembered_is_launched_with_the_tensors_at_hand(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the second call of a kind has its pointers in the places that a build of its own has."""
+    built: list[Build] = []
+    made: list[Recorded] = []
+
+    def run(build: Build) -> Recorded:
+        built.append(build)
+        made.append(Recorded(build))
+        return made[-1]
+
+    monkeypatch.setattr(planned.launch, "run", run)
+    rng, launch, seen = random.Random(f"{name} 2"), getattr(kernels, name), 0
+    for _ in range(30):
+        for x in (kernels.tables, kernels.streams, kernels.metadata):
+            x._plans.clear()
+        call = CALLS[name](rng, "cpu")
+        moved = {k: v.clone() for k, v in call.args.items() if isinstance(v, torch.Tensor) and v.dim() == 1}
+        other = call.args | moved
+        if not launch(call.grid, **call.args):
+            continue
+        assert launch(call.grid, **other)
+        (launched,) = made[-1].launched
+        count = len(built)
+        for x in (kernels.tables, kernels.streams, kernels.metadata):
+            x._plans.clear()
+        assert launch(call.grid, **other)
+        assert len(built) == count + 1
+        assert launched == pointers(built[-1])
+        assert launched != pointers(built[-2])
+        seen += 1
+    assert seen >= 10

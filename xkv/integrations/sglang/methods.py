@@ -1,0 +1,63 @@
+"""SGLang's steps of several launches as one: what is called in place of its backends' methods.
+
+Each takes the original method and its arguments, does the whole step in one launch where it knows the case,
+and else calls the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from xkv.integrations.sglang.kernels import metadata, tables
+
+
+def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """TRTLLM MLA, eager: a new page table, -1 past the live pages."""
+    given = _named(original, args, kwargs)
+    self, batch, width = given["self"], given["batch_size"], given["max_blocks"]
+    if _plain(original, self):
+        source = self.req_to_token
+        out = torch.empty((batch, width), dtype=torch.int32, device=given["device"])
+        call = (source, given["req_pool_indices"], given["seq_lens"], None, None, None, out, None)
+        if tables(call, batch, source.stride(0), width, self.page_size, 0, 0, -1):
+            return out
+    return original(*args, **kwargs)
+
+
+def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """TRTLLM MLA in a graph, decode and verify: the page table and the int32 lengths."""
+    given = _named(original, args, kwargs)
+    self, batch, mode = given["self"], given["bs"], given["forward_mode"]
+    meta = self.decode_cuda_graph_metadata[batch]
+    verify = mode.is_target_verify()
+    if meta.seq_lens_k is None or not (verify or mode.is_decode_or_idle()) or not _plain(original, self):
+        return original(*args, **kwargs)
+    source, out = self.req_to_token, meta.block_kv_indices
+    call = (
+        source, given["req_pool_indices"], given["seq_lens"], None, None, meta.seq_lens_k, None, None, out,
+        None,
+    )  # fmt: skip
+    more = self.num_draft_tokens if verify else 0
+    if not metadata(call, batch, source.stride(0), out.stride(0), 0, self.page_size, more, out.shape[1], 0):
+        return original(*args, **kwargs)
+    if verify and getattr(meta, "global_seq_lens_k", None) is not None:
+        meta.global_seq_lens_k = meta.seq_lens_k  # the same lengths where there is one rank
+    return None
+
+
+def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name; versions differ in their order."""
+    names = method.__code__.co_varnames
+    return dict(zip(names, args, strict=False)) | kwargs  # the names of its locals follow
+
+
+def _plain(method: Callable[..., Any], backend: Any) -> bool:
+    """Whether tables hold slots as they stand: no context parallelism, no translation of ids."""
+    parallel = method.__globals__.get("get_parallel")
+    if parallel is not None and getattr(parallel(), "dcp_enabled", False):
+        return False
+    translator = getattr(backend, "kv_index_translator", None)
+    return translator is None or not translator.is_translating
