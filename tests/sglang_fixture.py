@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import sglang_standins
 
+from xkv.integrations.codes import code_of
 from xkv.integrations.sglang import plugin, replace, table
 
 NAMES = [row.name for row in table.KERNELS]
@@ -17,7 +18,7 @@ NAMES = [row.name for row in table.KERNELS]
 def standin(name: str) -> replace.Replacement:
     """The row of a kernel whose code is the stand-in's."""
     row = next(row for row in table.KERNELS if row.name == name)
-    codes = frozenset({replace.code(getattr(sglang_standins, name).fn)})
+    codes = frozenset({code_of(getattr(sglang_standins, name).fn)})
     return row._replace(modules=("sglang_nowhere", "sglang_standins"), codes=codes)
 
 

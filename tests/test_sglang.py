@@ -14,6 +14,7 @@ import sglang_standins
 from sglang_calls import CALLS
 
 from xkv.integrations import sglang as ours
+from xkv.integrations.codes import code_of
 from xkv.integrations.sglang import kernels, later, plugin, replace, table
 
 pytest_plugins = ("sglang_fixture",)
@@ -124,14 +125,14 @@ def test_code_is_what_is_run_and_nothing_else(monkeypatch: pytest.MonkeyPatch, t
         importlib.invalidate_caches()
         return importlib.import_module(name).f
 
-    plain = replace.code(source("def f(a, B: int = 1):\n    return a // B\n"))
+    plain = code_of(source("def f(a, B: int = 1):\n    return a // B\n"))
     told = "def f(\n    a,  # a comment\n    B: int = 1,\n):\n    'What it does.'\n    return (a // B)\n"
-    assert replace.code(source(told)) == plain
+    assert code_of(source(told)) == plain
     for other in (
         "def f(a, B=1):\n    return a // B\n", "def f(a, B: int = 2):\n    return a // B\n",
         "def f(a, B: int = 1):\n    return a % B\n",
     ):  # fmt: skip
-        assert replace.code(source(other)) != plain
+        assert code_of(source(other)) != plain
 
 
 def test_a_method_is_replaced_when_its_module_is_imported(
@@ -144,7 +145,7 @@ def test_a_method_is_replaced_when_its_module_is_imported(
     monkeypatch.delitem(sys.modules, "sglang_later", raising=False)
     (tmp_path / "sglang_same.py").write_text(text)
     same = importlib.import_module("sglang_same")
-    codes = frozenset({replace.code(same.Backend.step)})
+    codes = frozenset({code_of(same.Backend.step)})
 
     def around(step: Any, self: Any, x: int) -> int:
         return 10 * step(self, x)

@@ -11,7 +11,8 @@ import torch
 from sglang_backends import CONTEXT, Backend, file_of, kernels, method, mode
 from test_sglang_engine import kernel, launches, loaded, version
 
-from xkv.integrations.sglang import methods, replace, table
+from xkv.integrations.codes import code_of
+from xkv.integrations.sglang import methods, table
 
 __all__ = ["loaded"]  # the plugin is loaded here, too
 pytestmark = pytest.mark.kernel
@@ -34,7 +35,7 @@ def extracted(row: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("row", table.METHODS, ids=lambda row: row.name)
 def test_methods_are_known(row: Any) -> None:
-    assert replace.code(extracted(row)) in row.codes
+    assert code_of(extracted(row)) in row.codes
 
 
 @pytest.mark.parametrize("what", ["decode", "verify"])

@@ -9,7 +9,8 @@ import pytest
 import sglang_standins
 from test_steps import EDGES, PEERS, SMALL, by_row, differences, run
 
-from xkv.integrations.sglang import replace, table
+from xkv.integrations.codes import code_of
+from xkv.integrations.sglang import table
 from xkv.tools import timing
 from xkv.tools.steps import compared, peers
 from xkv.tools.steps.compared import ROWS, Row
@@ -22,7 +23,7 @@ def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the stand-ins where SGLang has its kernels; they are known."""
     (tmp_path / peers.INDEX_KERNELS).write_bytes(Path(sglang_standins.__file__).read_bytes())
     assert not peers.DropIn(tmp_path).has(peers.INDEX_KERNELS)
-    known = frozenset(replace.code(x.fn) for x in vars(sglang_standins).values() if hasattr(x, "fn"))
+    known = frozenset(code_of(x.fn) for x in vars(sglang_standins).values() if hasattr(x, "fn"))
     monkeypatch.setattr(table, "KERNELS", tuple(row._replace(codes=known) for row in table.KERNELS))
     return tmp_path
 

@@ -158,9 +158,9 @@ def test_aiter_page_indices(engine: SimpleNamespace, device: str, seed: int, gra
     torch.manual_seed(seed)
     num_reqs, block_size, width = rng.randint(1, 5 * BIG), rng.choice([1, 16, 64]), rng.choice([3, 40 * BIG])
     lens = torch.tensor(
-        [rng.choice([0, 1, rng.randint(0, width * block_size)]) for _ in range(num_reqs)]
+        [rng.choice([0, 1, rng.randint(0, width * block_size)]) for _ in range(num_reqs)], device=device
     ).int()
-    indptr = torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int().to(device)
+    indptr = torch.nn.functional.pad(lens.cumsum(0), (1, 0)).int()
     table = guarded(num_reqs, width, width + 4, torch.int32, device)
     fill(table)
     out = guarded_1d(int(lens.sum()) + 9, torch.int32, device)

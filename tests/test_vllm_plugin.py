@@ -13,7 +13,9 @@ import pytest
 from vllm_engine import ROOT, distribution, installed
 from vllm_standin import FILES
 
-from xkv.integrations.vllm import importing, known, load
+from xkv.integrations import importing
+from xkv.integrations.codes import code
+from xkv.integrations.vllm import known, load
 from xkv.integrations.vllm.known import Known
 
 calls: list[tuple[Any, ...]] = []
@@ -39,7 +41,7 @@ def rows(**codes: str) -> tuple[Known, ...]:
     return tuple(
         Known(
             "vllm.paging" if name == "_copy" else "vllm.tables", name,
-            (codes.get(name.rsplit(".")[-1]) or known.code(source),),
+            (codes.get(name.rsplit(".")[-1]) or code(source),),
             f"{__name__}:ours", f"{__name__}:warm" if name == "Slots.kernel" else "",
         )
         for name, source in sources.items()
@@ -146,7 +148,7 @@ def test_other_code_is_left_alone_and_the_rest_is_replaced(make: Any, lines: Any
     load()
     (line,) = lines()
     assert line.startswith("WARNING")
-    changed = known.code("def _copy(src, dst):\n    dst[:] = src + 1\n")
+    changed = code("def _copy(src, dst):\n    dst[:] = src + 1\n")
     assert line.endswith(f"leaves alone: _copy (its code, {changed}, is not one that xkv knows)")
     importlib.import_module("vllm.paging")._copy[(1,)](1, 2)
     assert not calls
@@ -213,12 +215,12 @@ def test_outside_of_vllm_it_says_so() -> None:
 
 
 def test_code_sees_what_means_something() -> None:
-    base = known.code("def f(a, b: int = 1):\n    return a + b\n")
+    base = code("def f(a, b: int = 1):\n    return a + b\n")
     same = 'def f(a, b: int = 1):\n    """Says so."""\n    # why\n    return (a +\n        b)\n'
-    assert known.code(same) == base
-    assert known.code("@jit\n" + same) == base
-    assert known.code("    def f(a, b: int = 1):\n        return a + b\n") == base
+    assert code(same) == base
+    assert code("@jit\n" + same) == base
+    assert code("    def f(a, b: int = 1):\n        return a + b\n") == base
     for other in ("def f(a, b: int = 2):\n    return a + b\n", "def f(b, a: int = 1):\n    return a + b\n"):
-        assert known.code(other) != base
+        assert code(other) != base
     with pytest.raises(TypeError, match="got a Assign"):
-        known.code("x = 1\n")
+        code("x = 1\n")

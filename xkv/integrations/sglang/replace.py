@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
 import inspect
-import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from xkv.integrations.codes import code_of
 
 
 class Replacement(NamedTuple):
@@ -48,7 +47,7 @@ def replace(row: Replacement) -> bool:
     if not hasattr(type(kernel), "__getitem__") or not hasattr(kernel, "fn"):
         raise UnknownError(f"it is no Triton kernel but a {type(kernel).__name__}")
     try:
-        found = code(kernel.fn)
+        found = code_of(kernel.fn)
     except (OSError, SyntaxError, TypeError) as error:
         raise UnknownError(f"its source cannot be read ({error})") from error
     if found not in row.codes:
@@ -71,17 +70,6 @@ def find(row: Replacement) -> Any:
         if hasattr(found, row.name):
             return getattr(found, row.name)
     return None
-
-
-def code(function: Callable[..., Any]) -> str:
-    """A short hash of a function's signature and body; comments, docstring and layout are no part of it."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    if not isinstance(node, ast.FunctionDef):
-        raise TypeError(f"{function} is no function")
-    node.decorator_list.clear()
-    if ast.get_docstring(node) is not None:
-        del node.body[0]
-    return hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]
 
 
 def swap(kernel: Any, launch: Callable[..., bool]) -> None:

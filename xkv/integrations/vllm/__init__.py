@@ -21,7 +21,8 @@ def load() -> None:
     VLLM_PLUGINS without xkv. May be called again.
     """
     from xkv import __version__
-    from xkv.integrations.vllm import importing, known, overriding
+    from xkv.integrations import importing
+    from xkv.integrations.vllm import known, overriding
 
     if os.environ.get("XKV_DISABLE", "0") not in ("", "0"):
         _log.info("xkv %s replaces nothing: XKV_DISABLE is set", __version__)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
+
+from xkv.integrations.codes import code
 
 VERSIONS = ("0.33.0",)
 
@@ -72,14 +71,3 @@ def why_not(package: Path, kernel: Known) -> str | None:
         return "this vLLM has no such kernel" if not found else f"its module has {len(found)} of that name"
     have = code("".join(inspect.getblock(lines[found[0] :])))
     return None if have in kernel.codes else f"its code, {have}, is not one that xkv knows"
-
-
-def code(source: str) -> str:
-    """A short hash of a function's signature and body; comments, docstring and layout are no part of it."""
-    (node,) = ast.parse(textwrap.dedent(source)).body
-    if not isinstance(node, ast.FunctionDef):
-        raise TypeError(f"source must be a function's, got a {type(node).__name__}")
-    node.decorator_list.clear()
-    if ast.get_docstring(node) is not None:
-        del node.body[0]
-    return hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]

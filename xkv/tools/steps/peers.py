@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import xkv
+from xkv.integrations.codes import code_of
 from xkv.integrations.sglang import replace, table
 from xkv.tools import loading
 
@@ -239,7 +240,7 @@ class DropIn(SGLang):
         for file, module in self._files.items():
             for row in table.KERNELS:
                 kernel = getattr(module, row.name, None)
-                if kernel is not None and replace.code(kernel.fn) in row.codes:
+                if kernel is not None and code_of(kernel.fn) in row.codes:
                     replace.swap(kernel, row.launch)
                     self._replaced.add(file)
 

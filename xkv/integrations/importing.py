@@ -51,6 +51,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
+            if module.__name__ != fullname:
+                return  # a loader may serve many modules, and one may be found without being loaded
             for act in _waiting.pop(fullname, {}).values():
                 act()
 
