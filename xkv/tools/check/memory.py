@@ -87,6 +87,7 @@ class Memory:
         else:
             self._words = torch.empty(layout.words, dtype=torch.int32, device=device)
             self.tensors = self.views(self._words)
+        self.send()
 
     def views(self, words: Tensor) -> dict[str, Tensor]:
         """The tensors in other words of this layout."""
