@@ -57,7 +57,8 @@ def checks(kind: Kind, count: int, seed: int, device: str, small: bool, apart: b
     """
     for number in range(-(-count // _PER_SETTING)):
         setting = Setting(kind, seed, number, device, small, apart)
-        if number == 0 and torch.device(device).type == "cuda":
+        # apart there is no cached memory, without which nothing can be captured
+        if number == 0 and torch.device(device).type == "cuda" and not apart:
             setting.run = captured(setting.run)
         for case in range(min(_PER_SETTING, count - number * _PER_SETTING)):
             yield f"{setting}, case {case}", partial(check, setting, case)
