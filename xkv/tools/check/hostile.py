@@ -132,9 +132,10 @@ def fill(setting: Setting, rng: random.Random) -> None:
         top = min(top, 1 << 31)
     # one entry past the map at times, so that its end is met
     tops = {"req_to_token": top // unit + 1, "page_map": setting.top // setting.map_page_size + 1}
+    steps = {"req_to_token": max(setting.kind.page_size // unit, 1)}
     for name in ("req_to_token", *sorted(mapped)):
         to = host[name]
-        to.copy_(wild.ids(rng, to.shape, to.dtype, tops.get(name, setting.top), heat()))
+        to.copy_(wild.ids(rng, to.shape, to.dtype, tops.get(name, setting.top), heat(), steps.get(name, 1)))
 
 
 def wanted(setting: Setting) -> Tensor:

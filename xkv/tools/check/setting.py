@@ -96,7 +96,7 @@ class Setting:
         maps = {"token_map": 1, "window_map": 1, "page_map": self.map_page_size}
         for name, size in maps.items():
             if name in has:
-                found.append((name, (max(self.top // size - rng.randint(0, 9), 0),), kind.ids, gap()))
+                found.append((name, (max(self.top // size - rng.randint(0, 9), 0),), kind.dtype, gap()))
         for prefix in self.prefixes:
             if kind.form == TABLE:
                 width = self.room if spec is None else spec.width(self.context, kind.page_size)

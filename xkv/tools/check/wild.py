@@ -42,7 +42,9 @@ def _odd(rng: random.Random, dtype: torch.dtype, edge: int) -> int:
     return rng.choice(odd)
 
 
-def ids(rng: random.Random, shape: Sequence[int], dtype: torch.dtype, top: int, heat: float) -> torch.Tensor:
+def ids(
+    rng: random.Random, shape: Sequence[int], dtype: torch.dtype, top: int, heat: float, step: int = 1
+) -> torch.Tensor:
     """Source entries or a map's targets.
 
     Args:
@@ -50,16 +52,18 @@ def ids(rng: random.Random, shape: Sequence[int], dtype: torch.dtype, top: int, 
         shape: of the result.
         dtype: int32 or int64.
         top: ids below it are sane.
-        heat: how likely they are all random, or some of them hostile.
+        heat: how likely they are all random; where it is not 0, some of them may be hostile.
+        step: hostile ones are put at every so many columns, where a page's first token has its entry.
     """
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     low, high = 0, max(top, 1)
-    if rng.random() < heat / 2:  # any 32 bits
+    if rng.random() < heat / 3:  # any 32 bits
         low, high = -(1 << 31), 1 << 31
     found = torch.randint(low, high, list(shape), generator=generator).to(dtype)
-    if rng.random() < heat and found.numel():
+    if heat and found.numel() and rng.random() < 0.7:
         odd = _ODD_IDS + (_WIDE_IDS if dtype == torch.int64 else [])
-        flat = found.view(-1)
-        for _ in range(rng.choice([1, 1, 3, found.numel() // 4 + 1])):
-            flat[rng.randrange(len(flat))] = rng.choice(odd)
+        spots = found[..., ::step]
+        count = spots.numel()
+        for _ in range(rng.choice([1, 3, count // 9 + 1, count // 3 + 1])):
+            spots[tuple(rng.randrange(n) for n in spots.shape)] = rng.choice(odd)
     return found
