@@ -36,7 +36,9 @@ find_sanitizer() {
             return
         fi
     done
-    echo "ci/sanitize.sh: no compute-sanitizer: set XKV_SANITIZER, or pip install nvidia-cuda-sanitizer-api" >&2
+    # wheels before 13.5 lack TreeLauncherSubreaper, without which nothing is started
+    echo "ci/sanitize.sh: no compute-sanitizer: set XKV_SANITIZER to the CUDA toolkit's, or" \
+        "pip install 'nvidia-cuda-sanitizer-api>=13.5'" >&2
     return 1
 }
 sanitizer=$(find_sanitizer)
