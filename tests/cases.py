@@ -53,6 +53,15 @@ def _holes(build: Build, _: Callable[..., torch.Tensor]) -> None:
     build.req_to_token[:, ::3] = -1
 
 
+def _too_large(build: Build, _: Callable[..., torch.Tensor]) -> None:
+    """Ids on either side of the limit, where the source's dtype holds them."""
+    if build.req_to_token.dtype == torch.int64:
+        build.req_to_token[:, ::2] = (1 << 48) - 1
+        build.req_to_token[:, 1::3] = 1 << 48
+    else:
+        build.req_to_token[:, ::2] = (1 << 31) - 1
+
+
 def _replaced_holes(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
     _holes(build, tensor)
     build.missing_id, build.expect_all = 0, False
@@ -153,6 +162,7 @@ CASES = {
     ),
     "holes": Case("a live token without an id is -1 and reported", lambda P: [2 * P, 7], _holes),
     "holes replaced": Case("... or what is asked for", lambda P: [2 * P, 7], _replaced_holes),
+    "ids past 2**48": Case("what is no id is reported, not shown", lambda P: [2 * P, 7], _too_large),
     "token map": Case("window slots", lambda P: [2 * P + 3, 7], _view(token_map=_token_map)),
     "page map": Case("physical pages", lambda P: [2 * P + 3, 7], _view(page_map=_page_map)),
     "short map": Case("an id past the map", lambda P: [2 * P + 3, 9], _view(page_map=_short_map)),

@@ -27,11 +27,19 @@ GPU_ROWS = [row for row in ROWS if row["arch"] != "cpu"]
 pytestmark = pytest.mark.repo
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row["arch"])
 
-_spec = importlib.util.spec_from_file_location("matrix", ROOT / "ci" / "matrix.py")
-assert _spec is not None
-assert _spec.loader is not None
-matrix = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(matrix)
+
+
+def load(name: str) -> Any:
+    """A script of ci/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "ci" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+matrix = load("matrix")
 
 
 def workflow(name: str) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""What only a GPU shows: graphs, streams, 64-bit sizes, and that an op is one kernel."""
+"""What only a GPU shows: graphs, streams, and that an op is one kernel; tests/test_sizes_gpu.py: sizes."""
 
 from __future__ import annotations
 
@@ -52,45 +52,6 @@ def test_side_stream() -> None:
     assert not done.query()
     stream.synchronize()
     building.assert_same(build, want)
-
-
-def test_source_beyond_31_bits() -> None:
-    """2,049 rows of 1M + 4: row * stride overflows int32 (vllm #57030); 8.6 GB."""
-    rows, width = 2049 + 8, (1 << 20) + 4
-    source = torch.empty(rows, width, dtype=torch.int32, device="cuda")
-    for row in range(0, rows, 64):
-        part = source[row : row + 64]
-        part.copy_((torch.randint_like(part[:, :1], 0, 1 << 20) * 64) + torch.arange(width, device="cuda"))
-    index = torch.tensor([0, rows - 1, 2048, 2049], device="cuda")
-    lens = torch.tensor([5, width, 1 << 20, 70_000], device="cuda")
-    for page_size in (1, 64):
-        table = xkv.build_page_table(source, index, lens, page_size=page_size)
-        for b in range(4):
-            n = -(-int(lens[b]) // page_size)
-            want = source[index[b], : int(lens[b]) : page_size] // page_size
-            assert torch.equal(table[b, :n], want)
-        csr = xkv.build_kv_indices(source, index, lens, page_size=page_size)
-        assert csr.kv_indices[csr.kv_indptr[3]] == source[2049, 0] // page_size
-
-
-def test_table_beyond_31_bits() -> None:
-    """A page table of more than 2**31 elements and a source stride beyond 2**31 bytes."""
-    source = torch.arange(1 << 14, dtype=torch.int32, device="cuda").expand(1, -1)
-    batch, stride = 33, (1 << 26) + 1
-    out = torch.full((batch, stride), -7, dtype=torch.int32, device="cuda")
-    lens = torch.arange(batch, device="cuda") * 400 + 1
-    xkv.build_page_table(source, lens * 0, lens, page_size=1, out=out[:, : 1 << 14])
-    for b in (0, 31, 32):
-        n = int(lens[b])
-        assert torch.equal(out[b, :n], source[0, :n])
-        assert bool((out[b, n:] == -7).all())
-    wide = torch.empty(5, (1 << 29) + 64, dtype=torch.int32, device="cuda")
-    wide[:, :4096] = torch.arange(5 * 4096, dtype=torch.int32, device="cuda").view(5, 4096)
-    rows = torch.tensor([4, 0, 3], device="cuda")
-    table = xkv.build_page_table(
-        wide[:, :4096], rows, torch.full_like(rows, 4096), page_size=64, max_seq_len=4096
-    )
-    assert torch.equal(table, (wide[rows, :4096:64] // 64).to(torch.int32))
 
 
 def test_sync_free() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import building
-import naive
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from xkv import reference
 from xkv.build import Build
+from xkv.tools.check import naive
 
 
 def check(build: Build) -> None:

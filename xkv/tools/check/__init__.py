@@ -1,20 +1,21 @@
 """`python -m xkv check`: the self-test of an installed package, with no checkout and no pytest.
 
-Every op, page size and dtype on the device at hand against the definition, written out in Python.
+Every op, page size and dtype on the device at hand against the definition, written out in Python; with
+--hostile, every op and backend on hostile device data instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import xkv
 
 if TYPE_CHECKING:
-    from xkv.tools.check.selftest import Bench, Checks
+    from xkv.tools.check.selftest import Checks
 
 _SHOWN = 3  # failures of a group that are printed
 _COLUMNS = "{:>6}  {:<6}  {:>7}"
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--quick", action="store_true", help="a few page sizes instead of all from 1 to 1024")
+    add("--hostile", type=int, metavar="N", help="N cases of hostile device data instead")
+    add("--seed", type=int, default=0, help="of the hostile cases (default: %(default)s)")
     parser.epilog = "The first run on a GPU compiles every kernel that it tries: some minutes."
 
 
@@ -39,26 +42,33 @@ def run(args: argparse.Namespace) -> int:
         args: what add_arguments defines.
 
     Returns:
-        The exit status: 0, or 1 if a check failed.
+        The exit status: 0, 1 if a check failed, or 2 for a number of cases that is none.
 
     Raises:
         xkv.UnsupportedPlatformError: there is nothing here to check on.
     """
+    if args.hostile is not None and args.hostile < 1:
+        print(f"xkv check: --hostile must be at least 1, not {args.hostile}", file=sys.stderr)
+        return 2
     xkv.platform(None if args.device == "auto" else args.device)
     # Not before: torch may be missing, and --help does not need it.
-    from xkv.tools.check import selftest
+    from xkv.tools.check import hostile, selftest
     from xkv.tools.demo.replay import single_thread
 
     bench = selftest.bench(args.device, args.quick)
     print(f"xkv {xkv.__version__} on {bench}\n")
-    width = max(len(_title(group)) for group in selftest.GROUPS)
+    if args.hostile is None:
+        groups = [(group.__name__.replace("_", " "), group(bench)) for group in selftest.GROUPS]
+    else:
+        groups = hostile.groups(args.hostile, args.seed, bench.device, bench.interpreted)
+    width = max(len(title) for title, _ in groups)
     print("group".ljust(width), _COLUMNS.format("cases", "result", "seconds"))
     begin, total, wrong = time.perf_counter(), 0, 0
     with single_thread():
-        for group in selftest.GROUPS:
-            print(_title(group).ljust(width), end=" ", flush=True)  # a compile may take its time
+        for title, checks in groups:
+            print(title.ljust(width), end=" ", flush=True)  # a compile may take its time
             start = time.perf_counter()
-            cases, failures = _tried(group(bench))
+            cases, failures = _tried(checks)
             seconds = f"{time.perf_counter() - start:.2f}"
             result = "FAIL" if failures else "pass" if cases else "no GPU"
             print(_COLUMNS.format(cases, result, seconds))
@@ -72,10 +82,6 @@ def run(args: argparse.Namespace) -> int:
     seconds = f"{time.perf_counter() - begin:.2f}"
     print("total".ljust(width), _COLUMNS.format(total, result, seconds))
     return 1 if wrong else 0
-
-
-def _title(group: Callable[[Bench], Checks]) -> str:
-    return group.__name__.replace("_", " ")
 
 
 def _tried(checks: Checks) -> tuple[int, list[str]]:

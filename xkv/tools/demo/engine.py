@@ -8,42 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from xkv.tools.demo.batch import DecodeBatch, EngineStats
 from xkv.tools.demo.paging import PagedKVCache, PrefixNode, ReqToToken
 from xkv.tools.demo.traces import Request
 
 _ROW_EXTRA = 4  # entries past max_context, as engines have: no width that is a multiple of 16
-
-
-@dataclass(frozen=True)
-class DecodeBatch:
-    """What one step hands to metadata building; empty while nothing decodes.
-
-    Attributes:
-        req_pool_indices: int64 [b] on the engine's device: the batch's rows of req_to_token.
-        seq_lens: int64 [b] on the engine's device, in tokens, this step's included.
-        host_rows, host_lens: The same two as lists.
-        sum_seq_lens, max_seq_len: Their sum and the largest, in tokens; 0 for an empty batch.
-        live_tokens: Tokens of every admitted request, those still in prefill included.
-    """
-
-    req_pool_indices: torch.Tensor
-    seq_lens: torch.Tensor
-    host_rows: list[int]
-    host_lens: list[int]
-    sum_seq_lens: int
-    max_seq_len: int
-    live_tokens: int
-
-
-@dataclass
-class EngineStats:
-    """Counts since the engine was made, of requests and of tokens."""
-
-    admitted: int = 0
-    finished: int = 0
-    prefilled_tokens: int = 0
-    shared_tokens: int = 0  # prompt tokens that a cached prefix spared
-    decoded_tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -65,8 +34,8 @@ class Engine:
 
     Requests are served first come, first served, whatever their arrival times. One is admitted only
     when the pool can hold it to its last token: its pages are reserved (counted, not yet chosen),
-    so that no request is ever preempted, the pool cannot overflow, and the head of the queue always
-    gets in once those before it have finished. A step serves the decoding requests first and gives
+    so that no request need ever be preempted, the pool cannot overflow, and the head of the queue
+    always gets in once those before it have finished. A step serves the decoding requests first and gives
     the rest of its token budget to prefill, one request after the other.
 
     Attributes:
@@ -124,6 +93,11 @@ class Engine:
         """Whether no request waits or runs; the last step's finished ones count as running."""
         return not self._waiting and not self._running
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be admitted."""
+        return len(self._waiting)
+
     def fits(self, request: Request) -> bool:
         """Whether the engine can ever hold the request, prompt and output."""
         total = _total_tokens(request)
@@ -157,6 +131,23 @@ class Engine:
             budget -= count
         self._table.flush()
         return self._batch(decoding)
+
+    def preempt(self, row: int) -> None:
+        """Takes back a running request: it goes to the head of the queue, to start anew.
+
+        Its pages and its row are free at once; what of its prompt was offered to others stays cached.
+
+        Args:
+            row: A row in use; KeyError for another one.
+        """
+        seq = self._running.pop(row)
+        self.kv.retire(seq.nodes, seq.pages[: seq.held])
+        self._reserved -= self._pages(seq.total) - seq.held
+        self._free_rows.append(row)
+        self._waiting.appendleft(seq.request)
+        if self._prefilling is seq:
+            self._prefilling = None
+        self.stats.preempted += 1
 
     def lengths(self) -> dict[int, int]:
         """Returns the live length in tokens of every row in use."""

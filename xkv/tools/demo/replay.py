@@ -13,7 +13,8 @@ import torch
 
 import xkv
 from xkv import dispatch, launch, tuning
-from xkv.tools.demo.engine import DecodeBatch, Engine, EngineStats
+from xkv.tools.demo.batch import DecodeBatch, EngineStats
+from xkv.tools.demo.engine import Engine
 from xkv.tools.demo.traces import Request
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows

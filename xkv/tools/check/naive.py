@@ -1,4 +1,7 @@
-"""The definition as a Python loop: what the vectorised oracle is held to."""
+"""All that a `Build` must write, and report, as a Python loop: what the vectorised oracle is held to.
+
+It shares no code with the kernel and the reference. `definition.py` says the same of an op's call.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ INT32_MAX = 2**31 - 1
 
 
 def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
-    """For every view what each output holds ({index: value}), and the status word, or None."""
+    """Returns what every view's outputs hold, and the status word.
+
+    Args:
+        build: what to build, its tensors on the CPU; nothing is written.
+
+    Returns:
+        For every view the entries of each output that must be written, as {index: value}, and the status
+        word: row * 256 + reason of the first offence, or None.
+    """
     words: list[int] = []
     views = [_view(build, view, words) for view in build.views]
     return views, min(words, default=None)
@@ -22,21 +33,28 @@ def _cut(x: int) -> int:
 
 
 def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
-    form, P, S = build.form, build.page_size, build.source_page_size
+    form, size, unit = build.form, build.page_size, build.source_page_size
+    source, rows, lengths = (x.tolist() for x in (build.req_to_token, build.req_pool_indices, build.seq_lens))
+    deltas, queries, starts, token_map, page_map = (
+        None if x is None else x.tolist()
+        for x in (build.seq_lens_delta_rows, build.query_lens, view.kv_start, view.token_map, view.page_map)
+    )
+    maps = ((token_map, 1), (page_map, build.map_page_size))
+    largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
     out: dict[Any, int] = {}
     lens, cu_k, cu_q, indptr, last = {}, {0: 0}, {0: 0}, {0: 0}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     for b in range(build.batch):
-        length = _cut(int(build.seq_lens[b])) + build.seq_lens_delta
-        if build.seq_lens_delta_rows is not None:
-            length += _cut(int(build.seq_lens_delta_rows[b]))
+        length = _cut(lengths[b]) + build.seq_lens_delta
+        if deltas is not None:
+            length += _cut(deltas[b])
         asked = 0
-        if build.query_lens is not None:
-            asked = _cut(int(build.query_lens[b]))
+        if queries is not None:
+            asked = _cut(queries[b])
             length += asked * build.query_sign
-        row = int(build.req_pool_indices[b])
-        known = 0 <= row < build.req_to_token.shape[0]
+        row = rows[b]
+        known = 0 <= row < len(source)
         end = max(0, min(length, build.source_tokens)) if known else 0
         why = 0
         if not known and length > 0:
@@ -52,19 +70,19 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             total, kv_len = query, end
         else:
             start = 0 if view.window is None else max(end - view.window, 0)
-            if view.kv_start is not None:
-                wanted = _cut(int(view.kv_start[b]))
+            if starts is not None:
+                wanted = _cut(starts[b])
                 if not why and not 0 <= wanted <= max(length, 0):
                     why = Reason.BAD_START
                 start = min(max(start, wanted), end)
-            first = start // P * P
+            first = start // size * size
             kv_len = max(end - first if start < end else 0, build.min_seq_len)
-            total = -(-kv_len // P)
+            total = -(-kv_len // size)
             room = capacity if form == TABLE else max(capacity - stream, 0)
             if total > room and (not why or form == CSR):
                 words.append(b * 256 + Reason.CUT)
-            positions = [first + n * P for n in range(min(total, room))]
-            kv_len = min(kv_len, len(positions) * P)
+            positions = [first + n * size for n in range(min(total, room))]
+            kv_len = min(kv_len, len(positions) * size)
         if why:
             words.append(b * 256 + why)
         if form == SLOTS and len(positions) < total:
@@ -73,10 +91,10 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         for j, t in enumerate(positions):
             value = build.missing_id
             if 0 <= t < end:
-                page, why = _page_of(build, view, int(build.req_to_token[row, t // S]), t)
+                page, lost = _page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
-                if why is Reason.BAD_MAP or (why is not None and build.expect_all):
-                    words.append(b * 256 + why)
+                if lost is Reason.BAD_MAP or (lost is not None and build.expect_all):
+                    words.append(b * 256 + lost)
             out[(b, j) if form == TABLE else stream + j] = value
         if form == TABLE and build.tail_fill is not None:
             for j in range(len(positions), _filled(build, len(positions), capacity)):
@@ -86,7 +104,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         kv_sum += kv_len
         q_sum += query if build.query_lens is not None else build.query_len
         lens[b] = kv_len
-        last[b] = max((kv_len - 1) % P + 1 if kv_len > 0 else 0, build.min_last_page_len)
+        last[b] = max((kv_len - 1) % size + 1 if kv_len > 0 else 0, build.min_last_page_len)
         indptr[b + 1] = min(stream, capacity)
         for name, sums, value in (("cu_seqlens_k", cu_k, kv_sum), ("cu_seqlens_q", cu_q, q_sum)):
             sums[b + 1] = min(value, INT32_MAX)
@@ -106,19 +124,21 @@ def _filled(build: Build, live: int, capacity: int) -> int:
     return capacity if tile is None else min(-(-max(live, 1) // tile) * tile, capacity)
 
 
-def _page_of(build: Build, view: View, entry: int, t: int) -> tuple[int | None, Reason | None]:
+def _page_of(
+    build: Build, entry: int, t: int, maps: tuple[tuple[list[int] | None, int], ...], largest: int
+) -> tuple[int | None, Reason | None]:
     if not 0 <= entry < 2**48:
         return None, Reason.BAD_ID
     token = entry * build.source_page_size + t % build.source_page_size
-    for table, size in ((view.token_map, 1), (view.page_map, build.map_page_size)):
+    for table, size in maps:
         if table is not None:
             if token // size >= len(table):
                 return None, Reason.BAD_MAP
-            target = int(table[token // size])
+            target = table[token // size]
             if not 0 <= target < 2**48:
                 return None, Reason.BAD_ID
             token = target * size + token % size
     page = token // build.page_size
-    if str(view.out.dtype) == "torch.int32" and page > INT32_MAX:
+    if page > largest:
         return None, Reason.BAD_ID
     return page, None

@@ -1,0 +1,242 @@
+"""`xkv check --hostile` on whatever device there is, and shown to find what is planted."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from checking import results
+from conftest import GPUS, INTERPRETED
+
+import xkv
+from xkv import dispatch, launch, plans, tuning
+from xkv.__main__ import main
+from xkv.build import CSR, SLOTS, TABLE
+from xkv.status import Reason
+from xkv.tools.check import hostile, naive
+from xkv.tools.check.kinds import Kind, kinds
+from xkv.tools.check.setting import VECTORS, Setting
+from xkv.tools.check.trial import MismatchError
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = kinds(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
+SEED = int(os.environ.get("XKV_SEED", "0"))
+# XKV_HOSTILE=N: at least so many cases, spread over the kinds
+CASES = int(os.environ.get("XKV_HOSTILE", "20000" if GPUS else "500" if INTERPRETED else "3000"))
+# blocks small enough that small cases cross them, and are dealt out over all programs
+SMALL_BLOCKS = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 16, False, "test")
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+
+
+def run(kind: Kind, cases: int, device: str) -> None:
+    for what, check in hostile.checks(kind, -(-cases // len(KINDS)), SEED, device, INTERPRETED):
+        try:
+            check()
+        except MismatchError as error:
+            pytest.fail(f"{what}: {error}", pytrace=False)
+
+
+@every_kind
+def test_hostile(kind: Kind, device: str) -> None:
+    run(kind, CASES, device)
+
+
+@pytest.mark.gpu
+@every_kind
+def test_hostile_in_small_blocks(kind: Kind, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL_BLOCKS)
+    plans._slot.cache_clear()  # a plan has the row that it was made with
+    try:
+        run(kind, CASES // 4, device)
+    finally:
+        plans._slot.cache_clear()
+
+
+# What is tried
+
+
+@pytest.mark.repo
+def test_every_op_backend_and_form_is_tried() -> None:
+    for vendor in ("cuda", "hip", "cpu"):
+        found = kinds(vendor)
+        assert len(set(found)) == len(found)
+        assert {kind.group for kind in found} - set(dispatch.specs_of(vendor)) == {
+            "build_page_table", "build_kv_indices", "build_slot_mapping",
+        }  # fmt: skip
+        for name in dispatch.specs_of(vendor):
+            mine = [kind for kind in found if kind.group == name]
+            assert {kind.sign for kind in mine} == {-1, 0, 1}
+            has = frozenset().union(*(kind.has for kind in mine))
+            assert has >= {*VECTORS, "window", "window_map", "page_map", "unit"}
+
+
+def settings() -> list[Setting]:
+    """A few of each kind; more of slots, of which there are few kinds."""
+    counts = {SLOTS: 30}
+    return [
+        Setting(kind, 0, n, "cpu", False) for kind in kinds("cpu") for n in range(counts.get(kind.form, 5))
+    ]
+
+
+@pytest.mark.repo
+def test_every_offence_comes_first_in_some_case() -> None:
+    """All but OVERFLOW, which takes lengths that no small source has: tests/test_sizes.py."""
+    first: dict[int, Counter[Reason | None]] = {TABLE: Counter(), CSR: Counter(), SLOTS: Counter()}
+    for setting in settings():
+        for case in range(4):
+            hostile.fill(setting, random.Random(f"{setting} {case}"))
+            word = naive.build(setting.build)[1]
+            first[setting.kind.form][None if word is None else Reason(word % 256)] += 1
+    common = {None, Reason.BAD_ROW, Reason.BAD_LENGTH, Reason.CUT, Reason.BAD_ID, Reason.BAD_MAP}
+    assert set(first[TABLE]) == set(first[CSR]) == common | {Reason.BAD_START}
+    assert set(first[SLOTS]) == common | {Reason.BAD_QUERY}
+
+
+@pytest.mark.repo
+def test_every_hostile_value_comes_up() -> None:
+    seen: dict[str, set[str]] = {}
+    for setting in settings():
+        host, spots = setting.memory.host, {"beyond": setting.tokens, "far beyond": 3 * setting.tokens}
+        for case in range(4):
+            hostile.fill(setting, random.Random(f"{setting} {case}"))
+            for name, tensor in host.items():
+                if name not in setting.arguments and name != "req_to_token":
+                    continue
+                kinds_of = seen.setdefault(name, set())
+                values = tensor.flatten().tolist()
+                top = setting.rows if name == "req_pool_indices" else 0
+                kinds_of |= {spot for spot, least in spots.items() if any(v > (top or least) for v in values)}
+                kinds_of |= {"negative"} if min(values, default=0) < 0 else set()
+                kinds_of |= {"zero"} if 0 in values else set()
+                kinds_of |= {"near 2**31"} if any(abs(v - 2**31) < 9 for v in values) else set()
+                kinds_of |= {"past 2**32"} if any(abs(v) > 2**32 for v in values) else set()
+                kinds_of |= {"duplicated"} if len(set(values)) < len(values) else set()
+    want = {"beyond", "far beyond", "negative", "zero", "near 2**31", "past 2**32", "duplicated"}
+    for name in ("req_pool_indices", "seq_lens", *VECTORS, "req_to_token", "token_map", "page_map"):
+        assert seen[name] >= want, name
+
+
+def test_a_seed_decides_everything() -> None:
+    def images(seed: int) -> list[list[int]]:
+        found = []
+        for kind in kinds("cpu")[::9]:
+            setting = Setting(kind, seed, 0, "cpu", True)
+            hostile.fill(setting, random.Random(f"{setting}, case 0"))
+            found.append(setting.memory.image.tolist())
+        return found
+
+    assert images(1) == images(1)
+    assert all(a != b for a, b in zip(images(1), images(2), strict=True))
+
+
+# What is found
+
+
+def test_every_word_outside_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word before and the word behind every tensor, of those that are read too."""
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    caught = 0
+    for kind in kinds("cpu")[::7]:
+        setting = Setting(kind, 0, 1, "cpu", True)
+        plain = setting.run
+        for place in setting.memory.places.values():
+            last = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
+            end = place.begin + (last + 1) * place.dtype.itemsize // 4
+            for word in (place.begin - 1, end if all(place.shape) else place.begin):
+                setting.run = partial(spoilt, plain, setting.memory._words, word)
+                with pytest.raises(MismatchError, match=rf"word {word} is "):
+                    hostile.check(setting, 0)
+                caught += 1
+        setting.run = plain
+        hostile.check(setting, 0)
+    assert caught > 100
+
+
+def spoilt(call: Callable[[], object], words: torch.Tensor, word: int) -> None:
+    call()
+    words[word] += 1
+
+
+FAULTS = {
+    "a length that wraps": (
+        "return x.to(torch.int64).clamp(", "return x.to(torch.int32).to(torch.int64).clamp("
+    ),
+    "an entry too many": (".clamp(0, build.source_tokens)", ".clamp(0, build.source_tokens + 1)"),
+}  # fmt: skip
+
+
+@pytest.mark.repo
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_program_that_is_printed_shows_the_fault(fault: str, tmp_path: Path) -> None:
+    """Run where the fault is it fails, run where it is not it passes."""
+    shutil.copytree(ROOT / "xkv", tmp_path / "xkv", ignore=shutil.ignore_patterns("__pycache__"))
+    spoilt = tmp_path / "xkv" / "reference.py"
+    right, wrong = FAULTS[fault]
+    assert spoilt.read_text().count(right) == 1
+    spoilt.write_text(spoilt.read_text().replace(right, wrong))
+
+    def python(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(path), "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+        command = (sys.executable, *command)
+        return subprocess.run(command, cwd=path, env=env, capture_output=True, text=True, check=False)
+
+    done = python(tmp_path, "-m", "xkv", "check", "--device", "cpu", "--hostile", "900")
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = re.findall(r"To see it again, run:\n\n(.*?\nassert not wrong, [^\n]*\n)", done.stdout, re.DOTALL)
+    assert found
+    case = tmp_path / "alone" / "case.py"
+    case.parent.mkdir()
+    case.write_text(found[0])
+    assert python(tmp_path, str(case)).returncode == 1
+    again = python(ROOT, str(case))
+    assert again.returncode == 0, again.stderr
+
+
+# The command
+
+
+@pytest.fixture
+def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+
+
+@pytest.mark.usefixtures("by_reference")
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--hostile", "200", "--device", "cpu", "--seed", "7"]) == 0
+    found = results(capsys.readouterr().out)
+    ops = ("build_page_table", "build_kv_indices", "build_slot_mapping")
+    assert list(found) == [*(f"hostile {name}" for name in (*ops, *dispatch.specs_of("cpu"))), "total"]
+    assert found["total"][0] >= 200
+    assert {result for _, result in found.values()} == {"pass"}
+
+
+@pytest.mark.usefixtures("by_reference")
+def test_command_on_an_op_that_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**call: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(xkv, "build_slot_mapping", broken)
+    assert main(["check", "--hostile", "100", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert {k for k, v in results(out).items() if v[1] == "FAIL"} == {"hostile build_slot_mapping", "total"}
+    assert "RuntimeError: no such kernel\nTo see it again, run:\n\n# xkv" in out
+
+
+@pytest.mark.parametrize("count", ["0", "-3"])
+def test_command_with_no_cases(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--hostile", count]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"xkv check: --hostile must be at least 1, not {count}\n")
