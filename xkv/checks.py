@@ -93,6 +93,8 @@ def source(req_to_token: Tensor, source_page_size: int) -> None:
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
     """A `tensor` with at least ``size`` entries in its first dimension that overlaps no input."""
+    import torch
+
     tensor(name, out, rank, reads[0])
     if out.shape[0] < size:
         raise ValueError(f"{name} must have at least {size} rows or entries, got {out.shape[0]}")
@@ -100,6 +102,8 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
         raise ValueError(f"{name}'s rows must not overlap, got strides {out.stride()}")
     if out.shape[-1] > INT32_MAX:
         raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape[-1]}")
+    if torch.compiler.is_dynamo_compiling():
+        return out  # there is no memory yet: the op looks again when it runs
     low, high = _extent(out)
     for other in reads:
         other_low, other_high = _extent(other)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from xkv import launch
+from xkv import launch, registered
 from xkv.build import ROW_MAX, TABLE, Build
 from xkv.checks import extent
 from xkv.launcher import watched
@@ -76,6 +77,9 @@ class Slot:
 
     def run(self, build: Build, given: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps its plan for the next call."""
+        if is_dynamo_compiling():
+            registered.run(build)
+            return
         prepared = launch.run(build)
         if prepared is not None and prepared.cheap and self is not NOWHERE:
             self.plan = Plan(prepared, build, given)
@@ -94,9 +98,9 @@ def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
         *options: all else that the launch and its checks depend on.
 
     Returns:
-        The slot; `NOWHERE` for calls that allocate, that run on a CPU, or that are wrong.
+        The slot; `NOWHERE` for calls that allocate, that run on a CPU, that are traced, or that are wrong.
     """
-    if given[-_OUTS] is None:
+    if given[-_OUTS] is None or is_dynamo_compiling():
         return NOWHERE
     source, rows, lens = given[:3]
     try:

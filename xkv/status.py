@@ -72,6 +72,13 @@ class Status:
 
         self.word = torch.full((1,), _CLEAN, dtype=torch.int64, device=device)
 
+    @classmethod
+    def of(cls, word: torch.Tensor) -> Status:
+        """The status whose word this is."""
+        status = cls.__new__(cls)
+        status.word = word
+        return status
+
     def clear(self) -> None:
         """Forgets what was reported. Does not sync."""
         self.word.fill_(_CLEAN)
