@@ -178,7 +178,8 @@ class MetadataBuilder:
                 step = self._steps[key] = self._step(inputs)
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        step.run(rows, lens, delta, query, kv_start, window_kv_start)
+        if not step.run(rows, lens, delta, query, kv_start, window_kv_start):
+            self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
         meta = step.metadata
         if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
             return replace(meta, kv_indices=meta.kv_indices[:max_tokens])

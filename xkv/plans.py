@@ -54,9 +54,14 @@ class Plan:
             return False
         call, args = prepared.copy()
         pointers = []
-        for n, at in self._where:
-            args[at] = pointer = given[n].data_ptr()
-            pointers.append(pointer)
+        try:
+            for n, at in self._where:
+                args[at] = pointer = given[n].data_ptr()
+                pointers.append(pointer)
+        except RuntimeError:
+            return False  # no memory, as in a transform of torch.func: the checks will name it
+        if 0 in pointers:
+            return False  # nor here, or nothing in it
         for n in self._outs:
             low = pointers[n]
             high = low + sizes[n]

@@ -90,8 +90,9 @@ def _slot_mapping(
 def _register(form: int, name: str, tensors: str, numbers: str, call: Callable[..., None]) -> None:
     """Registers an op that writes to tensors that it is given, and returns nothing."""
     schema = f"({_TENSORS}, {tensors}, *, {_NUMBERS}{numbers}) -> ()"
-    # not custom_op, whose wrapper costs ten times as much at every call
-    torch.library.define(f"xkv::{name}", schema, tags=torch.Tag.needs_exact_strides)
+    # not custom_op, whose wrapper costs ten times as much at every call; and not needs_exact_strides, with
+    # which torch 2.13 cannot order the code of a new table of one row
+    torch.library.define(f"xkv::{name}", schema, tags=torch.Tag.needs_fixed_stride_order)
     torch.library.impl(f"xkv::{name}", ("cpu", "cuda"), call)
     torch.library.register_fake(f"xkv::{name}", lambda *tensors, **numbers: None)
     _OPS[form] = getattr(torch.ops.xkv, name).default
