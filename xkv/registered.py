@@ -2,7 +2,7 @@
 
 It traces the public ops themselves: checks of kinds and shapes become guards of the graph, and what a call
 allocates, the graph allocates. An op of the graph is the public op with ``out``, so that what only real
-memory shows is checked when it runs. Eager calls do not come here: torch's dispatcher costs more than a launch.
+memory shows is checked when it runs. Eager calls do not come here: the dispatcher costs more than a launch.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def _register(form: int, name: str, tensors: str, numbers: str, call: Callable[.
     _OPS[form] = getattr(torch.ops.xkv, name).default
 
 
-_register(
-    TABLE, "build_page_table", "Tensor? kv_start, Tensor(a!) out", ", SymInt page_size", _page_table
-)
+_register(TABLE, "build_page_table", "Tensor? kv_start, Tensor(a!) out", ", SymInt page_size", _page_table)
 _register(
     CSR, "build_kv_indices",
     "Tensor? kv_start, Tensor(a!) kv_indptr, Tensor(b!) kv_indices, Tensor(c!) kv_last_page_len",
