@@ -206,6 +206,8 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     outside = j < 0
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
         page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
+        if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int64:  # what int32 holds is less
+            have = have & (entry < ID_MAX)
     else:
         have = have & live & (entry.to(tl.int64) < ID_MAX)
         token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
