@@ -5,8 +5,7 @@
     python ci/mutate.py --only "id 0 lost"   one of them, or several
     python ci/mutate.py --jobs 4             so many at a time
 
-Each is planted in a copy of the checkout. The tests that see it soonest come first, then all of the kernel's;
-a fault has survived when they all pass.
+Each is planted in a copy of the checkout. The tests that see it soonest come first, then all of the kernel's: a fault has survived when they all pass.
 """
 
 from __future__ import annotations
@@ -28,11 +27,13 @@ from mutations import MUTATIONS, Mutation
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_TESTS = ["tests/test_kernel_edges.py", "tests/test_kernel.py"]
-# What sees a fault of each tier, from the soonest to the last; None stands for the mutation's own.
-STAGES: dict[str, list[list[str] | None]] = {
-    "interpreter": [None, KERNEL_TESTS, ["tests", "-m", "(kernel or interpret) and not repo"]],
-    "compile": [["tests/test_specialization.py", "tests/test_compile.py", "-m", "compile"]],
+# What sees a fault of each tier, from the soonest on: the mutation's own choice of the first, then whole files.
+TIERS: dict[str, list[list[str]]] = {
+    "interpreter": [
+        ["tests/test_kernel_edges.py", "tests/test_kernel.py"],
+        ["tests", "-m", "(kernel or interpret) and not repo"],
+    ],
+    "compile": [["tests/test_specialization.py", "tests/test_compile.py"]],
 }
 _FAILED = 1  # pytest's exit status where tests ran and one failed
 _SKIPPED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "out", "dist")
@@ -98,8 +99,8 @@ def attempt(mutation: Mutation, checkout: Path = ROOT) -> Result:
         root = Path(folder) / "xkv"
         shutil.copytree(checkout, root, ignore=_SKIPPED)
         plant(mutation, root)
-        for stage in STAGES[mutation.tier]:
-            arguments = [*KERNEL_TESTS, "-k", mutation.first] if stage is None else stage
+        stages = TIERS[mutation.tier]
+        for arguments in ([*stages[0], "-k", mutation.first], *stages):
             seen_by = run(root, mutation.tier, arguments)
             if seen_by:
                 break
@@ -111,7 +112,7 @@ def table(results: Sequence[Result]) -> str:
     lines = [
         [r.mutation.name, r.mutation.file, r.seen_by or "SURVIVED", f"{r.seconds:.0f}"] for r in results
     ]
-    return tabulate(lines, ["fault", "file", "seen by", "s"], disable_numparse=True)
+    return str(tabulate(lines, ["fault", "file", "seen by", "s"], disable_numparse=True))
 
 
 def main(argv: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTATIONS) -> int:

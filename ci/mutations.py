@@ -282,6 +282,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
-        "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1", "", "compile",
+        "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
+        "specialised", "compile",
     ),
 ]  # fmt: skip
