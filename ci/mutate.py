@@ -5,7 +5,8 @@
     python ci/mutate.py --only "id 0 lost"   one of them, or several
     python ci/mutate.py --jobs 4             so many at a time
 
-Each is planted in a copy of the checkout. The tests that see it soonest come first, then all of the kernel's: a fault has survived when they all pass.
+Each is planted in a copy of the checkout. The tests that see it soonest come first, then all of the
+kernel's: a fault has survived when they all pass.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mutations import MUTATIONS, Mutation
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
-# What sees a fault of each tier, from the soonest on: the mutation's own choice of the first, then whole files.
+# What sees a fault of each tier, from the soonest on: first what the mutation names of the first files.
 TIERS: dict[str, list[list[str]]] = {
     "interpreter": [
         ["tests/test_kernel_edges.py", "tests/test_kernel.py"],
@@ -85,7 +86,7 @@ def run(root: Path, tier: str, arguments: list[str]) -> str:
     if done.returncode == 0:
         return ""
     if done.returncode == _FAILED:
-        failed = re.search(r"^FAILED \S*::(\S+)", done.stdout, re.MULTILINE)
+        failed = re.search(r"^FAILED [^:]*::(.*?)(?: - |$)", done.stdout, re.MULTILINE)
         return str(failed[1]) if failed else "(a test)"
     if done.returncode < 0:  # a signal: it wrote or read where nothing is
         return f"(signal {-done.returncode})"
