@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIERS: dict[str, list[list[str]]] = {
     "interpreter": [
         ["tests/test_kernel_edges.py", "tests/test_kernel.py"],
-        ["tests", "-m", "(kernel or interpret) and not repo"],
+        ["tests", "-m", "not compile and not gpu and not repo"],
     ],
     "compile": [["tests/test_specialization.py", "tests/test_compile.py"]],
 }

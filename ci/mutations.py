@@ -112,7 +112,7 @@ MUTATIONS = [
     ),
     Mutation(
         "empty row without a tile", ROWS, "(tl.maximum(items, 1).to(tl.int32) - 1)",
-        "(items.to(tl.int32) - 1)", "an empty row's first tile is not filled", "curated and tile",
+        "(items.to(tl.int32) - 1)", "an empty row's first tile is not filled", "tile_of_one",
     ),
     Mutation(
         "fill past the width", ROWS,

@@ -110,6 +110,15 @@ def test_stream_beyond_31_bits(device: str) -> None:
     check(build, ROWS[0], device)
 
 
+@pytest.mark.parametrize("form", [TABLE, CSR], ids=NAMES.get)
+def test_tile_of_one_entry(form: int, device: str) -> None:
+    """It is written in an empty row, or an empty stream, too."""
+    for lens in ([0, 4, 0], [0, 0, 0]):
+        build = plain(form, device, lens, [1, 0, 2], 6)
+        build.tail_fill, build.tail_tile = -9, 1
+        check(build, ROWS[0], device)
+
+
 def test_second_view_narrower_than_the_first(device: str) -> None:
     build = make(CASES["two views"], TABLE, 4, 1, torch.int32, device)
     second = build.views[1]
