@@ -39,13 +39,6 @@ def freed(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def shrunk(x: torch.Tensor) -> torch.Tensor:
-    """A tensor of whose memory the last half was given back."""
-    y = x.clone()
-    y.untyped_storage().resize_(y.untyped_storage().nbytes() // 2)
-    return y
-
-
 def inference(x: torch.Tensor) -> torch.Tensor:
     """A tensor made in inference mode."""
     with torch.inference_mode():
@@ -88,6 +81,5 @@ VARIANTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "a parameter": lambda x: torch.nn.Parameter(x.clone(), requires_grad=False),
     "of inference mode": inference,
     "freed": freed,
-    "shrunk": shrunk,
     "a storage": lambda x: x.untyped_storage(),
 }  # fmt: skip

@@ -36,11 +36,11 @@ COMMON = (
 MOST = 1 << 20  # entries of an output that a call may ask for here
 
 
-def like(name: str, given: dict[str, Any]) -> Any:
-    """A good tensor for an argument that has none yet."""
-    if isinstance(given.get(name), (torch.Tensor, xkv.KVIndices)):
-        return given[name]
-    lens = given["seq_lens"]
+def like(name: str, good: dict[str, Any]) -> Any:
+    """A good tensor for an argument, also where a call needs none."""
+    if isinstance(good.get(name), (torch.Tensor, xkv.KVIndices)):
+        return good[name]
+    lens = good["seq_lens"]
     return torch.arange(700, device=lens.device) if name.endswith("map") else torch.ones_like(lens)
 
 
@@ -52,15 +52,20 @@ def change(draw: st.DrawFn, names: tuple[str, ...]) -> tuple[str, str, int]:
     return name, what, draw(st.integers(0, 2))
 
 
-def apply(name: str, what: str, part: int, given: dict[str, Any]) -> Any:
+def changes_of(names: tuple[str, ...], least: int, most: int) -> st.SearchStrategy[list[tuple[str, str, int]]]:
+    """Changes of different arguments."""
+    return st.lists(change(names), min_size=least, max_size=most, unique_by=lambda c: c[0])
+
+
+def apply(name: str, what: str, part: int, good: dict[str, Any]) -> Any:
     """The argument's new value."""
     if what in SCALARS:
         return SCALARS[what]
-    old = like(name, given)
+    old = like(name, good)
     if what == "good":
         return old
     if what == "an input":
-        return given[("req_to_token", "req_pool_indices", "seq_lens")[part]]
+        return good[("req_to_token", "req_pool_indices", "seq_lens")[part]]
     if isinstance(old, xkv.KVIndices):
         field = old._fields[part]
         return old._replace(**{field: VARIANTS[what](old[part])})
@@ -114,12 +119,13 @@ def assert_names(error: Exception, names: set[str]) -> None:
 @fuzz(250)
 @hypothesis.given(data=st.data())
 def test_ops(op: str, device: str, data: st.DataObject) -> None:
-    changes = data.draw(st.lists(change(COMMON + OPTIONS[op]), min_size=1, max_size=3))
-    given = good(op, device)
+    changes = data.draw(changes_of(COMMON + OPTIONS[op], 1, 3))
+    fine = good(op, device)
+    given = dict(fine)
     if data.draw(st.booleans()):
         given["out"] = None
     for name, what, part in changes:
-        given[name] = apply(name, what, part, given)
+        given[name] = apply(name, what, part, fine)
     hypothesis.assume(not asks_for_too_much(given))
     before = [contents(x) for x in tensors_in(given)]
     names = {name for name, *_ in changes}
@@ -150,20 +156,20 @@ def test_builder(backend: str, device: str, data: st.DataObject) -> None:
     kwargs: dict[str, Any] = {
         "backend": backend, "req_to_token": source, "max_batch_size": 4, "max_context_len": 120,
     }  # fmt: skip
-    changes = data.draw(st.lists(change(CONSTRUCTOR), max_size=2))
+    changes = data.draw(changes_of(CONSTRUCTOR, 0, 2))
     for name, what, part in changes:
-        kwargs[name] = apply(name, what, part, {**table, **kwargs})
+        kwargs[name] = apply(name, what, part, {**table, "req_to_token": source})
     hypothesis.assume(not too_large(kwargs))
-    builder = attempt(lambda: xkv.MetadataBuilder(**kwargs), {name for name, *_ in changes} | {"backend"})
+    builder = attempt(lambda: xkv.MetadataBuilder(**kwargs), set(CONSTRUCTOR))
     if builder is None:
         assert changes
         return
-    step = {"req_pool_indices": table["req_pool_indices"], "seq_lens": table["seq_lens"]}
-    changed = data.draw(st.lists(change(BUILD), max_size=2))
+    step = {k: table[k][: builder.max_batch_size] for k in ("req_pool_indices", "seq_lens")}
+    changed = data.draw(changes_of(BUILD, 0, 2))
     wrong = dict(step)
     for name, what, part in changed:
-        wrong[name] = apply(name, what, part, {**table, **wrong})
-    attempt(lambda: builder.build(**wrong), {name for name, *_ in changed})
+        wrong[name] = apply(name, what, part, table)
+    attempt(lambda: builder.build(**wrong), {name for name, *_ in changed} | {"max_batch_size"})
     builder.status.clear()
     meta = builder.build(**step)
     lens = step["seq_lens"].clamp(max=builder.req_to_token.shape[1] * builder.source_page_size)
@@ -190,7 +196,7 @@ def test_capture_and_warmup(device: str, data: st.DataObject) -> None:
     arguments = {k: v for k, v in good(TABLE, device).items() if k != "out"}
     name, what, part = data.draw(change(("op", "req_to_token", "seq_lens", "page_size", "status")))
     wrong = {"op": xkv.build_page_table, **arguments}
-    wrong[name] = apply(name, what, part, wrong)
+    wrong[name] = apply(name, what, part, table)
     made = attempt(lambda: xkv.warmup(wrong.pop("op"), **wrong), {name})
     assert made is None or isinstance(made, int)
 

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+import xkv
 from xkv import launch, registered
 from xkv.build import ROW_MAX, TABLE, Build
 from xkv.checks import extent
 from xkv.launcher import watched
 
+_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 _MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
 _OUTS = 3  # how many of NAMES are written
 NAMES = (
@@ -145,6 +147,8 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     Returns:
         How many kernels were not there before.
     """
+    if not any(op is getattr(xkv, name) for name in _OPS):
+        raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {op!r}")
     _slot.cache_clear()  # a call that was planned would be made
     with launch.compile_only() as builds:
         op(*args, **options)
