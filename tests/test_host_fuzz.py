@@ -52,7 +52,7 @@ def change(draw: st.DrawFn, names: tuple[str, ...]) -> tuple[str, str, int]:
     return name, what, draw(st.integers(0, 2))
 
 
-def changes_of(names: tuple[str, ...], least: int, most: int) -> st.SearchStrategy[list[tuple[str, str, int]]]:
+def changes_of(names: tuple[str, ...], least: int, most: int) -> st.SearchStrategy[list[Any]]:
     """Changes of different arguments."""
     return st.lists(change(names), min_size=least, max_size=most, unique_by=lambda c: c[0])
 
