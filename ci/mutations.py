@@ -197,7 +197,7 @@ MUTATIONS = [
     ),
     Mutation(
         "offence of a map hidden", ROWS, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
-        "a map that is too short is not reported", "curated and map or random",
+        "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
         "stand-in past the row", ROWS, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",

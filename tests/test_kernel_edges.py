@@ -87,9 +87,12 @@ def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
         check(build, ROWS[0], device)
 
 
-def test_id_just_past_a_map(device: str) -> None:
-    for size in (39, 40):
+@pytest.mark.parametrize("expect_all", [True, False])
+def test_id_just_past_a_map(expect_all: bool, device: str) -> None:
+    """It is reported, also where missing ids are expected."""
+    for size in (36, 37):  # the last page begins at token 36
         build = plain(CSR, device, [40], [0], 10)
+        build.expect_all = expect_all
         build.views[0].token_map = guarded_1d(size, torch.int32, device).copy_(torch.arange(size))
         check(build, ROWS[0], device)
 

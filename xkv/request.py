@@ -125,6 +125,7 @@ def new_slots(build: Build, query_lens: Tensor, max_tokens: int | None, dtype: t
 
 
 def _new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {dtype}")
+    if dtype is not torch.int32 and dtype is not torch.int64:
+        got = "a tensor" if isinstance(dtype, Tensor) else dtype
+        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {got}")
     return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)
