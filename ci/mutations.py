@@ -214,7 +214,7 @@ MUTATIONS = [
     Mutation(
         "least report lost", ROWS, "tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)",
         "tl.where(bad, b * 256 + reason, worst)",
-        "on AMD a later offence hides the first", "hostile_data_as_on_amd",
+        "on AMD a later offence hides the first", "least_offence",
     ),
     Mutation(
         "helper takes the wrong row", KERNEL, "passed = sums <= u", "passed = sums < u",

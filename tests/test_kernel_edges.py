@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import building
 import pytest
 import torch
 from building import SENTINEL, guarded, guarded_1d
@@ -11,8 +12,9 @@ from cases import CASES, make
 from test_kernel import NAMES, ROWS, check
 
 import xkv
-from xkv import launch
+from xkv import Reason, launch, reference
 from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.platforms import Platform
 
 pytestmark = pytest.mark.kernel
 FORMS = (TABLE, CSR, SLOTS)
@@ -120,6 +122,21 @@ def test_tile_of_one_entry(form: int, device: str) -> None:
         build = plain(form, device, lens, [1, 0, 2], 6)
         build.tail_fill, build.tail_tile = -9, 1
         check(build, ROWS[0], device)
+
+
+@pytest.mark.interpret
+def test_least_offence_as_on_amd(device: str) -> None:
+    """A program reports once: later blocks of later rows do not hide what it saw in the first."""
+    build = plain(TABLE, device, [16, 300, 300], [0, 1, 2], 300)
+    build.page_size = 1
+    build.req_to_token = torch.arange(900, dtype=torch.int32, device=device).view(3, 300).clone()
+    build.req_to_token[0, 5] = -1  # the first row's one block
+    build.req_to_token[1:, 21::16] = -1  # the same place of all blocks but the first
+    want = building.twin(build)
+    launch.launch(build, ROWS[0], Platform("hip", "gfx942", 64, 4))
+    reference.run(want)
+    building.assert_same(build, want)
+    assert int(build.status) == Reason.BAD_ID
 
 
 def test_second_view_narrower_than_the_first(device: str) -> None:
