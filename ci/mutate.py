@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTA
         return 2
     survived = [r.mutation.name for r in results if not r.seen_by]
     print(table(results))
-    print(f"{len(results)} faults, {len(results) - len(survived)} seen, {len(survived)} survived", *survived)
+    named = f": {', '.join(survived)}" if survived else ""
+    print(f"{len(results)} faults, {len(results) - len(survived)} seen, {len(survived)} survived{named}")
     return 1 if survived else 0
 
 

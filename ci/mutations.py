@@ -278,7 +278,8 @@ MUTATIONS = [
     ),
     Mutation(
         "no wait for the kernel before", KERNEL, "        tl.extra.cuda.gdc_wait()\n", "        pass\n",
-        "lengths are read before the engine's kernel has written them", "", "compile",
+        "lengths are read before the engine's kernel has written them",
+        "waits_for", "compile",
     ),
     Mutation(
         "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
