@@ -224,7 +224,7 @@ MUTATIONS = [
         "helper stops too soon", KERNEL,
         "again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
         "again = u + programs < upto",
-        "the last rows of a large batch are not finished", "curated and many or random",
+        "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
         "stream of a helper", KERNEL, "base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",

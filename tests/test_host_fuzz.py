@@ -8,6 +8,7 @@ import hypothesis
 import naive
 import pytest
 import torch
+from conftest import INTERPRETED
 from hostile_values import SCALARS, VARIANTS
 from hypothesis import strategies as st
 from test_ops import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
@@ -19,8 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:User
 
 
 def fuzz(examples: int) -> hypothesis.settings:
+    """So many; in the interpreter, where a call takes a second, a tenth of them."""
     return hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True,
+        max_examples=examples // 10 if INTERPRETED else examples,
+        deadline=None, database=None, derandomize=True,
         suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
     )  # fmt: skip
 

@@ -124,6 +124,14 @@ def test_tile_of_one_entry(form: int, device: str) -> None:
         check(build, ROWS[0], device)
 
 
+@pytest.mark.parametrize("form", [TABLE, CSR], ids=NAMES.get)
+def test_long_rows_in_every_chunk_of_the_batch(form: int, device: str) -> None:
+    """Help goes on from one chunk of rows to the next."""
+    build = plain(form, device, [24] * 12, [0, 1, 2] * 4, 40 if form == TABLE else 300)
+    build.page_size = 1
+    check(build, ROWS[1], device)
+
+
 @pytest.mark.interpret
 def test_least_offence_as_on_amd(device: str) -> None:
     """A program reports once: later blocks of later rows do not hide what it saw in the first."""
