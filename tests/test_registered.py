@@ -366,3 +366,31 @@ def test_the_status_word_is_written_in_a_graph(device: str) -> None:
     )  # fmt: skip
     f(torch.tensor([0, 99, 1], device=device))
     assert status.read() == (1, Reason.BAD_ROW)
+
+
+@pytest.mark.gpu
+def test_known_calls_of_tensors_without_memory() -> None:
+    """Their kind is that of a call that was planned; they do not reach its launch."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    t = tensors("cuda")
+    source, rows, lens = t["source"].clamp(min=0), t["rows"], t["lens"]
+    out = torch.empty(3, 20, dtype=torch.int32, device="cuda")
+    builder = xkv.MetadataBuilder("triton", source, max_batch_size=3, max_context_len=TOKENS)
+    calls = (
+        lambda x: xkv.build_page_table(source, rows, x, page_size=4, out=out),
+        lambda x: builder.build(rows, x),
+    )
+    freed = lens.clone()
+    freed.untyped_storage().resize_(0)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(lens)
+    for call in calls:
+        for good_or_bad in (lens, lens, freed, fake, lens):
+            if good_or_bad is lens:
+                call(lens)
+                continue
+            with pytest.raises(TypeError, match="seq_lens must have memory of its own"):
+                call(good_or_bad)
+    torch.cuda.synchronize()
+    assert builder.build(rows, lens).kv_indptr[1:].tolist() == lens.cumsum(0).tolist()
