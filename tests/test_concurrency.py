@@ -270,9 +270,10 @@ def test_interrupted_anywhere(warm: bool, device: str) -> None:
         xkv.build_page_table(engine.source, rows, lens, page_size=PAGE, out=engine.out[:3])
 
     while True:
-        if not warm:
+        if warm:
+            engine.step(3)
+        else:
             engine = Engine(9, device)
-        engine.step(3)
         if not interrupted_at(line, call):
             break
         engine.step(3)

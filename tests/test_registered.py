@@ -110,7 +110,8 @@ def test_new_outputs(backend: str, room: int | None, call: Any, device: str) -> 
     f = compiled(lambda t, status: call(t, room, status), backend)
     for batch in (3, 5, 1):
         t, status, want_status = tensors(device, batch), Status(device), Status(device)
-        got = f(t, status)
+        for _ in range(3 if backend == "reduce-overhead" else 1):  # it runs, records, and replays
+            got = f(t, status)
         want = call(t, room, want_status)
         assert type(got) is type(want)
         assert [(x.shape, x.dtype) for x in flat(got)] == [(x.shape, x.dtype) for x in flat(want)]
