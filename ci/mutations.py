@@ -260,7 +260,7 @@ MUTATIONS = [
     ),
     Mutation(
         "least last page", KERNEL, "                last = tl.maximum(last, policy.min_last)\n", "",
-        "a padded row has a last page of no tokens", "curated and least",
+        "a padded row has a last page of no tokens", "least_last_page",
     ),
     Mutation(
         "sums of a chunk lost", KERNEL, "            item_sum += tl.sum(items, 0)\n",

@@ -132,6 +132,14 @@ def test_long_rows_in_every_chunk_of_the_batch(form: int, device: str) -> None:
     check(build, ROWS[1], device)
 
 
+@pytest.mark.parametrize("form", [TABLE, CSR], ids=NAMES.get)
+def test_least_last_page_of_an_empty_row(form: int, device: str) -> None:
+    build = plain(form, device, [0, 4, 5], [1, 0, 2], 6)
+    build.min_last_page_len = 1
+    check(build, ROWS[0], device)
+    assert build.views[0].kv_last_page_len.tolist() == [1, 4, 1]
+
+
 @pytest.mark.interpret
 def test_least_offence_as_on_amd(device: str) -> None:
     """A program reports once: later blocks of later rows do not hide what it saw in the first."""

@@ -148,7 +148,8 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
         How many kernels were not there before.
     """
     if not any(op is getattr(xkv, name) for name in _OPS):
-        raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {op!r}")
+        got = getattr(op, "__name__", type(op).__name__)
+        raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
     _slot.cache_clear()  # a call that was planned would be made
     with launch.compile_only() as builds:
         op(*args, **options)
