@@ -173,8 +173,8 @@ def test_quick_and_trace(small_gpu: dict[str, Any], tmp_path: Path, capsys: Any)
         (("--trace", "{folder}/empty"), "--trace: {folder}/empty:1: the file is empty"),
         (("--trace", "{folder}/prefill"), "--trace: {folder}/prefill: no request decodes within 131072 "),
         (("--from", "/nowhere/b.json"), "--from: /nowhere/b.json: No such file or directory"),
-        (("--from", "{folder}/prefill"), "--from: {folder}/prefill is not a record of xkv bench"),
-        (("--from", "{folder}/empty"), "--from: {folder}/empty is not JSON: "),
+        (("--from", "{folder}/prefill"), "--from: {folder}/prefill:1: not a record of xkv bench: "),
+        (("--from", "{folder}/empty"), "--from: {folder}/empty:1: not JSON: "),
     ],
 )
 def test_what_does_not_allow_a_run(

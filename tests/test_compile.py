@@ -181,3 +181,15 @@ def test_short_rows(arch: str) -> None:
     balance = schedule(build, row, where).balance
     assert not balance
     examine(compiled(build, row, where), where, row)
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_it_waits_for_the_kernel_before_it(arch: str) -> None:
+    """Launched before the engine's kernel has ended, it touches no memory until it has."""
+    where = GPUS[arch]
+    need(where)
+    row = dispatch.tuning_row(where, "far", 256)
+    ptx = compiled(plain(TABLE, 64, 1, 256), row, where).asm["ptx"]
+    access = re.search(r"\b(ld|st|atom|red)\.global", ptx)
+    assert access is not None
+    assert 0 < ptx.find("griddepcontrol.wait") < access.start()

@@ -60,7 +60,7 @@ def test_a_function_comes_with_what_it_names_and_nothing_else(tmp_path: Path) ->
     assert not hasattr(module, "unwanted")
     assert "missing_package" not in Path(module.__file__).read_text()
     assert Path(module.__file__).name == "module.py"
-    with pytest.raises(ImportError):
+    with pytest.raises(loading.PeerError, match=r"module.py:2: .*No module named 'missing_package'"):
         loading.load(file)
 
 

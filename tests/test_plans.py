@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,3 +245,44 @@ def test_a_cpu_call_leaves_nothing_behind() -> None:
 
 def test_what_is_kept_is_bounded() -> None:
     assert plans._slot.cache_info().maxsize == plans._MOST <= 1 << 14
+
+
+def freed(x: torch.Tensor) -> torch.Tensor:
+    """The same kind of tensor, whose memory was given back."""
+    y = x.clone()
+    y.untyped_storage().resize_(0)
+    return y
+
+
+def test_no_memory_is_seen_also_once_a_call_like_it_is_known(made: list[Recorded]) -> None:
+    given = list(inputs())
+    for _ in range(2):
+        xkv.build_page_table(*given[:3], page_size=64, out=given[3])
+    (known,) = made
+    launched = len(known.launched)
+    for n, name in enumerate(("req_to_token", "req_pool_indices", "seq_lens", "out")):
+        bad = given.copy()
+        bad[n] = freed(bad[n])
+        with pytest.raises(TypeError, match=f"{name} must have memory of its own"):
+            xkv.build_page_table(*bad[:3], page_size=64, out=bad[3])
+    assert len(known.launched) == launched
+    xkv.build_page_table(*given[:3], page_size=64, out=given[3])
+    assert len(known.launched) == launched + 1
+
+
+def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
+    source, rows, lens, _ = (x.as_subclass(torch.Tensor) for x in inputs())
+    builder = xkv.MetadataBuilder("triton", source, max_batch_size=3, max_context_len=640)
+    options = {"seq_lens_delta": lens * 0, "query_lens": lens * 0 + 1, "kv_start": lens * 0}
+    builder.build(rows, lens, **options)
+    ((_, step),) = builder._steps.items()
+    launched: list[Any] = []
+    step._at, builder._on_cpu = tuple(range(6)), False
+    step._prepared = SimpleNamespace(args=[0] * 6, call=None, launch=launched.append)
+    for name, value in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():
+        bad = {"req_pool_indices": rows, "seq_lens": lens, **options, name: freed(value)}
+        with pytest.raises(TypeError, match=f"{name} must have memory of its own"):
+            builder.build(**bad)
+    assert not launched
+    builder.build(rows, lens, **options)
+    assert len(launched) == 1

@@ -39,6 +39,9 @@ def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> T
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else value.layout
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    if not _has_memory(value):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must have memory of its own: no fake, batched or freed one, got a {kind}")
     if value.dtype is not torch.int32 and value.dtype is not torch.int64:
         raise TypeError(f"{name} must be int32 or int64, got {value.dtype}")
     if value.dim() != rank:
@@ -48,6 +51,18 @@ def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> T
     if like is not None and value.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like req_to_token, got {value.device}")
     return value
+
+
+def _has_memory(value: Tensor) -> bool:
+    """Whether there is something at the tensor's address, or nothing to be there."""
+    import torch
+
+    if torch.compiler.is_dynamo_compiling() or value.is_meta:  # looked at when it runs; named by its device
+        return True
+    try:
+        return bool(value.data_ptr()) or value.numel() == 0
+    except RuntimeError:  # torch has no other way to ask
+        return False
 
 
 def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
@@ -69,7 +84,8 @@ def integers(name: str, value: int | Tensor, like: Tensor, rows: int, low: int, 
 
 def status_word(word: Tensor, like: Tensor) -> Tensor:
     """One int64 on the device of ``like``; a user may have put anything there."""
-    if word.dim() != 1 or word.shape[0] != 1 or str(word.dtype) != "torch.int64":
+    tensor("status.word", word, 1)
+    if word.shape[0] != 1 or str(word.dtype) != "torch.int64":
         raise ValueError(f"status.word must be one int64, got {word.dtype} of shape {tuple(word.shape)}")
     return tensor("status", word, 1, like)
 
@@ -93,6 +109,8 @@ def source(req_to_token: Tensor, source_page_size: int) -> None:
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
     """A `tensor` with at least ``size`` entries in its first dimension that overlaps no input."""
+    import torch
+
     tensor(name, out, rank, reads[0])
     if out.shape[0] < size:
         raise ValueError(f"{name} must have at least {size} rows or entries, got {out.shape[0]}")
@@ -100,6 +118,8 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
         raise ValueError(f"{name}'s rows must not overlap, got strides {out.stride()}")
     if out.shape[-1] > INT32_MAX:
         raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape[-1]}")
+    if torch.compiler.is_dynamo_compiling():
+        return out  # there is no memory yet: the op looks again when it runs
     low, high = _extent(out)
     for other in reads:
         other_low, other_high = _extent(other)

@@ -76,8 +76,11 @@ def backend(name: str, vendor: str) -> BackendSpec:
     """Returns the spec of that name.
 
     Raises:
+        TypeError: the name is none.
         ValueError: there is none for this vendor; the message lists what there is.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a str, got {type(name).__name__}")
     have = specs_of(vendor)
     if name in have:
         return have[name]

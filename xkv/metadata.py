@@ -70,6 +70,7 @@ class MetadataBuilder:
         device = req_to_token.device
         self.spec = spec = dispatch.backend(backend, platform(device).vendor)
         self.page_size = spec.page_size if page_size is None else page_size
+        checks.integer("page_size", self.page_size, 1, checks.MAX_PAGE_SIZE)
         if self.page_size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {backend!r} must be one of {allowed}, got {page_size}")
@@ -164,7 +165,13 @@ class MetadataBuilder:
             )  # fmt: skip
             step = self._steps.get(key)
         except (AttributeError, RuntimeError, TypeError):
-            step = None  # something is no tensor, or one without strides: _check will name it
+            # something is no tensor, or one without strides, which this names; or an int of a type of its own
+            self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
+            return self.build(
+                rows, lens, seq_lens_delta=_plain(delta), query_lens=_plain(query),
+                query_lens_sign=query_lens_sign, kv_start=kv_start, window_kv_start=window_kv_start,
+                max_tokens=max_tokens,
+            )  # fmt: skip
         if (
             step is None
             or self._on_cpu  # where the key does not tell one device from another
@@ -178,7 +185,8 @@ class MetadataBuilder:
                 step = self._steps[key] = self._step(inputs)
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        step.run(rows, lens, delta, query, kv_start, window_kv_start)
+        if not step.run(rows, lens, delta, query, kv_start, window_kv_start):
+            self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
         meta = step.metadata
         if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
             return replace(meta, kv_indices=meta.kv_indices[:max_tokens])
@@ -275,3 +283,7 @@ class MetadataBuilder:
             StatusError: names the first offending row and the reason.
         """
         self.status.check()
+
+
+def _plain(x: int | Tensor) -> int | Tensor:
+    return int(x) if isinstance(x, int) else x

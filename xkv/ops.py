@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xkv import checks, plans, request
-from xkv.build import CSR, INT32_MAX, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
 
@@ -109,8 +109,7 @@ def build_page_table(
     if max_seq_len is not None:
         checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
     if out is None:
-        longest = request.longest(build) if max_seq_len is None else max_seq_len
-        out = request.new(build, (build.batch, -(-longest // page_size)), dtype)
+        out = request.new_table(build, max_seq_len, dtype)
         if tail_fill is None:
             build.tail_fill = 0
     else:
@@ -201,19 +200,10 @@ def build_kv_indices(
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
     )  # fmt: skip
-    batch = build.batch
     if max_tokens is not None:
         checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
-        # every row can leave a page partly filled at its end and, if it may start anywhere, its start
-        ragged = batch * (page_size > 1) * (1 if kv_start is None else 2)
-        entries = None if max_tokens is None else max_tokens // page_size + ragged
-        if entries is None:
-            entries = request.entries(build, kv_start)
-        out = KVIndices(
-            request.new(build, (batch + 1,), torch.int32), request.new(build, (entries,), dtype),
-            request.new(build, (batch,), torch.int32),
-        )  # fmt: skip
+        out = KVIndices(*request.new_csr(build, kv_start, max_tokens, dtype))
     else:
         _check_out(build, out, request.reads(build, kv_start, token_map, page_map))
         if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
@@ -300,9 +290,7 @@ def build_slot_mapping(
     if max_tokens is not None:
         checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
-        if max_tokens is None:
-            max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
-        out = request.new(build, (max_tokens,), dtype)
+        out = request.new_slots(build, query_lens, max_tokens, dtype)
     else:
         reads = [*request.reads(build, None, token_map, page_map), query_lens]
         checks.output("out", out, 1, max_tokens or 0, reads)

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from xkv import launch
+import xkv
+from xkv import launch, registered
 from xkv.build import ROW_MAX, TABLE, Build
 from xkv.checks import extent
 from xkv.launcher import watched
 
+_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 _MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
 _OUTS = 3  # how many of NAMES are written
 NAMES = (
@@ -63,9 +66,14 @@ class Plan:
             return False
         call, args = prepared.copy()
         pointers = []
-        for n, at in self._where:
-            args[at] = pointer = given[n].data_ptr()
-            pointers.append(pointer)
+        try:
+            for n, at in self._where:
+                args[at] = pointer = given[n].data_ptr()
+                pointers.append(pointer)
+        except RuntimeError:
+            return False  # no memory, as in a transform of torch.func: the checks will name it
+        if 0 in pointers:
+            return False  # nor here, or nothing in it
         for n in self._outs:
             low = pointers[n]
             high = low + sizes[n]
@@ -86,6 +94,9 @@ class Slot:
 
     def run(self, build: Build, given: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps its plan for the next call."""
+        if is_dynamo_compiling():
+            registered.run(build)
+            return
         prepared = launch.run(build)
         if prepared is not None and prepared.cheap and self is not NOWHERE:
             self.plan = Plan(prepared, build, given)
@@ -104,9 +115,9 @@ def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
         *options: all else that the launch and its checks depend on.
 
     Returns:
-        The slot; `NOWHERE` for calls that allocate, that run on a CPU, or that are wrong.
+        The slot; `NOWHERE` for calls that allocate, that run on a CPU, that are traced, or that are wrong.
     """
-    if given[-_OUTS] is None:
+    if given[-_OUTS] is None or is_dynamo_compiling():
         return NOWHERE
     source, rows, lens = given[:3]
     try:
@@ -146,6 +157,9 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     Returns:
         How many kernels were not there before.
     """
+    if not any(op is getattr(xkv, name) for name in _OPS):
+        got = getattr(op, "__name__", type(op).__name__)
+        raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
     _slot.cache_clear()  # a call that was planned would be made
     with launch.compile_only() as builds:
         op(*args, **options)

@@ -32,8 +32,9 @@ def run(build: Build) -> None:
     Args:
         build: the checked request; all its tensors on one device.
     """
-    for view in build.views:
-        _run_view(build, view)
+    with torch.inference_mode():  # in which both its own tensors and others may be written to
+        for view in build.views:
+            _run_view(build, view)
 
 
 def _wide(x: Tensor) -> Tensor:

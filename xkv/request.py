@@ -73,13 +73,6 @@ def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
     return [x for x in (*mine, *more) if x is not None]
 
 
-def new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An output that the op allocates."""
-    if dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {dtype}")
-    return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)
-
-
 def _ends(build: Build) -> Tensor:
     delta = build.seq_lens_delta_rows
     ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
@@ -100,3 +93,39 @@ def entries(build: Build, kv_start: Tensor | None) -> int:
         start = kv_start.to(torch.int64).clamp(min=0)
         pages = torch.where(start < ends, pages - start // page_size, 0)
     return int(pages.sum())
+
+
+def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tensor:
+    """A page table for the longest row, or for ``max_seq_len`` tokens. Syncs without that."""
+    tokens = longest(build) if max_seq_len is None else max_seq_len
+    return _new(build, (build.batch, -(-tokens // build.page_size)), dtype)
+
+
+def new_csr(
+    build: Build, kv_start: Tensor | None, max_tokens: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prefix sums, ids and last page lengths, with room for ``max_tokens``. Syncs without that."""
+    batch, page_size = build.batch, build.page_size
+    if max_tokens is None:
+        size = entries(build, kv_start)
+    else:
+        # every row can leave a page partly filled at its end and, if it may start anywhere, its start
+        size = max_tokens // page_size + batch * (page_size > 1) * (1 if kv_start is None else 2)
+    return (
+        _new(build, (batch + 1,), torch.int32), _new(build, (size,), dtype),
+        _new(build, (batch,), torch.int32),
+    )  # fmt: skip
+
+
+def new_slots(build: Build, query_lens: Tensor, max_tokens: int | None, dtype: torch.dtype) -> Tensor:
+    """Slots for all query tokens, or for ``max_tokens``. Syncs without that."""
+    if max_tokens is None:
+        max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
+    return _new(build, (max_tokens,), dtype)
+
+
+def _new(build: Build, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if dtype is not torch.int32 and dtype is not torch.int64:
+        got = "a tensor" if isinstance(dtype, Tensor) else dtype
+        raise TypeError(f"dtype must be torch.int32 or torch.int64, got {got}")
+    return torch.empty(shape, dtype=dtype, device=build.req_to_token.device)

@@ -70,7 +70,20 @@ class Status:
     def __init__(self, device: torch.device | str | int) -> None:
         import torch
 
-        self.word = torch.full((1,), _CLEAN, dtype=torch.int64, device=device)
+        try:
+            where = torch.device(device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"device must be one that torch knows, got {device!r}") from error
+        if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device must be there, got {where} of {torch.cuda.device_count()} GPU(s)")
+        self.word = torch.full((1,), _CLEAN, dtype=torch.int64, device=where)
+
+    @classmethod
+    def of(cls, word: torch.Tensor) -> Status:
+        """The status whose word this is."""
+        status = cls.__new__(cls)
+        status.word = word
+        return status
 
     def clear(self) -> None:
         """Forgets what was reported. Does not sync."""

@@ -55,25 +55,46 @@ class Step:
         query: int | Tensor,
         start: Tensor | None,
         window_start: Tensor | None,
-    ) -> None:
-        """Launches with these inputs, checked before and of this step's kind."""
+    ) -> bool:
+        """Launches with these inputs, checked before and of this step's kind.
+
+        Returns:
+            False, and launches nothing, where a tensor has no memory: its kind does not tell.
+        """
         prepared = self._prepared
         if prepared is None or watched():
             self._run(rows, lens, delta, query, start, window_start)
-            return
+            return True
         # in place: a builder serves one stream, and so one thread, at a time
         args = prepared.args
         at_rows, at_lens, at_delta, at_query, at_start, at_window_start = self._at
-        args[at_rows] = rows.data_ptr()
-        args[at_lens] = lens.data_ptr()
-        args[at_delta] = delta if type(delta) is int else delta.data_ptr()  # type: ignore[union-attr]
-        if args[at_query] is not None:
-            args[at_query] = query if type(query) is int else query.data_ptr()  # type: ignore[union-attr]
-        if start is not None:
-            args[at_start] = start.data_ptr()
-        if window_start is not None:
-            args[at_window_start] = window_start.data_ptr()
+        try:
+            args[at_rows] = pointer = rows.data_ptr()
+            args[at_lens] = lens_pointer = lens.data_ptr()
+            there = pointer and lens_pointer
+            if type(delta) is int:
+                args[at_delta] = delta
+            else:
+                args[at_delta] = pointer = delta.data_ptr()  # type: ignore[union-attr]
+                there = there and pointer
+            if args[at_query] is not None:
+                if type(query) is int:
+                    args[at_query] = query
+                else:
+                    args[at_query] = pointer = query.data_ptr()  # type: ignore[union-attr]
+                    there = there and pointer
+            if start is not None:
+                args[at_start] = pointer = start.data_ptr()
+                there = there and pointer
+            if window_start is not None:
+                args[at_window_start] = pointer = window_start.data_ptr()
+                there = there and pointer
+        except RuntimeError:
+            return False
+        if not there and self._build.batch:
+            return False
         prepared.launch(prepared.call)
+        return True
 
     def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launches are watched."""

@@ -9,9 +9,14 @@ import ast
 import functools
 import importlib.util
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+
+class PeerError(ValueError):
+    """A peer's file that cannot be imported; the message says `file:line: reason`."""
 
 
 def find(folders: Iterable[Path], path: str) -> Path | None:
@@ -37,6 +42,9 @@ def load(path: Path | None) -> Any:
 
     Returns:
         The module; None for None.
+
+    Raises:
+        PeerError: it cannot be read or imported.
     """
     if path is None:
         return None
@@ -44,8 +52,20 @@ def load(path: Path | None) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever its statements raise
+        raise PeerError(_said(path, error)) from error
     return module
+
+
+def _said(path: Path, error: Exception) -> str:
+    """An error and the line of the file that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+    reason = error.msg if isinstance(error, SyntaxError) else error
+    return f"{path}:{line}: cannot be imported: {type(error).__name__}: {reason}"
 
 
 def load_function(path: Path | None, function: str) -> Any:
@@ -57,8 +77,15 @@ def load_function(path: Path | None, function: str) -> Any:
 
     Returns:
         A module with that function and what it names of the file, or None where the file lacks it.
+
+    Raises:
+        PeerError: it cannot be read or imported.
     """
-    source = None if path is None else cut(path.read_text(), function)
+    try:
+        source = None if path is None else cut(path.read_text(encoding="utf-8"), function)
+    except (OSError, SyntaxError, ValueError) as error:
+        assert path is not None
+        raise PeerError(_said(path, error)) from error
     if path is None or source is None:
         return None
     # a real file: Triton reads a kernel's source from one

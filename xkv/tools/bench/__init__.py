@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xkv
-from xkv.tools.bench import table, workloads
+from xkv.tools.bench import reading, table, workloads
 from xkv.tools.bench.records import SECTIONS
 from xkv.tools.demo.traces import TraceError
+from xkv.tools.loading import PeerError
 
 if TYPE_CHECKING:
     from xkv.tools.bench.workloads import Workload
@@ -90,7 +91,10 @@ def _measure(args: argparse.Namespace, loads: list[Workload], sizes: list[int]) 
     from xkv.tools.bench.contenders import Peers
     from xkv.tools.bench.session import Plan, Session
 
-    peers = Peers(args.peers)
+    try:
+        peers = Peers(args.peers)
+    except PeerError as error:
+        return _fail(f"--peers: {error}")
     rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
     counted = (_QUICK_WIDTHS, _QUICK_STEPS) if args.quick else (_WIDTHS, _STEPS)
     plan = Plan(loads, sizes, peers, rounds, *counted, warm=args.warm)
@@ -180,12 +184,8 @@ def _loads(args: argparse.Namespace) -> list[Workload]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        report: dict[str, Any] = json.loads(file.read_text())
+        return reading.read(file)
     except OSError as error:
         raise _UsageError(f"--from: {file}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise _UsageError(f"--from: {file} is not JSON: {error}") from error
-    parts = {"setting", "absent", "points", "host", "stepless", "compiles", "widths", "serving", "wrong"}
-    if not isinstance(report, dict) or not parts <= report.keys():
-        raise _UsageError(f"--from: {file} is not a record of xkv bench")
-    return report
+    except reading.RecordError as error:
+        raise _UsageError(f"--from: {error}") from error

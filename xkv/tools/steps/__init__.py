@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xkv
+from xkv.tools.loading import PeerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         return _fail("steps are timed on a GPU, and there is none")
 
-    theirs: Peers = peers.StandIn() if args.peers is None else peers.SGLang(args.peers)
-    drop_in = peers.DropIn(args.peers) if args.drop_in else None
+    try:
+        theirs: Peers = peers.StandIn() if args.peers is None else peers.SGLang(args.peers)
+        drop_in = peers.DropIn(args.peers) if args.drop_in else None
+    except PeerError as error:
+        return _fail(f"--peers: {error}")
     here = {spec.name for spec in xkv.backends()}
     rows = [
         row for row in compared.ROWS

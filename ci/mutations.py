@@ -1,0 +1,289 @@
+"""The faults that `ci/mutate.py` plants, as data: each must make a CPU tier fail."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ROWS = "xkv/kernel_rows.py"
+KERNEL = "xkv/kernel.py"
+
+
+class Mutation(NamedTuple):
+    """One fault.
+
+    Attributes:
+        name: what it is called in the table and after ``--only``.
+        file: where it is planted.
+        old: the text there, found exactly once.
+        new: what it becomes.
+        why: what would go wrong for a user.
+        first: of the kernel's tests, what pytest's ``-k`` takes: those that see it soonest.
+        tier: "interpreter"; "compile" where the interpreter cannot see it.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    first: str
+    tier: str = "interpreter"
+
+
+MUTATIONS = [
+    Mutation(
+        "row bound dropped", ROWS, "(row >= 0) & (row < req.src_rows)", "(row >= 0)",
+        "a stale row index reads another tensor's memory", "curated and unknown",
+    ),
+    Mutation(
+        "row bound <= for <", ROWS, "(row < req.src_rows)", "(row <= req.src_rows)",
+        "the row past the last is read", "first_row_past",
+    ),
+    Mutation(
+        "row sign dropped", ROWS, "(row >= 0) & (row < req.src_rows)", "(row < req.src_rows)",
+        "an int64 index of 2**31 and more becomes a negative row", "int64_beyond",
+    ),
+    Mutation(
+        "row index wrapped", ROWS, "(high == 0) & (row >= 0)", "(row >= 0)",
+        "the int64 index 2**32 + 1 is taken for row 1", "int64_beyond",
+    ),
+    Mutation(
+        "length wrapped", ROWS, "clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)",
+        "clip(low, -LENGTH_MAX, LENGTH_MAX)",
+        "the int64 length 2**32 + 5 is taken for 5", "int64_beyond",
+    ),
+    Mutation(
+        "length not cut", ROWS, "clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)",
+        "tl.where(high == sign, low, far)",
+        "a length near 2**31 wraps once a delta is added", "int64_beyond",
+    ),
+    Mutation(
+        "delta missing", ROWS, "mask) + req.delta\n", "mask)\n",
+        "draft tokens are not there", "curated and delta",
+    ),
+    Mutation(
+        "delta of a row missing", ROWS, "length += _load_int(req.delta_ptr", "_load_int(req.delta_ptr",
+        "each row's own draft tokens are not there", "curated and delta",
+    ),
+    Mutation(
+        "sign of query lengths ignored", ROWS, "length += asked * req.query_sign", "length += asked",
+        "query tokens counted where they were asked not to be", "curated and slots",
+    ),
+    Mutation(
+        "end not cut to the source", ROWS, "tl.where(known, clip(length, 0, req.src_tokens), 0)",
+        "tl.where(known, tl.maximum(length, 0), 0)",
+        "a length past the table reads the next row", "curated and beyond",
+    ),
+    Mutation(
+        "start of a window off by one", ROWS, "tl.maximum(end - view.window, 0)",
+        "tl.maximum(end - view.window + 1, 0)",
+        "a window misses its first token", "curated and window",
+    ),
+    Mutation(
+        "start not cut", ROWS, "start = clip(wanted, start, end)", "start = tl.minimum(wanted, end)",
+        "a negative kv_start reads before the row", "curated and start",
+    ),
+    Mutation(
+        "offence of a start off by one", ROWS, "(wanted > tl.maximum(length, 0))",
+        "(wanted >= tl.maximum(length, 0))",
+        "a chunk that begins at the row's end is reported", "curated and start",
+    ),
+    Mutation(
+        "first page not aligned", ROWS, "start // C.PAGE_SIZE * C.PAGE_SIZE", "start",
+        "lengths are counted from inside of a page", "curated and (start or window)",
+    ),
+    Mutation(
+        "a page too many", ROWS, "items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE",
+        "items = (kv_len + C.PAGE_SIZE) // C.PAGE_SIZE",
+        "a full last page is followed by a stale one", "curated and boundaries",
+    ),
+    Mutation(
+        "table not cut", ROWS, "items = tl.minimum(items, view.capacity)\n            kv_len",
+        "kv_len",
+        "a long row runs over into the next row of the table", "curated and room",
+    ),
+    Mutation(
+        "cut reported too soon", ROWS, "(items > view.capacity), CUT", "(items >= view.capacity), CUT",
+        "a row that just fits is reported", "curated and (boundaries or token)",
+    ),
+    Mutation(
+        "rows past the batch", ROWS, "tl.where(mask, items, 0), kv_len", "items, kv_len",
+        "what lies behind the batch's lengths is counted in", "curated and (delta or least)",
+    ),
+    Mutation(
+        "empty row without a tile", ROWS, "(tl.maximum(items, 1).to(tl.int32) - 1)",
+        "(items.to(tl.int32) - 1)", "an empty row's first tile is not filled", "tile_of_one",
+    ),
+    Mutation(
+        "fill past the width", ROWS,
+        "tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)", "tiles.to(tl.int64) * policy.tail",
+        "a tail runs over into the next row", "curated and fill",
+    ),
+    Mutation(
+        "rows before: the row itself", ROWS, "i < tl.minimum(b, req.batch), req",
+        "i <= tl.minimum(b, req.batch), req",
+        "every row of a stream is one row too far", "curated and odd",
+    ),
+    Mutation(
+        "int32 for int64: items before a row", ROWS, "total += tl.sum(items.to(tl.int64), 0)",
+        "total += tl.sum(items, 0)",
+        "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
+    ),
+    Mutation(
+        "map bound <= for <", ROWS, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
+        "the entry past a map is taken for a page", "id_just_past or curated and map",
+    ),
+    Mutation(
+        "negative target of a map", ROWS, "inside & (target >= 0) & (target < ID_MAX)",
+        "inside & (target < ID_MAX)", "a missing page becomes a wrong one", "curated and map",
+    ),
+    Mutation(
+        "huge target of a map", ROWS, "inside & (target >= 0) & (target < ID_MAX)",
+        "inside & (target >= 0)", "a target's token wraps in int64", "huge_ids",
+    ),
+    Mutation(
+        "place in a map's page lost", ROWS, "tl.where(found, target, 0) * PAGE + token % PAGE",
+        "tl.where(found, target, 0) * PAGE", "a token's place in its page is lost",
+        "page_id_source or curated and map",
+    ),
+    Mutation(
+        "int32 for int64: source row", ROWS, "row.to(tl.int64) * req.src_stride",
+        "row * req.src_stride.to(tl.int32)",
+        "past 2**31 entries the source is read before its beginning", "strides_beyond_31_bits",
+    ),
+    Mutation(
+        "int32 for int64: table row", ROWS, "b * view.out_stride.to(tl.int64)",
+        "b * view.out_stride.to(tl.int32)",
+        "past 2**31 entries a table is written before its beginning", "strides_beyond_31_bits",
+    ),
+    Mutation(
+        "block off by one", ROWS, "at = first + done * C.PAGE_SIZE", "at = first + (done + 1) * C.PAGE_SIZE",
+        "a request reads the page after its own", "curated and odd",
+    ),
+    Mutation(
+        "live <= for <", ROWS, "    live = j < items - done\n    if C.FORM == SLOTS",
+        "    live = j <= items - done\n    if C.FORM == SLOTS",
+        "the entry past a row's last is read", "curated and fill",
+    ),
+    Mutation(
+        "tokens that the row lacks", ROWS, "& (at + j * C.PAGE_SIZE < end)", "",
+        "a padded row shows a stale page", "curated and (least or slots)",
+    ),
+    Mutation(
+        "stream not cut", ROWS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
+        "items = items.to(tl.int32)", "a stream without room overruns its buffer", "curated and room",
+    ),
+    Mutation(
+        "id 0 lost", ROWS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
+        "curated and odd",
+    ),
+    Mutation(
+        "huge id of the source", ROWS, "live & (entry.to(tl.int64) < ID_MAX)", "live",
+        "an id's token wraps in int64", "huge_ids",
+    ),
+    Mutation(
+        "huge id of the source, int64 outputs", ROWS,
+        "            have = have & (entry < ID_MAX)\n", "            pass\n",
+        "what is no id is written as one", "huge_ids",
+    ),
+    Mutation(
+        "place in a source page lost", ROWS,
+        "        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
+        "a small page of a large source page is the first one always", "page_id_source",
+    ),
+    Mutation(
+        "id too wide for the output", ROWS, "have = have & (page <= INT32_MAX)", "have = have",
+        "an id past 2**31 - 1 wraps to another page", "huge_ids",
+    ),
+    Mutation(
+        "offence of a map hidden", ROWS, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
+        "a map that is too short is not reported", "id_just_past",
+    ),
+    Mutation(
+        "stand-in past the row", ROWS, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
+        "the tail holds missing_id", "curated and fill",
+    ),
+    Mutation(
+        "store mask <= for <", ROWS, "mask=j < written - done)", "mask=j <= written - done)",
+        "the entry past a row is overwritten", "curated and odd",
+    ),
+    Mutation(
+        "offence of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
+        "rows that are right are reported", "curated and odd",
+    ),
+    Mutation(
+        "least report lost", ROWS, "tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)",
+        "tl.where(bad, b * 256 + reason, worst)",
+        "on AMD a later offence hides the first", "least_offence",
+    ),
+    Mutation(
+        "helper takes the wrong row", KERNEL, "passed = sums <= u", "passed = sums < u",
+        "a block of a long row is given to its neighbour", "curated and skewed",
+    ),
+    Mutation(
+        "helper stops too soon", KERNEL,
+        "again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
+        "again = u + programs < upto",
+        "the last rows of a large batch are not finished", "every_chunk",
+    ),
+    Mutation(
+        "stream of a helper", KERNEL, "base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
+        "base += tl.sum(items.to(tl.int64), 0)",
+        "a helper's block lands further on in the stream", "curated and skewed",
+    ),
+    Mutation(
+        "own blocks skipped", KERNEL, "more = next_block < own", "more = next_block < own - 1",
+        "a row's last block is never written", "curated and (skewed or odd) or any_block_size",
+    ),
+    Mutation(
+        "prefix sums without their 0", KERNEL, "    tl.store(ptr + i, i * 0, mask=i == 0)\n", "",
+        "the first row begins anywhere", "curated and token",
+    ),
+    Mutation(
+        "prefix sum not cut", KERNEL, "tl.minimum(upto, limit).to(tl.int32)", "upto.to(tl.int32)",
+        "an indptr points past the stream", "curated and room",
+    ),
+    Mutation(
+        "empty batch", KERNEL, "for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):",
+        "for chunk in range(0, req.batch, C.BATCH_BLOCK):",
+        "the prefix sums of nothing are stale", "curated and empty",
+    ),
+    Mutation(
+        "room of a row", KERNEL, "clip(view.capacity - (upto - items), 0, items)",
+        "clip(view.capacity - upto, 0, items)",
+        "the last row that fits has a length of 0", "curated and room",
+    ),
+    Mutation(
+        "cut of a stream reported too soon", KERNEL, "(items > 0) & (upto > view.capacity)",
+        "(items > 0) & (upto >= view.capacity)",
+        "a stream that just fits is reported", "stream_that_just_fits",
+    ),
+    Mutation(
+        "least last page", KERNEL, "                last = tl.maximum(last, policy.min_last)\n", "",
+        "a padded row has a last page of no tokens", "least_last_page",
+    ),
+    Mutation(
+        "sums of a chunk lost", KERNEL, "            item_sum += tl.sum(items, 0)\n",
+        "            item_sum = tl.sum(items, 0)\n",
+        "rows past the first batch block begin too early", "curated and many",
+    ),
+    Mutation(
+        "tail of a stream off by one", KERNEL, "fill, mask=o < end)", "fill, mask=o <= end)",
+        "the entry past a stream is overwritten", "curated and (fill or padding)",
+    ),
+    Mutation(
+        "second view as the first", KERNEL,
+        "            out2_ptr, out_stride2, capacity2,", "            out2_ptr, out_stride2, capacity,",
+        "a narrow window is written past its width", "second_view",
+    ),
+    Mutation(
+        "no wait for the kernel before", KERNEL, "        tl.extra.cuda.gdc_wait()\n", "        pass\n",
+        "lengths are read before the engine's kernel has written them",
+        "waits_for", "compile",
+    ),
+    Mutation(
+        "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
+        "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
+        "specialised", "compile",
+    ),
+]  # fmt: skip
