@@ -183,7 +183,7 @@ MUTATIONS = [
     ),
     Mutation(
         "huge id of the source, int64 outputs", ROWS,
-        "            have = have & (entry < ID_MAX)\n", "            pass\n",
+        "            have = have & (entry < ID_MAX)  #", "            have = have  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
@@ -204,8 +204,26 @@ MUTATIONS = [
         "the tail holds missing_id", "curated and fill",
     ),
     Mutation(
-        "store mask <= for <", ROWS, "mask=j < written - done)", "mask=j <= written - done)",
+        "store mask <= for <", ROWS, "room = j < written - done", "room = j <= written - done",
         "the entry past a row is overwritten", "curated and odd",
+    ),
+    Mutation(
+        "whole block one short", ROWS, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
+        "if (written - done >= C.NUM_PAGE_PER_BLOCK - 1) &",
+        "the entry past a row is overwritten", "whole and blocks",
+    ),
+    Mutation(
+        "whole block unaligned", ROWS, "& (out.to(tl.int64) % WIDTH == 0)", "",
+        "16 bytes are written where a GPU faults", "whole and blocks",
+    ),
+    Mutation(
+        "whole block read unaligned", ROWS, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
+        "16 bytes are read where a GPU faults", "whole and blocks",
+    ),
+    Mutation(
+        "whole block past the row's end", ROWS,
+        "whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < end)", "pass",
+        "a token that the row lacks is read", "whole and blocks",
     ),
     Mutation(
         "offence of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
@@ -236,7 +254,7 @@ MUTATIONS = [
         "a row's last block is never written", "curated and (skewed or odd) or any_block_size",
     ),
     Mutation(
-        "prefix sums without their 0", KERNEL, "    tl.store(ptr + i, i * 0, mask=i == 0)\n", "",
+        "prefix sums without their 0", KERNEL, "tl.store(ptr + i, i * 0, mask=i == 0)", "pass",
         "the first row begins anywhere", "curated and token",
     ),
     Mutation(

@@ -109,6 +109,11 @@ def _token_map(build: Build, tensor: Callable[..., torch.Tensor]) -> torch.Tenso
     return tensor([(n * 3) % size if n % 7 else -1 for n in range(size)])
 
 
+def _anywhere(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
+    if build.form != SLOTS:
+        build.views[0].kv_start = tensor([n % 4 * build.page_size for n in range(build.batch)])
+
+
 CASES = {
     "one token": Case("the smallest row that has a page", lambda P: [1]),
     "empty batch": Case("prefix sums of nothing are [0]", lambda P: []),
@@ -125,6 +130,11 @@ CASES = {
     ),
     "many rows, long last": Case(
         "what precedes it is summed over batch blocks", lambda P: [P] * 33 + [0, 70 * P - 1]
+    ),
+    "whole blocks": Case(
+        "a lane takes 16 bytes where a block is whole and so aligned, and nowhere else",
+        lambda P: [n * P for n in (64, 15, 16, 17, 35, 34, 33, 32, 50)], _anywhere,
+        forms=(TABLE, CSR, SLOTS), options={"query": 32},
     ),
     "shared rows": Case("two requests on one row", lambda P: [5, 2 * P, P], _rows([1, 1, 0])),
     "delta": Case("verify: draft tokens count", lambda P: [P - 2, P, 0], _set(seq_lens_delta=4)),

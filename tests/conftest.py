@@ -21,6 +21,16 @@ import torch  # noqa: E402
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 GPUS = 0 if INTERPRETED else torch.cuda.device_count()
 
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    def _hold_hint(self: interpreter.TensorHandle, key: str, value: list[int]) -> None:
+        """What the kernel says of a pointer must be so: a GPU faults where the interpreter reads on."""
+        if key == "tt.divisibility":
+            assert (self.data % value[0] == 0).all(), f"{self.data} is no multiple of {value[0]}"
+
+    interpreter.TensorHandle.set_attr = _hold_hint
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Offers the GPUs to xdist's workers; fails where a required arch is missing."""

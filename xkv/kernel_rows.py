@@ -120,10 +120,18 @@ def fill_end(items, view, policy):
 
 
 @triton.jit
+def _written(b, items, req, view, policy, C: tl.constexpr):
+    """Entries of a table's row that are written, those of its tail's fill included."""
+    if C.TAIL:  # an empty row has a tile to fill, a row past the batch has none
+        items = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
+    return items
+
+
+@triton.jit
 def row_blocks(b, items, req, view, policy, C: tl.constexpr):
     """Blocks of a row, those of its tail's fill included."""
-    if C.TAIL and C.FORM == TABLE:  # an empty row has a tile to fill, a row past the batch has none
-        items = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
+    if C.FORM == TABLE:
+        items = _written(b, items, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
     return (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
 
@@ -214,8 +222,7 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     written = items
     if C.FORM == TABLE:
         out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
-        if C.TAIL:
-            written = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
+        written = _written(b, items, req, view, policy, C)
     else:
         out_row = view.out_ptr + base
         items = clip(view.capacity - base, 0, items).to(tl.int32)
@@ -256,12 +263,13 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
         stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     out = out_row + done
+    room = j < written - done
     if C.PAGE_SIZE == C.SOURCE_PAGE_SIZE:
         WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
         if (written - done >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
             tl.store(tl.multiple_of(out, WIDTH) + j, value)
         else:
-            tl.store(out + j, value, mask=j < written - done)
+            tl.store(out + j, value, mask=room)
     else:
-        tl.store(out + j, value, mask=j < written - done)
+        tl.store(out + j, value, mask=room)
     return worst
