@@ -144,7 +144,7 @@ MUTATIONS = [
     Mutation(
         "place in a map's page lost", ROWS, "tl.where(found, target, 0) * PAGE + token % PAGE",
         "tl.where(found, target, 0) * PAGE", "a token's place in its page is lost",
-        "page_id_source or curated and map",
+        "huge_ids",
     ),
     Mutation(
         "int32 for int64: source row", ROWS, "row.to(tl.int64) * req.src_stride",
@@ -175,7 +175,7 @@ MUTATIONS = [
     ),
     Mutation(
         "id 0 lost", ROWS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
-        "curated and odd",
+        "int64_beyond",
     ),
     Mutation(
         "huge id of the source", ROWS, "live & (entry.to(tl.int64) < ID_MAX)", "live",
