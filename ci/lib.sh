@@ -13,7 +13,7 @@ export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # What a GPU adds to the tiers of a CPU. Most of its time is compiling, hence a worker a core; they spread
 # over the node's GPUs (tests/gpus.py).
 # shellcheck disable=SC2034 # used where this is sourced
-gpu_tier=(-n auto --maxprocesses 16 -m "not compile and not interpret and not repo")
+gpu_tier=(-n auto --maxprocesses 16 --maxschedchunk 1 -m "not compile and not interpret and not repo")
 
 # From /, lest a folder named triton in the current one should pass for it.
 has_torch() { (cd / && "$1" -c 'import torch, triton' >/dev/null 2>&1); }

@@ -50,7 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips, with the reason, what this process cannot run."""
+    """Skips, with the reason, what this process cannot run; begins with what takes longest."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if item.get_closest_marker("compile") and INTERPRETED:
             item.add_marker(pytest.mark.skip(reason="compiles: not under TRITON_INTERPRET=1"))

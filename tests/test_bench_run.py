@@ -203,6 +203,7 @@ def test_without_a_module(
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 def test_on_the_gpu(tmp_path: Path) -> None:
     """One workload for real, beside SGLang's kernels where there are any, in a fresh process."""
     file = tmp_path / "bench.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis
-import naive
 import pytest
 import torch
 from conftest import INTERPRETED
@@ -15,6 +14,7 @@ from test_ops import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
 from xkv import launch, plans
+from xkv.tools.check import naive
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:UserWarning")
 

@@ -53,6 +53,7 @@ def test_hostile(kind: Kind, device: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @every_kind
 def test_hostile_in_small_blocks(kind: Kind, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL_BLOCKS)

@@ -33,6 +33,7 @@ def plain(rows: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return rows, lens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", NAMES)
 def test_no_request_names_a_foreign_page(trace: str, device: str) -> None:
     if trace != "synthetic" and not (TRACES / trace).exists():

@@ -25,8 +25,8 @@ pytestmark = [
 BACKENDS = [
     "eager",
     "aot_eager",
-    pytest.param("inductor", marks=pytest.mark.gpu),  # on a CPU: test_inductor
-    pytest.param("reduce-overhead", marks=pytest.mark.gpu),
+    pytest.param("inductor", marks=[pytest.mark.gpu, pytest.mark.slow]),  # on a CPU: test_inductor
+    pytest.param("reduce-overhead", marks=[pytest.mark.gpu, pytest.mark.slow]),
 ]
 TOKENS = 80
 

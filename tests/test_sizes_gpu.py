@@ -16,7 +16,7 @@ from xkv import launch, reference
 from xkv.build import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 I32, I64 = torch.int32, torch.int64
 M16 = 1 << 24  # tokens

@@ -50,6 +50,7 @@ def test_constexprs_can_be_written_as_json() -> None:
 
 
 @cuda
+@pytest.mark.slow
 def test_a_second_warmup_finds_everything() -> None:
     source = table("cuda")
     builder = xkv.MetadataBuilder("flashmla", source, max_batch_size=4, max_context_len=640)
@@ -60,6 +61,7 @@ def test_a_second_warmup_finds_everything() -> None:
 
 
 @cuda
+@pytest.mark.slow
 def test_nothing_compiles_or_loads_in_5000_steps() -> None:
     from xkv.tools.bench import compiles, contenders, inputs
     from xkv.tools.bench.workloads import Workload
@@ -73,6 +75,7 @@ def test_nothing_compiles_or_loads_in_5000_steps() -> None:
 
 
 @cuda
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["flashinfer_mla", "trtllm_mha", "flash_attention"])
 def test_every_mode_of_a_warm_builder(backend: str) -> None:
     from xkv.tools.bench import compiles
@@ -98,6 +101,7 @@ def test_every_mode_of_a_warm_builder(backend: str) -> None:
 
 
 @cuda
+@pytest.mark.slow
 def test_after_a_warmup_a_capture_needs_no_first_call() -> None:
     source = table("cuda")
     rows, lens = torch.arange(5, device="cuda"), torch.tensor([640, 1, 64, 65, 0], device="cuda")
@@ -113,6 +117,7 @@ def test_after_a_warmup_a_capture_needs_no_first_call() -> None:
 
 
 @cuda
+@pytest.mark.slow
 def test_warming_up_in_one_thread_does_not_stop_another() -> None:
     import threading
 
