@@ -209,3 +209,22 @@ def test_capture_and_warmup(device: str, data: st.DataObject) -> None:
 def test_status_of_any_device(what: str) -> None:
     status = attempt(lambda: xkv.Status(SCALARS[what]), {"device"})
     assert status is None or status.read() is None
+
+
+@pytest.mark.parametrize("name", ["build_page_table", "build_kv_indices"])
+def test_an_int_of_a_type_of_its_own_reaches_the_kernel_as_an_int(name: str) -> None:
+    """Triton knows no IntEnum."""
+    table = torch.zeros(4, 16, dtype=torch.int32)
+    rows, lens = torch.tensor([0, 1]), torch.tensor([3, 5])
+    four = SCALARS["IntEnum"]
+    options = dict.fromkeys(
+        ["page_size", "source_page_size", "seq_lens_delta", "map_page_size", "missing_id", "tail_fill",
+         "tail_tile"], four
+    )  # fmt: skip
+    with launch.compile_only() as builds:
+        getattr(xkv, name)(table, rows, lens, **options)
+    (build,) = builds
+    numbers = [x for x in build.arguments() if not isinstance(x, torch.Tensor) and x is not None]
+    numbers += [build.page_size, build.source_page_size, build.map_page_size]
+    assert four in numbers
+    assert {type(x) for x in numbers} == {int}

@@ -74,8 +74,8 @@ def value(call: list[Any], name: str) -> Any:
 
 def test_the_second_call_is_launched_with_its_own_pointers(made: list[Recorded]) -> None:
     source, rows, lens, out = inputs()
-    for _ in range(3):
-        again = [rows.clone(), lens.clone(), out.clone()]
+    calls = [[rows.clone(), lens.clone(), out.clone()] for _ in range(3)]  # each at a place of its own
+    for again in calls:
         assert xkv.build_page_table(source, again[0], again[1], page_size=64, out=again[2]) is again[2]
     (first,) = made
     assert len(first.launched) == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from building import SENTINEL, whole
 from conftest import INTERPRETED
+from packaging.version import Version
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,6 +30,8 @@ BACKENDS = [
     pytest.param("reduce-overhead", marks=[pytest.mark.gpu, pytest.mark.slow]),
 ]
 TOKENS = 80
+# sizes that are counted in a graph: inductor of torch 2.11 cannot order the dimensions of such a table
+COUNTS = Version(torch.__version__) >= Version("2.13.0.dev0")
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,8 @@ def live(call: Any, result: Any) -> list[Any]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_new_outputs(backend: str, room: int | None, call: Any, device: str) -> None:
     """The same as eager, at several batches, without a graph break."""
+    if room is None and call in (table, mapped_table) and not COUNTS and "eager" not in backend:
+        pytest.skip("inductor of this torch takes no table whose width is counted in the graph")
     f = compiled(lambda t, status: call(t, room, status), backend)
     for batch in (3, 5, 1):
         t, status, want_status = tensors(device, batch), Status(device), Status(device)
@@ -120,6 +125,7 @@ def test_new_outputs(backend: str, room: int | None, call: Any, device: str) -> 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.skipif(not COUNTS, reason="inductor of this torch takes no table whose width is counted")
 def test_inductor(device: str) -> None:
     """All ops in one graph, whose sizes are counted in it; one row, and another batch."""
     f = compiled(lambda t, status: [call(t, None, status) for call in CALLS], "inductor")

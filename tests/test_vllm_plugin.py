@@ -82,7 +82,7 @@ def test_vllm_s_loader_finds_it_and_imports_stay_vllm_s(make: Any, lines: Any) -
     make()
     importlib.import_module("vllm.plugins").load_general_plugins()
     assert {n for n in sys.modules if n.startswith("vllm.")} == {"vllm.plugins"}
-    (line,) = lines()
+    (line,) = set(lines())  # xkv itself may be installed, too
     assert line.startswith("INFO xkv ")
     assert "in vLLM 0.33.0 replaces, where their modules are imported: _gather, Slots.kernel, _copy;" in line
     assert line.endswith("leaves alone: nothing")

@@ -18,7 +18,7 @@ def page_size(name: str, value: int) -> int:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not 1 <= value <= MAX_PAGE_SIZE or value & (value - 1):
         raise ValueError(f"{name} must be a power of two from 1 to {MAX_PAGE_SIZE}, got {value}")
-    return value
+    return plain(value)
 
 
 def integer(name: str, value: int, low: int, high: int) -> int:
@@ -27,7 +27,12 @@ def integer(name: str, value: int, low: int, high: int) -> int:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-    return value
+    return plain(value)
+
+
+def plain(value: int) -> int:
+    """The same as an int: Triton and its launcher know none of a type of its own, as an IntEnum's."""
+    return value if type(value) is int else int(value)
 
 
 def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> Tensor:
@@ -90,8 +95,8 @@ def status_word(word: Tensor, like: Tensor) -> Tensor:
     return tensor("status", word, 1, like)
 
 
-def source(req_to_token: Tensor, source_page_size: int) -> None:
-    """The table to read: 2-D, on a device that xkv runs on, not wider than positions go."""
+def source(req_to_token: Tensor, source_page_size: int) -> int:
+    """The table to read: 2-D, on a device that xkv runs on, not wider than positions go; and its unit."""
     tensor("req_to_token", req_to_token, 2)
     # first of all: other devices share one data pointer (meta) or fail later with torch's own words
     if req_to_token.device.type not in ("cpu", "cuda"):
@@ -99,12 +104,13 @@ def source(req_to_token: Tensor, source_page_size: int) -> None:
             "req_to_token must be on a GPU (torch device 'cuda', ROCm's too) or on the CPU, got"
             f" {req_to_token.device}"
         )
-    page_size("source_page_size", source_page_size)
+    unit = page_size("source_page_size", source_page_size)
     if req_to_token.shape[0] > INT32_MAX:
         raise ValueError(f"req_to_token must have at most {INT32_MAX} rows, got {req_to_token.shape[0]}")
-    tokens = req_to_token.shape[1] * source_page_size
+    tokens = req_to_token.shape[1] * unit
     if tokens > ROW_MAX:
         raise ValueError(f"req_to_token's rows must hold at most {ROW_MAX} tokens, got {tokens}")
+    return unit
 
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:

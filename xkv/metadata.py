@@ -66,11 +66,11 @@ class MetadataBuilder:
         window_token_map: Tensor | None = None,
         page_map: Tensor | None = None,
     ) -> None:
-        checks.source(req_to_token, source_page_size)
+        self.source_page_size = checks.source(req_to_token, source_page_size)
         device = req_to_token.device
         self.spec = spec = dispatch.backend(backend, platform(device).vendor)
-        self.page_size = spec.page_size if page_size is None else page_size
-        checks.integer("page_size", self.page_size, 1, checks.MAX_PAGE_SIZE)
+        size = spec.page_size if page_size is None else page_size
+        self.page_size = checks.integer("page_size", size, 1, checks.MAX_PAGE_SIZE)
         if self.page_size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {backend!r} must be one of {allowed}, got {page_size}")
@@ -82,12 +82,11 @@ class MetadataBuilder:
             "max_tokens", max_tokens, 1, INT32_MAX
         )  # fmt: skip
         if sliding_window is not None:
-            checks.integer("sliding_window", sliding_window, 1, ROW_MAX)
+            sliding_window = checks.integer("sliding_window", sliding_window, 1, ROW_MAX)
         for name, ids in (("window_token_map", window_token_map), ("page_map", page_map)):
             if ids is not None:
                 checks.tensor(name, ids, 1, req_to_token)
         self.req_to_token = req_to_token
-        self.source_page_size = source_page_size
         self.status = Status(device)
         self._on_cpu = device.type == "cpu"
         self._steps: dict[tuple[Any, ...], Step] = {}
@@ -286,4 +285,4 @@ class MetadataBuilder:
 
 
 def _plain(x: int | Tensor) -> int | Tensor:
-    return int(x) if isinstance(x, int) else x
+    return checks.plain(x) if isinstance(x, int) else x

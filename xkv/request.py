@@ -28,8 +28,8 @@ def common(
     status: Status | None,
 ) -> Build:
     """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
-    checks.page_size("page_size", page_size)
-    checks.source(req_to_token, source_page_size)
+    page_size = checks.page_size("page_size", page_size)
+    source_page_size = checks.source(req_to_token, source_page_size)
     checks.tensor("seq_lens", seq_lens, 1, req_to_token)
     batch = seq_lens.shape[0]
     if batch > MAX_BATCH:
@@ -110,7 +110,8 @@ def new_csr(
         size = entries(build, kv_start)
     else:
         # every row can leave a page partly filled at its end and, if it may start anywhere, its start
-        size = max_tokens // page_size + batch * (page_size > 1) * (1 if kv_start is None else 2)
+        ragged = 0 if page_size == 1 else 1 if kv_start is None else 2
+        size = max_tokens // page_size + batch * ragged
     return (
         _new(build, (batch + 1,), torch.int32), _new(build, (size,), dtype),
         _new(build, (batch,), torch.int32),
