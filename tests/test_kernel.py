@@ -44,6 +44,15 @@ def test_curated(name: str, form: int, page_size: int, dtype: torch.dtype, devic
     check(make(CASES[name], form, page_size, 1, dtype, device), row, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize("form", NAMES, ids=NAMES.values())
+def test_whole_blocks_without_a_status_word(form: int, dtype: torch.dtype, device: str) -> None:
+    """On a GPU of NVIDIA's, lanes take 16 bytes at a time there alone."""
+    build = make(CASES["whole blocks"], form, 1, 1, dtype, device)
+    build.status = None
+    check(build, ROWS[dtype == torch.int64], device)
+
+
 @pytest.mark.parametrize("source_page_size", [2, 16, 64, 256])
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @pytest.mark.parametrize("name", ["odd lengths", "start", "page map", "two views", "beyond the source"])

@@ -43,6 +43,7 @@ class Config(str):
     EARLY: bool
     REPORT_ONCE: bool
     SUMS_GIVEN: bool
+    LANE_16: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""

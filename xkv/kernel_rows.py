@@ -194,7 +194,7 @@ def load_block(block, row, first, end, items, req, view, policy, C: tl.constexpr
         source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
         source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
-    if C.PAGE_SIZE == C.SOURCE_PAGE_SIZE:
+    if C.LANE_16:
         begin = src_row + at // C.SOURCE_PAGE_SIZE
         whole = items - block * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
         if C.FORM == SLOTS or policy.min_len is not None:
@@ -264,7 +264,7 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     out = out_row + done
     room = j < written - done
-    if C.PAGE_SIZE == C.SOURCE_PAGE_SIZE:
+    if C.LANE_16:
         WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
         if (written - done >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
             tl.store(tl.multiple_of(out, WIDTH) + j, value)
