@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from building import SENTINEL, guarded, guarded_1d, whole
+from compiling import GPUS, need
 from conftest import INTERPRETED
 from test_launch import _Compiled, _Launcher, _Nested
-from triton.backends import backends
-from triton.backends.compiler import GPUTarget
-from triton.runtime import jit
 
 from xkv import launcher, platforms
 from xkv.build import View
 from xkv.integrations.vllm import indices, kernels, launching, tables
 from xkv.schedule import schedule
+from xkv.tools.kernels.compiling import plugged
 from xkv.tuning import CPU_ROWS
 
 I32, I64 = torch.int32, torch.int64
@@ -122,25 +119,7 @@ def test_cpu_tensors_are_not_served() -> None:
     assert not tables.slot_mapping((2,), 1, 4, sums, sums, table, 2, out.long(), 4, 1, 0, 1, -1, 1024)
 
 
-TARGETS = {
-    "sm90": GPUTarget("cuda", 90, 32), "sm100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64), "gfx950": GPUTarget("hip", "gfx950", 64),
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def plugged(target: GPUTarget, kernel: Any) -> Iterator[None]:
-    """Triton as on a machine with that GPU."""
-    driver = SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda _: 0
-    )
-    before, jit.driver = jit.driver, SimpleNamespace(active=driver)
-    kernel.device_caches.clear()
-    try:
-        yield
-    finally:
-        jit.driver = before
-        kernel.device_caches.clear()
+ARCHES = ("sm90", "sm100", "gfx942", "gfx950")
 
 
 def slots_arguments(groups: bool, number: int) -> tuple[Any, ...]:
@@ -151,17 +130,16 @@ def slots_arguments(groups: bool, number: int) -> tuple[Any, ...]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("variant", ["window", "gather", "v1", "v1 cp", "v2", "v2 cp"])
 def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
     """1, multiples of 16 and what needs int64 are the same kernel: nothing compiles while serving."""
-    target = TARGETS[arch]
-    if {"cuda": "nvidia", "hip": "amd"}[target.backend] not in backends:
-        pytest.skip(f"this triton cannot compile for {target.backend}")
+    where = GPUS[arch]
+    need(where)
     first, _, second = variant.partition(" ")
     made = []
     kernel = kernels.slot_mappings if first in ("v1", "v2") else kernels.gather_block_tables
-    with plugged(target, kernel):
+    with plugged(kernel, where):
         for number in (1, 16, 7, 2**40 + 3):
             if kernel is kernels.slot_mappings:
                 constexprs: tuple[Any, ...] = (first == "v2", second == "cp", -1, 1024)
@@ -171,8 +149,8 @@ def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
                 args = (I32, torch.uint64, torch.uint64, I64, I32, I32, I32, I32, number, number)
             made.append(kernel.warmup(*args, *constexprs, grid=(1,)))
     assert all(x is made[0] for x in made)
-    assert made[0].asm["cubin" if target.backend == "cuda" else "hsaco"]
-    if target.backend == "hip":
+    assert made[0].asm["cubin" if where.vendor == "cuda" else "hsaco"]
+    if where.vendor == "hip":
         assert ".vgpr_spill_count: 0" in made[0].asm["amdgcn"]
 
 

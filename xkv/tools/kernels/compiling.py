@@ -38,17 +38,17 @@ class _LaunchedError(Exception):
 
 
 @contextmanager
-def _plugged(where: Platform) -> Iterator[None]:
-    """Triton as on a machine with that GPU, forgotten again afterwards."""
+def plugged(kernel: Any, where: Platform) -> Iterator[None]:
+    """Triton as on a machine with that GPU, forgotten again afterwards, for one kernel."""
     arch: Any = int(where.arch.removeprefix("sm")) if where.vendor == "cuda" else where.arch
     before = jit.driver
     jit.driver = SimpleNamespace(active=_Driver(GPUTarget(where.vendor, arch, where.warp_size)))
-    xkv_build.device_caches.clear()
+    kernel.device_caches.clear()
     try:
         yield
     finally:
         jit.driver = before
-        xkv_build.device_caches.clear()
+        kernel.device_caches.clear()
 
 
 def intercepted(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
@@ -63,7 +63,7 @@ def intercepted(build: Build, row: Tuning, where: Platform, run: Any) -> Any:
         results.append(run(*args, **options))
         raise _LaunchedError
 
-    with _plugged(where):
+    with plugged(xkv_build, where):
         xkv_build.run = stop
         try:
             launch.launch(build, row, where)
