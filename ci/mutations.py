@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ROWS = "xkv/kernel_rows.py"
+BLOCKS = "xkv/kernel_blocks.py"
 KERNEL = "xkv/kernel.py"
 
 
@@ -130,98 +131,99 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "map bound <= for <", ROWS, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
+        "map bound <= for <", BLOCKS, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
         "the entry past a map is taken for a page", "id_just_past or curated and map",
     ),
     Mutation(
-        "negative target of a map", ROWS, "inside & (target >= 0) & (target < ID_MAX)",
+        "negative target of a map", BLOCKS, "inside & (target >= 0) & (target < ID_MAX)",
         "inside & (target < ID_MAX)", "a missing page becomes a wrong one", "curated and map",
     ),
     Mutation(
-        "huge target of a map", ROWS, "inside & (target >= 0) & (target < ID_MAX)",
+        "huge target of a map", BLOCKS, "inside & (target >= 0) & (target < ID_MAX)",
         "inside & (target >= 0)", "a target's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "place in a map's page lost", ROWS, "tl.where(found, target, 0) * PAGE + token % PAGE",
+        "place in a map's page lost", BLOCKS, "tl.where(found, target, 0) * PAGE + token % PAGE",
         "tl.where(found, target, 0) * PAGE", "a token's place in its page is lost",
         "huge_ids",
     ),
     Mutation(
-        "int32 for int64: source row", ROWS, "row.to(tl.int64) * req.src_stride",
+        "int32 for int64: source row", BLOCKS, "row.to(tl.int64) * req.src_stride",
         "row * req.src_stride.to(tl.int32)",
         "past 2**31 entries the source is read before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "int32 for int64: table row", ROWS, "b * view.out_stride.to(tl.int64)",
+        "int32 for int64: table row", BLOCKS, "b * view.out_stride.to(tl.int64)",
         "b * view.out_stride.to(tl.int32)",
         "past 2**31 entries a table is written before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "block off by one", ROWS, "at = first + done * C.PAGE_SIZE", "at = first + (done + 1) * C.PAGE_SIZE",
+        "block off by one", BLOCKS, "at = first + done * C.PAGE_SIZE",
+        "at = first + (done + 1) * C.PAGE_SIZE",
         "a request reads the page after its own", "curated and odd",
     ),
     Mutation(
-        "live <= for <", ROWS, "    live = j < items - done\n    if C.FORM == SLOTS",
+        "live <= for <", BLOCKS, "    live = j < items - done\n    if C.FORM == SLOTS",
         "    live = j <= items - done\n    if C.FORM == SLOTS",
         "the entry past a row's last is read", "curated and fill",
     ),
     Mutation(
-        "tokens that the row lacks", ROWS, "& (at + j * C.PAGE_SIZE < end)", "",
+        "tokens that the row lacks", BLOCKS, "& (at + j * C.PAGE_SIZE < end)", "",
         "a padded row shows a stale page", "curated and (least or slots)",
     ),
     Mutation(
-        "stream not cut", ROWS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
+        "stream not cut", BLOCKS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
         "items = items.to(tl.int32)", "a stream without room overruns its buffer", "curated and room",
     ),
     Mutation(
-        "id 0 lost", ROWS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
+        "id 0 lost", BLOCKS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
         "int64_beyond",
     ),
     Mutation(
-        "huge id of the source", ROWS, "live & (entry.to(tl.int64) < ID_MAX)", "live",
+        "huge id of the source", BLOCKS, "live & (entry.to(tl.int64) < ID_MAX)", "live",
         "an id's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "huge id of the source, int64 outputs", ROWS,
+        "huge id of the source, int64 outputs", BLOCKS,
         "            have = have & (entry < ID_MAX)  #", "            have = have  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
-        "place in a source page lost", ROWS,
+        "place in a source page lost", BLOCKS,
         "        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
-        "id too wide for the output", ROWS, "have = have & (page <= INT32_MAX)", "have = have",
+        "id too wide for the output", BLOCKS, "have = have & (page <= INT32_MAX)", "have = have",
         "an id past 2**31 - 1 wraps to another page", "huge_ids",
     ),
     Mutation(
-        "offence of a map hidden", ROWS, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
+        "offence of a map hidden", BLOCKS, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
         "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
-        "stand-in past the row", ROWS, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
+        "stand-in past the row", BLOCKS, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
         "the tail holds missing_id", "curated and fill",
     ),
     Mutation(
-        "store mask <= for <", ROWS, "room = j < written - done", "room = j <= written - done",
+        "store mask <= for <", BLOCKS, "room = j < written - done", "room = j <= written - done",
         "the entry past a row is overwritten", "curated and odd",
     ),
     Mutation(
-        "whole block one short", ROWS, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
+        "whole block one short", BLOCKS, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
         "if (written - done >= C.NUM_PAGE_PER_BLOCK - 1) &",
         "the entry past a row is overwritten", "whole and blocks",
     ),
     Mutation(
-        "whole block unaligned", ROWS, "& (out.to(tl.int64) % WIDTH == 0)", "",
+        "whole block unaligned", BLOCKS, "& (out.to(tl.int64) % WIDTH == 0)", "",
         "16 bytes are written where a GPU faults", "whole and blocks",
     ),
     Mutation(
-        "whole block read unaligned", ROWS, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
+        "whole block read unaligned", BLOCKS, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
         "16 bytes are read where a GPU faults", "whole and blocks",
     ),
     Mutation(
-        "whole block past the row's end", ROWS,
+        "whole block past the row's end", BLOCKS,
         "whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < end)", "pass",
         "a token that the row lacks is read", "whole and blocks",
     ),
@@ -230,7 +232,7 @@ MUTATIONS = [
         "rows that are right are reported", "curated and odd",
     ),
     Mutation(
-        "least report lost", ROWS, "tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)",
+        "least report lost", BLOCKS, "tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)",
         "tl.where(bad, b * 256 + reason, worst)",
         "on AMD a later offence hides the first", "least_offence",
     ),

@@ -7,8 +7,8 @@ One formula, for a token position ``t`` of the source row ``r``::
 
 The kernel never asks what it runs on: page sizes, form and block shapes reach it in one constexpr
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
-``kernel_rows.py`` holds what is done to one row; ``reference.py`` says the same in plain torch;
-``build.py`` says what each argument means.
+``kernel_rows.py`` holds what is known of a row, ``kernel_blocks.py`` what is done to a block of it;
+``reference.py`` says the same in plain torch; ``build.py`` says what each argument means.
 
 Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. The direct pass writes the first blocks of
 every row, one program a block. BALANCE: what longer rows have left is counted over the batch while the
@@ -20,17 +20,16 @@ import triton
 import triton.language as tl
 
 from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
+from xkv.kernel_blocks import load_block, store_block
 from xkv.kernel_rows import (
     before,
     blocks_left,
     clip,
     describe,
     fill_end,
-    load_block,
     report,
     report_least,
     row_blocks,
-    store_block,
 )
 
 __all__ = ["Config", "xkv_build"]
