@@ -93,7 +93,9 @@ def examine(
         assert used.scalar_spills <= (160 if heavy else SCALAR_SPILLS.get(name, 0))
         # what LLVM itself counts; that of Triton 3.9 keeps more scalar registers back, for a wave at most
         assert 0 <= scheduler_warps(used, UNITS[where.arch]) - said(text, "Occupancy: ") <= 1
-        assert used.code == said(text, "codeLenInByte = ")
+        # LLVM's own count, made before the last instructions are chosen: with Triton 3.8 and 3.9 it is 32
+        # bytes over in one of all these kernels
+        assert 0 <= said(text, "codeLenInByte = ") - used.code <= 32
         assert not re.search(r"\bscratch_(load|store)", text)
     return used
 
