@@ -43,11 +43,11 @@ def slice_() -> int:
     chosen = dispatch.tuning_row
     try:
         dispatch.tuning_row = lambda *_: _SMALL_BLOCKS  # type: ignore[assignment]
-        plans._slot.cache_clear()
+        plans.forget()
         cases += _hostile(found[2::6])
     finally:
         dispatch.tuning_row = chosen
-        plans._slot.cache_clear()
+        plans.forget()
     for op, page_size, unit in (
         ("build_page_table", 64, 1), ("build_page_table", 16, 64), ("build_kv_indices", 1, 1),
         ("build_kv_indices", 64, 16), ("build_slot_mapping", 1, 16),

@@ -57,11 +57,11 @@ def test_hostile(kind: Kind, device: str) -> None:
 @every_kind
 def test_hostile_in_small_blocks(kind: Kind, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL_BLOCKS)
-    plans._slot.cache_clear()  # a plan has the row that it was made with
+    plans.forget()  # a plan has the row that it was made with
     try:
         run(kind, CASES // 4, device)
     finally:
-        plans._slot.cache_clear()
+        plans.forget()
 
 
 # What is tried

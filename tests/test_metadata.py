@@ -216,6 +216,30 @@ def test_buffers_keep_their_addresses(device: str) -> None:
         assert {k: getattr(meta, k).data_ptr() for k in kept} == kept
 
 
+def test_a_step_like_the_last_serves_its_like_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is given, the last step's vectors being alike is not enough."""
+    builder = make("flashinfer_mla", device)
+    rows, lens = batch(device)
+    builder.build(rows, lens)
+    last = builder._recent
+    monkeypatch.setattr(last, "like", lambda *_: True)
+    starts = torch.tensor([3, 0, 64, 64, 0], device=device)
+    queries = torch.tensor([1, 2, 0, 3, 1], device=device)
+    for asked, begins, more in (
+        ({"kv_start": starts}, starts.tolist(), [0] * 5),
+        ({"query_lens": queries, "query_lens_sign": 1}, [0] * 5, queries.tolist()),
+        ({"seq_lens_delta": queries}, [0] * 5, queries.tolist()),
+    ):
+        meta = builder.build(rows, lens, **asked)
+        check(builder, meta, rows, begins, [n + k for n, k in zip(LENS, more, strict=True)])
+        assert builder._recent is last
+    with pytest.raises(TypeError, match="query_lens_sign must be an int, got bool"):
+        builder.build(rows, lens, query_lens_sign=False)
+    meta = builder.build(rows, lens, seq_lens_delta=2)
+    check(builder, meta, rows, [0] * 5, [n + 2 for n in LENS])
+    assert builder._recent is last
+
+
 def test_mixed_dtypes(device: str) -> None:
     builder = make("flash_attention", device)
     rows, lens = batch(device)

@@ -15,6 +15,7 @@ import torch
 
 import xkv
 from xkv import launch, plans, reference
+from xkv.likeness import unlike
 
 
 class OnGPU(torch.Tensor):
@@ -42,10 +43,12 @@ class Recorded:
         self.launched.append(call)
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
-    """What the slow path prepared, one for each call that took it."""
+@pytest.fixture(params=["guards", "no guards"])
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """What the slow path prepared, one for each call that took it; also with a torch that has no guards."""
     found: list[Recorded] = []
+    if request.param == "no guards":
+        monkeypatch.setattr(plans, "like", lambda _: unlike)
 
     def run(build: Any) -> Any:
         reference.run(build)
@@ -53,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
         return found[-1]
 
     monkeypatch.setattr(launch, "run", run)
-    plans._slot.cache_clear()
+    plans.forget()
     return found
 
 
@@ -85,6 +88,18 @@ def test_the_second_call_is_launched_with_its_own_pointers(made: list[Recorded])
     ]
     same = [n for n, (a, b) in enumerate(zip(last, first.args, strict=True)) if a != b]
     assert len(same) == 3  # all else is the first call's
+
+
+def test_a_call_like_the_last_is_not_looked_up(made: list[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another kind is, and is then the last."""
+    looked, lookup = [], plans._slot
+    monkeypatch.setattr(plans, "_slot", lambda *key: looked.append(key) or lookup(*key))
+    for batch in (3, 3, 3, 2, 2, 3):
+        source, rows, lens, out = inputs(batch)
+        xkv.build_page_table(source, rows, lens, page_size=64, out=out)
+    guarded = plans.like(plans._tensors((source, rows, lens, *[None] * 6, out, None, None))) is not unlike
+    assert len(looked) == (3 if guarded else 6)
+    assert [len(each.launched) for each in made] == [3, 1]
 
 
 def test_every_pointer_of_a_stream(made: list[Recorded]) -> None:
@@ -236,7 +251,7 @@ def test_what_allocates_is_not_planned(made: list[Recorded]) -> None:
 
 
 def test_a_cpu_call_leaves_nothing_behind() -> None:
-    plans._slot.cache_clear()
+    plans.forget()
     source, rows, lens, out = (x.as_subclass(torch.Tensor) for x in inputs())
     for _ in range(2):
         xkv.build_page_table(source, rows, lens, page_size=64, out=out)

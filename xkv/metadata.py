@@ -90,6 +90,7 @@ class MetadataBuilder:
         self.status = Status(device)
         self._on_cpu = device.type == "cpu"
         self._steps: dict[tuple[Any, ...], Step] = {}
+        self._recent: Step | None = None  # of the last build with nothing but ints beside its vectors
         self._always_check = os.environ.get("XKV_CHECK", "0") not in ("", "0")
         self._views = [self._allocate(View(torch.empty(0), page_map=page_map))]
         if sliding_window is not None or window_token_map is not None:
@@ -153,16 +154,22 @@ class MetadataBuilder:
             StatusError: with XKV_CHECK=1, a row had to be cut.
         """
         rows, lens, delta, query = req_pool_indices, seq_lens, seq_lens_delta, query_lens
+        plain = (
+            type(delta) is int and type(query) is int and kv_start is None and window_kv_start is None
+            and type(query_lens_sign) is int and not query_lens_sign
+        )  # fmt: skip
+        step = self._recent
         try:
-            # An int's value is no part of it: only that it is one. Written out, since calls cost time.
-            key = (
-                rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
-                lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(), query_lens_sign,
-                None if type(delta) is int else kind(delta), None if type(query) is int else kind(query),
-                None if kv_start is None else kind(kv_start),
-                None if window_kv_start is None else kind(window_kv_start),
-            )  # fmt: skip
-            step = self._steps.get(key)
+            if not (plain and step is not None and step.like(rows, lens)):
+                # An int's value is no part of it: only that it is one. Written out, since calls cost time.
+                key = (
+                    rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
+                    lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(), query_lens_sign,
+                    None if type(delta) is int else kind(delta), None if type(query) is int else kind(query),
+                    None if kv_start is None else kind(kv_start),
+                    None if window_kv_start is None else kind(window_kv_start),
+                )  # fmt: skip
+                step = self._steps.get(key)
         except (AttributeError, RuntimeError, TypeError):
             # something is no tensor, or one without strides, which this names; or an int of a type of its own
             self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
@@ -182,6 +189,8 @@ class MetadataBuilder:
             self._check(inputs)
             if step is None:
                 step = self._steps[key] = self._step(inputs)
+        if plain:
+            self._recent = step
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
         if not step.run(rows, lens, delta, query, kv_start, window_kv_start):

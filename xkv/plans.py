@@ -14,6 +14,7 @@ from xkv import launch, registered
 from xkv.build import ROW_MAX, TABLE, Build
 from xkv.checks import extent
 from xkv.launcher import watched
+from xkv.likeness import like, unlike
 
 _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 _MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
@@ -85,12 +86,13 @@ class Plan:
 
 
 class Slot:
-    """Where the plan of one kind of call is kept, once there is one."""
+    """Where the plan of one kind of call is kept, once there is one, and what tells calls of that kind."""
 
-    __slots__ = ("plan",)
+    __slots__ = ("like", "plan")
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
+        self.like = unlike
 
     def run(self, build: Build, given: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps its plan for the next call."""
@@ -100,9 +102,19 @@ class Slot:
         prepared = launch.run(build)
         if prepared is not None and prepared.cheap and self is not NOWHERE:
             self.plan = Plan(prepared, build, given)
+            self.like = like(_tensors(given))
 
 
 NOWHERE = Slot()
+
+
+class _Recent:
+    """The slot of the last call with some options."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self) -> None:
+        self.slot = NOWHERE
 
 
 def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
@@ -121,6 +133,11 @@ def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
         return NOWHERE
     source, rows, lens = given[:3]
     try:
+        quick = plain and type(given[3]) is int
+        if quick:
+            recent = _recent(given[3], *options)
+            if recent.slot.like(*_tensors(given)):
+                return recent.slot
         device = source.get_device()
         if device < 0:
             return NOWHERE
@@ -131,14 +148,35 @@ def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
             lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(),
         )  # fmt: skip
         more = (given[3], *given[-_OUTS:]) if plain else given[3:]
-        return _slot(kinds, tuple([x if type(x) is int or x is None else kind(x) for x in more]), *options)
+        slot = _slot(kinds, tuple([x if type(x) is int or x is None else kind(x) for x in more]), *options)
+        if quick:
+            recent.slot = slot
+        return slot
     except (AttributeError, RuntimeError, TypeError):
         return NOWHERE  # not a tensor, or one without strides: the checks to come will name it
+
+
+def _tensors(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those of a plain call."""
+    if given[-1] is None:
+        return given[0], given[1], given[2], given[-_OUTS]
+    return given[0], given[1], given[2], *given[-_OUTS:]
 
 
 @functools.lru_cache(maxsize=_MOST, typed=True)
 def _slot(*_: Any) -> Slot:
     return Slot()
+
+
+@functools.lru_cache(maxsize=_MOST, typed=True)
+def _recent(*_: Any) -> _Recent:
+    return _Recent()
+
+
+def forget() -> None:
+    """Forgets every plan."""
+    _recent.cache_clear()
+    _slot.cache_clear()
 
 
 def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
@@ -160,7 +198,7 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     if not any(op is getattr(xkv, name) for name in _OPS):
         got = getattr(op, "__name__", type(op).__name__)
         raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
-    _slot.cache_clear()  # a call that was planned would be made
+    forget()  # a call that was planned would be made
     with launch.compile_only() as builds:
         op(*args, **options)
     return sum(launch.warm(build, None) for build in builds)

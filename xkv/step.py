@@ -10,6 +10,7 @@ from xkv import launch, oracle
 from xkv.buffers import Metadata
 from xkv.build import Build
 from xkv.launcher import watched
+from xkv.likeness import like, unlike
 from xkv.status import Status
 
 
@@ -45,6 +46,7 @@ class Step:
         self.most_queries = most_queries
         self._build, self._check = build, check
         self._prepared: launch.Prepared | None = None
+        self.like = unlike  # whether rows and lengths are like those that it was prepared with
         self._at: tuple[int, ...] = ()
 
     def run(
@@ -110,6 +112,7 @@ class Step:
             )  # fmt: skip
             self._at = tuple(prepared.first + launch.positions()[name] for name in names)
             self._prepared = prepared
+            self.like = like((rows, lens))
 
     def fill(
         self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any

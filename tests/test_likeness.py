@@ -1,0 +1,119 @@
+"""Calls that differ in data alone are told by torch's own guards, or not where those are not as expected."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from xkv.likeness import like, unlike
+
+
+def tensors(device: str) -> list[torch.Tensor]:
+    table = torch.zeros(6, 40, dtype=torch.int32, device=device)
+    return [table[:, :32], torch.arange(5, device=device), torch.arange(5, device=device).int()]
+
+
+def test_others_of_the_same_kinds(device: str) -> None:
+    same = like(tensors(device))
+    assert same is not unlike, "this torch has none of the guards that calls are told by"
+    others = tensors(device)
+    assert same(*others)
+    others[1] += 7
+    storage = torch.zeros(9, dtype=torch.int64, device=device)
+    assert same(others[0], storage[3:8], others[2])
+
+
+class Own(torch.Tensor):
+    pass
+
+
+OTHERS = {
+    "a dtype": lambda x: x.to(torch.int64 if x.dtype == torch.int32 else torch.int32),
+    "a size": lambda x: torch.cat([x, x]),
+    "a rank": lambda x: x[None],
+    "strides": lambda x: x.new_zeros((*x.shape, 2))[..., 0],
+    "a device": lambda x: x.to("meta"),
+    "a type": lambda x: x.as_subclass(Own),
+    "a list": lambda x: x.tolist(),
+    "None": lambda x: None,
+    "an int": lambda x: 3,
+}
+
+
+@pytest.mark.parametrize("n", range(3))
+@pytest.mark.parametrize("other", OTHERS)
+def test_anything_else_is_unlike(other: str, n: int, device: str) -> None:
+    given: list[Any] = tensors(device)
+    same = like(given)
+    given[n] = OTHERS[other](given[n])
+    assert not same(*given)
+
+
+def test_fewer_or_more_are_unlike(device: str) -> None:
+    given = tensors(device)
+    for others in (given[:2], [*given, given[0]], []):
+        try:
+            told = like(given)(*others)
+        except (RuntimeError, TypeError):
+            told = False
+        assert not told
+
+
+def test_what_changed_in_place_is_seen(device: str) -> None:
+    given = tensors(device)
+    same = like(given)
+    given[1].resize_(4)
+    assert not same(*given)
+
+
+def test_a_transform_is_seen(device: str) -> None:
+    """Its tensors have no memory."""
+    given = tensors(device)
+    same, seen = like(given), []
+    torch.vmap(lambda x: seen.append(same(given[0], x, given[2])) or x)(given[1].expand(3, 5))
+    assert seen == [False]
+
+
+def test_nothing_is_kept_alive(device: str) -> None:
+    given = tensors(device)
+    kept, same = [weakref.ref(x) for x in given], like(given)
+    given.clear()
+    gc.collect()
+    assert [x() for x in kept] == [None] * 3
+    assert same(*tensors(device))
+
+
+class _Odd:
+    """Guards whose answer is another than True."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def check(self, *_: Any) -> int:
+        return 2
+
+
+def _refuses(*_: Any, **__: Any) -> Any:
+    raise TypeError("another signature")
+
+
+@pytest.mark.parametrize("guards", [{}, {"TensorGuards": _refuses}, {"TensorGuards": _Odd}, None])
+def test_with_another_torch_nothing_is_like_anything(guards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def found(name: str) -> Any:
+        if name != "torch._C._dynamo.guards":
+            return real(name)
+        if guards is None:
+            raise ImportError(name)
+        return SimpleNamespace(**guards)
+
+    monkeypatch.setattr(importlib, "import_module", found)
+    assert like(tensors("cpu")) is unlike
+    assert not unlike()
