@@ -12,11 +12,12 @@ import pytest
 import torch
 import vllm_steps
 from building import guarded, guarded_1d
-from test_vllm_kernels import TARGETS, plugged
+from compiling import GPUS
 from vllm_batches import BIG, Batch, block_tables, both, fill, random_kernel_test
 from vllm_engine import ROOT, distribution, folder, installed, modules
 
 from xkv.integrations.vllm import kernels
+from xkv.tools.kernels.compiling import plugged
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_vllm_s_warmup_compiles_ours(engine: SimpleNamespace, arch: str) -> None
         kv_cache_block_size=16, total_cp_world_size=1, total_cp_rank=0, cp_kv_cache_interleave_size=1,
         block_table_stride=128,
     )  # fmt: skip
-    with plugged(TARGETS[arch], kernel):
+    with plugged(kernel, GPUS[arch]):
         owner.compile(key)
         ((cache, *_),) = kernel.device_caches.values()
         assert len(cache) == 1
