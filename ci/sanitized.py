@@ -20,15 +20,12 @@ from typing import Any
 import torch
 
 import xkv
-from xkv import dispatch, plans, tuning
 from xkv.build import Build, View
 from xkv.tools.check import hostile
 from xkv.tools.check.kinds import kinds
 
 DEVICE = "cuda"
 _EACH = 4  # hostile cases a kind
-# blocks small enough that small cases cross them, and are dealt out over all programs
-_SMALL_BLOCKS = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 16, False, "ci/sanitized.py")
 
 
 def slice_() -> int:
@@ -39,15 +36,8 @@ def slice_() -> int:
     """
     found = kinds(xkv.platform(DEVICE).vendor)
     cases = _hostile(found[::5])
-    # what a plan or a tuning row was chosen for stays with its calls
-    chosen = dispatch.tuning_row
-    try:
-        dispatch.tuning_row = lambda *_: _SMALL_BLOCKS  # type: ignore[assignment]
-        plans.forget()
+    with hostile.small_blocks():
         cases += _hostile(found[2::6])
-    finally:
-        dispatch.tuning_row = chosen
-        plans.forget()
     for op, page_size, unit in (
         ("build_page_table", 64, 1), ("build_page_table", 16, 64), ("build_kv_indices", 1, 1),
         ("build_kv_indices", 64, 16), ("build_slot_mapping", 1, 16),

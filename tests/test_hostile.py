@@ -19,7 +19,7 @@ from checking import results
 from conftest import GPUS, INTERPRETED
 
 import xkv
-from xkv import dispatch, launch, plans, tuning
+from xkv import dispatch, launch
 from xkv.__main__ import main
 from xkv.build import CSR, SLOTS, TABLE
 from xkv.status import Reason
@@ -33,8 +33,6 @@ KINDS = kinds(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
 SEED = int(os.environ.get("XKV_SEED", "0"))
 # XKV_HOSTILE=N: at least so many cases, spread over the kinds
 CASES = int(os.environ.get("XKV_HOSTILE", "20000" if GPUS else "500" if INTERPRETED else "3000"))
-# blocks small enough that small cases cross them, and are dealt out over all programs
-SMALL_BLOCKS = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 16, False, "test")
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
@@ -55,13 +53,9 @@ def test_hostile(kind: Kind, device: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 @every_kind
-def test_hostile_in_small_blocks(kind: Kind, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL_BLOCKS)
-    plans.forget()  # a plan has the row that it was made with
-    try:
+def test_hostile_in_small_blocks(kind: Kind, device: str) -> None:
+    with hostile.small_blocks():
         run(kind, CASES // 4, device)
-    finally:
-        plans.forget()
 
 
 # What is tried

@@ -8,7 +8,6 @@ front door.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xkv import dispatch, tuning
+from xkv import dispatch, switches, tuning
 from xkv.build import INT32_MAX, MAX_BATCH, Build
 from xkv.launcher import Call, record, watched
 from xkv.platforms import Platform, platform
@@ -213,7 +212,7 @@ def _kind(x: Any) -> Any:
 @functools.cache
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET=1 made the kernel run on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return switches.on("TRITON_INTERPRET")
 
 
 @functools.cache

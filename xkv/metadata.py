@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xkv import buffers, checks, dispatch, launch
+from xkv import buffers, checks, dispatch, launch, switches
 from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
@@ -91,7 +90,7 @@ class MetadataBuilder:
         self._on_cpu = device.type == "cpu"
         self._steps: dict[tuple[Any, ...], Step] = {}
         self._recent: Step | None = None  # of the last build with nothing but ints beside its vectors
-        self._always_check = os.environ.get("XKV_CHECK", "0") not in ("", "0")
+        self._always_check = switches.on("XKV_CHECK")
         self._views = [self._allocate(View(torch.empty(0), page_map=page_map))]
         if sliding_window is not None or window_token_map is not None:
             view = View(torch.empty(0), window=sliding_window, token_map=window_token_map)

@@ -7,7 +7,8 @@ off.
 from __future__ import annotations
 
 import logging
-import os
+
+from xkv import switches
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def load() -> None:
     Compiles and launches nothing, and touches no device. One line of the log says what was replaced, what
     was left alone and why; it is a warning where something is not known.
     """
-    if os.environ.get("XKV_DISABLE", "0") not in ("", "0"):
+    if switches.on("XKV_DISABLE"):
         log.info("xkv: SGLang's kernels are left alone (XKV_DISABLE is set)")
         return
     from xkv.integrations.sglang import plugin

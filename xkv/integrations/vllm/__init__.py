@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -20,11 +19,11 @@ def load() -> None:
     alone and why. Leaves all of an unknown version alone. XKV_DISABLE=1 turns it off, and so does a
     VLLM_PLUGINS without xkv. May be called again.
     """
-    from xkv import __version__
+    from xkv import __version__, switches
     from xkv.integrations import importing
     from xkv.integrations.vllm import known, overriding
 
-    if os.environ.get("XKV_DISABLE", "0") not in ("", "0"):
+    if switches.on("XKV_DISABLE"):
         _log.info("xkv %s replaces nothing: XKV_DISABLE is set", __version__)
         return
     package = sys.modules.get("vllm")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
 import xkv
+from xkv import dispatch, plans, tuning
 from xkv.oracle import WRITTEN
 from xkv.tools.check import naive, wild
 from xkv.tools.check.kinds import Kind, kinds
@@ -62,6 +65,20 @@ def checks(kind: Kind, count: int, seed: int, device: str, small: bool, apart: b
             setting.run = captured(setting.run)
         for case in range(min(_PER_SETTING, count - number * _PER_SETTING)):
             yield f"{setting}, case {case}", partial(check, setting, case)
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Within it blocks are so small that small cases cross them, and are dealt out over all programs."""
+    row = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 16, False, "xkv check")
+    chosen = dispatch.tuning_row
+    try:
+        dispatch.tuning_row = lambda *_: row  # type: ignore[assignment]
+        plans.forget()  # a plan has the row that it was made with
+        yield
+    finally:
+        dispatch.tuning_row = chosen
+        plans.forget()
 
 
 def check(setting: Setting, case: int) -> None:

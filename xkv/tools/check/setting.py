@@ -181,12 +181,13 @@ class Setting:
 
     def _call(self) -> Callable[[], Any]:
         t = self.memory.tensors
-        given: dict[str, Any] = {k: t[v] if isinstance(v, str) else v for k, v in self.arguments.items()}
+
+        def placed(arguments: dict[str, Any]) -> dict[str, Any]:
+            return {k: t[v] if isinstance(v, str) else v for k, v in arguments.items()}
+
+        given = placed(self.arguments)
         if self.kind.spec is not None:
-            made: dict[str, Any] = {
-                k: t[v] if isinstance(v, str) else v for k, v in self._constructor().items()
-            }
-            builder = xkv.MetadataBuilder(self.kind.group, **made)
+            builder = xkv.MetadataBuilder(self.kind.group, **placed(self._constructor()))
             for view, prefix in zip(builder._views, self.prefixes, strict=True):
                 for name in WRITTEN:
                     if prefix + name in t:  # between the guard words, instead of where it lies
