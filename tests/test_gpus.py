@@ -78,7 +78,7 @@ def test_a_conftests_offer_reaches_real_workers_before_they_import(tmp_path: Pat
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TEST)
     env = standins.environment(PYTHONPATH=str(Path(gpus.__file__).parent))
-    for name in ("PYTEST_XDIST_WORKER", gpus.OFFER):
+    for name in ("PYTEST_XDIST_WORKER", gpus.OFFER, "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         env.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", tmp_path],

@@ -40,7 +40,9 @@ class CapturedBuild:
         with torch.cuda.device(device):
             build(self._rows, self._lens, **options)  # compiles, outside of the capture
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # torch's own capture stream is on whatever GPU was captured first in this process
+            side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self._graph, stream=side):
                 self.metadata: Metadata = build(self._rows, self._lens, **options)
 
     def replay(self, req_pool_indices: Tensor, seq_lens: Tensor) -> Metadata:

@@ -223,6 +223,6 @@ def captured(call: Callable[[], None]) -> Callable[[], None]:
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):  # torch's own is on the GPU that was captured first
         call()
     return graph.replay
