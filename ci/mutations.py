@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 ROWS = "xkv/kernel_rows.py"
 BLOCKS = "xkv/kernel_blocks.py"
+SHARES = "xkv/kernel_shares.py"
 KERNEL = "xkv/kernel.py"
 
 
@@ -117,7 +118,7 @@ MUTATIONS = [
     ),
     Mutation(
         "fill past the width", ROWS,
-        "tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)", "tiles.to(tl.int64) * policy.tail",
+        "tl.minimum(tiles.to(tl.int64) * C.TAIL, view.capacity)", "tiles.to(tl.int64) * C.TAIL",
         "a tail runs over into the next row", "curated and fill",
     ),
     Mutation(
@@ -237,22 +238,35 @@ MUTATIONS = [
         "on AMD a later offence hides the first", "least_offence",
     ),
     Mutation(
-        "helper takes the wrong row", KERNEL, "passed = sums <= u", "passed = sums < u",
+        "helper takes the wrong row", SHARES, "passed = sums <= u", "passed = sums < u",
         "a block of a long row is given to its neighbour", "curated and skewed",
     ),
     Mutation(
-        "helper stops too soon", KERNEL,
-        "again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
-        "again = u + programs < upto",
+        "helper counts the first rows alone", SHARES,
+        "        if chunk + C.BATCH_BLOCK < req.batch:\n            upto",
+        "        if u < 0:\n            upto",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
-        "stream of a helper", KERNEL, "base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
+        "share of a stream too small", SHARES, "end = u + each + (p < odd).to(tl.int32)", "end = u + each",
+        "the blocks that do not divide evenly are never written", "curated and skewed",
+    ),
+    Mutation(
+        "share runs past its row", KERNEL, "stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)",
+        "stop = (next_block + end_u - u).to(tl.int32)",
+        "a row after a long one is not finished", "curated and skewed",
+    ),
+    Mutation(
+        "row of its own begins too late", SHARES, "tl.where(i < b, items, 0)", "tl.where(i <= b, items, 0)",
+        "every row of a stream lands further on", "curated and skewed",
+    ),
+    Mutation(
+        "stream of a helper", SHARES, "base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
         "base += tl.sum(items.to(tl.int64), 0)",
         "a helper's block lands further on in the stream", "curated and skewed",
     ),
     Mutation(
-        "own blocks skipped", KERNEL, "more = next_block < own", "more = next_block < own - 1",
+        "own blocks skipped", KERNEL, "more = next_block < stop", "more = next_block < stop - 1",
         "a row's last block is never written", "curated and (skewed or odd) or any_block_size",
     ),
     Mutation(
@@ -302,7 +316,7 @@ MUTATIONS = [
         "waits_for", "compile",
     ),
     Mutation(
-        "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
+        "a number specialised", KERNEL, "do_not_specialize=list(range(52))",
         "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
         "specialised", "compile",
     ),

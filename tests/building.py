@@ -158,7 +158,7 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
         build.query_sign = pick([0, 1, -1])
     build.query_len = pick([0, 1, 4])
     if build.tail_fill is not None:
-        build.tail_tile = pick([None, 1, 4, 64])
+        build.tail_tile = pick([None, 1, 3, 4, 64])
     if rng.random() < 0.7:
         build.status = guarded_1d(1, torch.int64, device)
         build.status.fill_(2**63 - 1)

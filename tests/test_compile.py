@@ -34,7 +34,7 @@ LACKING = {
 }
 # Scalars that find no scalar register go to lanes of a vector register, not to memory: of most forms, none.
 # Where a lane reads 16 bytes, each of its four entries has a mask of two scalars.
-SCALAR_SPILLS = {"aiter_mla": 6, "triton": 6}
+SCALAR_SPILLS = {"aiter_mla": 8, "triton": 7, "slots": 7}
 ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
 
 
@@ -133,11 +133,11 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
 
 
 def divisions(build: Build) -> int:
-    """Divisions by what only the launch knows; those by a page size are shifts.
+    """Divisions by what only the launch knows; those by a page size or a tile are shifts.
 
-    By a tail's tile, in 32 bits: once in a stream, at most four times in a table.
+    What a stream's long rows have left is divided by the programs, once.
     """
-    return 0 if build.tail_fill is None else 4 if build.form == TABLE else 1
+    return 0 if build.form == TABLE else 1
 
 
 def constant_divisors(text: str) -> list[int]:

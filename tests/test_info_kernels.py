@@ -68,8 +68,8 @@ def test_every_op_and_backend(printed) -> None:
         assert row["waves"] == f"{tuned.num_warps} x 64"
         assert row["block"] == str(tuned.balanced_block)
         assert int(row["asked"]) == tuned.num_warps * kernels.asked(tuned)
-        spilled = ("0/0", "0/6") if row["of"] in ("aiter_mla 1", "triton 1") else ("0/0",)
-        assert row["spills"] in spilled
+        streams = {"aiter_mla 1": "0/8", "triton 1": "0/7", "build_slot_mapping 1": "0/7"}
+        assert row["spills"] in ("0/0", streams.get(row["of"]))
         assert row["scratch"] == "0"
         assert 0 < int(row["VGPR"]) <= 128
         assert 0 < int(row["SGPR"]) <= 106

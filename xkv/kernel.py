@@ -7,13 +7,14 @@ One formula, for a token position ``t`` of the source row ``r``::
 
 The kernel never asks what it runs on: page sizes, form and block shapes reach it in one constexpr
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
-``kernel_rows.py`` holds what is known of a row, ``kernel_blocks.py`` what is done to a block of it;
-``reference.py`` says the same in plain torch; ``build.py`` says what each argument means.
+``kernel_rows.py`` holds what is known of a row, ``kernel_blocks.py`` what is done to a block of it,
+``kernel_shares.py`` who writes what long rows have left; ``reference.py`` says the same in plain torch;
+``build.py`` says what each argument means.
 
 Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. The direct pass writes the first blocks of
-every row, one program a block. BALANCE: what longer rows have left is counted over the batch while the
-direct reads are on their way, and dealt out over all programs in turn, so that cost follows the live
-tokens, however skewed.
+every row, by programs of its own. BALANCE: what longer rows have left is counted over the batch while the
+direct reads are on their way, and dealt out over all programs, so that cost follows the live tokens, however
+skewed.
 """
 
 import triton
@@ -21,59 +22,15 @@ import triton.language as tl
 
 from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
 from xkv.kernel_blocks import load_block, store_block
-from xkv.kernel_rows import (
-    before,
-    blocks_left,
-    clip,
-    describe,
-    fill_end,
-    report,
-    report_least,
-    row_blocks,
-)
+from xkv.kernel_rows import before, clip, describe, fill_end, report, report_least, row_blocks
+from xkv.kernel_shares import seek, share, survey
 
 __all__ = ["Config", "xkv_build"]
 
 
 @triton.jit
-def _seek(u, programs, req, view, policy, C: tl.constexpr):
-    """Block u of those that the direct pass leaves: its row, its number there, the items before the row.
-
-    The row is ``batch`` where there is no such block. Last comes whether there may be a block u + programs.
-    """
-    b = req.batch
-    block = req.batch * 0
-    base = req.batch.to(tl.int64) * 0
-    seen = u * 0
-    chunk = req.batch * 0
-    more = chunk < req.batch
-    again = more
-    while more:
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        # where rows need not be summed up, one that has no source row may count as if it had
-        _, _, _, items, _, _, _ = describe(i, i < req.batch, req, view, policy, C, C.FORM == TABLE)
-        left = blocks_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
-        upto = seen + tl.sum(left, 0)
-        more = (u >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
-        again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)
-        passed = left >= 0
-        if u < upto:
-            sums = seen + tl.cumsum(left, 0)
-            passed = sums <= u
-            b = chunk + tl.sum(passed.to(tl.int32), 0)
-            block = (u - tl.max(tl.where(passed, sums, seen), 0)).to(tl.int32) + policy.direct
-        if C.FORM != TABLE and not C.SUMS_GIVEN:
-            base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-        seen = upto
-        chunk += C.BATCH_BLOCK
-    if C.SUMS_GIVEN:
-        base = before(b, req, view, policy, C)
-    return b, block, base, again
-
-
-@triton.jit
 def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.constexpr):
-    """All of the ids: a program's own row first, then what other rows have left.
+    """All of the ids: a program's own row first, then its share of what other rows have left.
 
     The next block is looked for and read before this one is written: one is always on its way.
     """
@@ -85,25 +42,31 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
         b = tl.where(b == 0, req.batch, b - 1)
     row, first, end, items, _, _, _ = describe(b, b < req.batch, req, view, policy, C)
     entry = load_block(block, row, first, end, items, req, view, policy, C)
-    base = before(b, req, view, policy, C)
-    own = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
-    u = p
-    if C.WIDE:
-        u = p.to(tl.int64)
+    stop = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
+    step = tl.num_programs(1)
+    if C.BALANCE:
+        total, base = survey(b, p.to(tl.int64 if C.WIDE else tl.int32) * 0, req, view, policy, C)
+        u, end_u, step_u = share(p, programs, total, C)
+    else:
+        base = before(b, req, view, policy, C)
     worst = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
-    again = b <= req.batch
-    more = again
+    more = b <= req.batch
     while more:
-        next_b, next_block, next_base = b, block + tl.num_programs(1), base
+        next_b, next_block, next_base = b, block + step, base
         next_first, next_end, next_items, next_entry = first, end, items, entry
-        more = next_block < own
+        more = next_block < stop
         if C.BALANCE:
-            if (next_block >= own) & again:
-                next_b, next_block, next_base, again = _seek(u, programs, req, view, policy, C)
-                u += programs
+            if (next_block >= stop) & (u < end_u):
+                next_b, next_block, next_base = seek(u, total, req, view, policy, C)
                 more = next_b < req.batch
+                row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
+                stop = 0
+                if C.FORM != TABLE:  # its neighbours in the row are the program's too
+                    stop = row_blocks(next_b, next_items, req, view, policy, C)
+                    stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)
+                step = 1
+                u += tl.maximum(stop - next_block, step_u)
         if more:
-            row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
             next_entry = load_block(next_block, row, next_first, next_end, next_items, req, view, policy, C)
         worst = store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
@@ -187,7 +150,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
     if C.TAIL and STREAM:
         total = tl.minimum(_write_sums(p, programs, req, view, policy, C), view.capacity)
-        end = fill_end(total, view, policy)
+        end = fill_end(total, view, C)
         for at in range(total + p * C.NUM_PAGE_PER_BLOCK, end, programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
@@ -202,7 +165,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(53)))
+@triton.jit(do_not_specialize=list(range(52)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",
@@ -215,7 +178,7 @@ def xkv_build(
     start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
-    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
+    min_len, min_last, tail_fill, missing_id: "i32", expect_all, status_ptr,
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
@@ -228,7 +191,7 @@ def xkv_build(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
         delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct)
+    policy = Policy(min_len, min_last, tail_fill, missing_id, expect_all, status_ptr, direct)
     view = View(
         start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from xkv import dispatch, switches, tuning
-from xkv.build import INT32_MAX, MAX_BATCH, Build
+from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
 from xkv.launcher import Call, record, watched
 from xkv.platforms import Platform, platform
 from xkv.schedule import Schedule, reschedule, schedule
@@ -227,21 +227,27 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
+        tail(build), plan.block, row.batch_block, plan.balance, plan.wide,
         overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
         lane_16(build, where),
     )  # fmt: skip
 
 
+def tail(build: Build) -> int:
+    """Entries of the tile that a fill ends with; 0: there is no fill."""
+    return 0 if build.tail_fill is None else build.tail_tile or INT32_MAX
+
+
 def lane_16(build: Build, where: Platform) -> bool:
     """Whether lanes take 16 bytes at a time of entries that lie side by side, where a block allows it.
 
-    Not where a GPU of NVIDIA's is to report offences, which it does lane by lane as they come: the lanes'
-    entries then change hands through shared memory, for each block (256 x 4K tokens, CSR, on an H100: 10.0 us
-    instead of 7.6).
+    Not on NVIDIA's GPUs where offences are to be reported, lane by lane as they come: the lanes' entries then
+    change hands through shared memory, for each block (256 x 4K tokens, CSR, on an H100: 10.0 us instead of
+    7.6). Nor in streams there, whose rows begin anywhere: what is not aligned takes four accesses for one
+    (256 x ~4K tokens: 7.9 us instead of 6.7).
     """
     side_by_side = build.page_size == build.source_page_size
-    return side_by_side and (build.status is None or where.vendor != "cuda")
+    return side_by_side and (where.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
 
 def options(row: tuning.Tuning, where: Platform) -> dict[str, Any]:
