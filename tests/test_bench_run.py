@@ -68,6 +68,10 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(timing, "add_", lambda: (lambda x: x.add_(1), [torch.zeros(4)]))
     monkeypatch.setattr(timing, "capture", lambda call, given: SimpleNamespace(replay=lambda: call(given[0])))
     monkeypatch.setattr(timing, "copy_gb_s", lambda: 2000.0)
+    monkeypatch.setattr(
+        xkv.MetadataBuilder, "capture",
+        lambda self, size, **given: SimpleNamespace(replay=lambda: self.build(**given)),
+    )  # fmt: skip
     names = ("gpu", "driver", "toolkit", "xkv", "torch", "triton", "python")
     monkeypatch.setattr(timing, "versions", lambda: dict.fromkeys(names, "made up"))
     if not launch.interpreted():  # these are Triton's alone
@@ -119,9 +123,12 @@ def test_a_run_with_peers(small_gpu: dict[str, Any], stubs: Path, tmp_path: Path
     assert plot.stat().st_size > 1000
     assert small_gpu["host"] == [
         "torch add_", "seed: kernel[grid]", "xkv: op with out=", "xkv: op, replay of its graph",
-        "flashmla: step, theirs", "flashmla: step, xkv build", "aiter_mla: step, theirs",
-        "aiter_mla: step, xkv build", "flashinfer_mla: step, theirs", "flashinfer_mla: step, xkv build",
-    ]  # fmt: skip
+        *(
+            f"{name}: step, {what}"
+            for name in ("flashmla", "aiter_mla", "flashinfer_mla")
+            for what in ("theirs", "xkv build", "xkv replay")
+        ),
+    ]
     report = json.loads(file.read_text())
     assert {row["over_seed"] for row in report["host"]} == {1.0}
     assert [(row["name"], row["widths"]) for row in report["widths"]] == [(SEED, 8), (OURS, 8)]

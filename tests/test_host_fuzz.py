@@ -193,9 +193,11 @@ def too_large(kwargs: dict[str, Any]) -> bool:
 def test_capture_and_warmup(device: str, data: st.DataObject) -> None:
     table = good(TABLE, device)
     builder = xkv.MetadataBuilder("triton", table["req_to_token"], max_batch_size=4, max_context_len=120)
-    names = ("batch_size", "pad_seq_len")
+    names = ("batch_size", "pad_seq_len", "req_pool_indices", "seq_lens")
     name, what, part = data.draw(change(names))
-    given = {"batch_size": 2, name: apply(name, what, part, table)}
+    rows = {"req_pool_indices": table["req_pool_indices"], "seq_lens": table["seq_lens"]}
+    size = len(rows["seq_lens"])
+    given = {"batch_size": size, **rows, name: apply(name, what, part, table)}
     attempt(lambda: builder.capture(**given), {name, "capture"})
     arguments = {k: v for k, v in good(TABLE, device).items() if k != "out"}
     name, what, part = data.draw(change(("op", "req_to_token", "seq_lens", "page_size", "status")))

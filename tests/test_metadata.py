@@ -378,3 +378,26 @@ def test_captured_and_replayed(name: str, mode: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at most the 2 entries that were captured, got 3"):
         captured[2].replay(*batch("cuda", [1, 2, 3]))
     builder.check()
+
+
+@pytest.mark.gpu
+def test_captured_on_the_engines_own_buffers() -> None:
+    """A replay is one launch then, and reads what the engine has written by now."""
+    builder = make("flashmla", "cuda")
+    rows, lens = (torch.zeros(8, dtype=torch.int32, device="cuda") for _ in range(2))
+    captured = builder.capture(4, req_pool_indices=rows[:4], seq_lens=lens[:4])
+    plain = builder.capture(4)
+    for values in ([5, 64, 0, 65], [CONTEXT, 1, 2, 3]):
+        new_rows, new_lens = batch("cuda", values)
+        rows[:4], lens[:4] = new_rows, new_lens
+        check(builder, captured.replay(), new_rows, [0] * 4, values)
+        check(builder, plain.replay(new_rows, new_lens), new_rows, [0] * 4, values)
+        plain.seq_lens.zero_()
+        check(builder, plain.replay(), new_rows, [0] * 4, [0] * 4)
+    captured.replay(*batch("cuda", [7]))
+    assert lens[:5].tolist() == [7, 0, 0, 0, 0]
+    with pytest.raises(TypeError, match="req_pool_indices must be a torch"):
+        captured.replay(seq_lens=lens[:4])
+    with pytest.raises(ValueError, match="seq_lens must have batch_size entries, 4, got 8"):
+        builder.capture(4, seq_lens=lens)
+    builder.check()

@@ -21,56 +21,73 @@ class CapturedBuild:
     Attributes:
         metadata: views of the builder's buffers for the padded batch; every replay rewrites them.
         batch_size: requests, padded ones included.
+        req_pool_indices: ``[batch_size]`` int, what every replay reads: what `MetadataBuilder.capture` was
+            given, or int64 made here.
+        seq_lens: ``[batch_size]`` int, tokens; likewise.
     """
 
     def __init__(
-        self,
-        build: Callable[..., Metadata],
-        device: torch.device,
-        batch_size: int,
-        pad_seq_len: int,
-        options: dict[str, Any],
-    ) -> None:
+        self, build: Callable[..., Metadata], device: torch.device, batch_size: int, pad_seq_len: int,
+        req_pool_indices: Tensor | None, seq_lens: Tensor | None, options: dict[str, Any],
+    ) -> None:  # fmt: skip
         if device.type != "cuda":
             raise ValueError(f"capture needs a builder on a GPU, got one on {device}")
         self.batch_size = batch_size
         self._pad_seq_len = pad_seq_len
-        self._rows = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._lens = torch.full((batch_size,), pad_seq_len, dtype=torch.int64, device=device)
+        lens = torch.full((batch_size,), pad_seq_len, dtype=torch.int64, device=device)
+        self.seq_lens = _given("seq_lens", seq_lens, lens)
+        self.req_pool_indices = _given("req_pool_indices", req_pool_indices, torch.zeros_like(lens))
+        inputs = self.req_pool_indices, self.seq_lens
         with torch.cuda.device(device):
-            build(self._rows, self._lens, **options)  # compiles, outside of the capture
+            build(*inputs, **options)  # compiles, outside of the capture
             self._graph = torch.cuda.CUDAGraph()
             # torch's own capture stream is on whatever GPU was captured first in this process
             side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             with torch.cuda.graph(self._graph, stream=side):
-                self.metadata: Metadata = build(self._rows, self._lens, **options)
+                self.metadata: Metadata = build(*inputs, **options)
 
-    def replay(self, req_pool_indices: Tensor, seq_lens: Tensor) -> Metadata:
-        """Copies the rows and lengths in, pads them with pool index 0, and replays the graph.
+    def replay(self, req_pool_indices: Tensor | None = None, seq_lens: Tensor | None = None) -> Metadata:
+        """Replays the graph, with what ``req_pool_indices`` and ``seq_lens`` hold by now.
+
+        Without arguments it is one launch, and costs the host half of a build. With them it first copies them
+        in, and pads them with pool index 0.
 
         Args:
-            req_pool_indices: ``[batch]`` int32 or int64, at most ``batch_size`` of them.
-            seq_lens: ``[batch]`` int32 or int64, tokens.
+            req_pool_indices: ``[batch]`` int32 or int64, at most ``batch_size`` of them; or None.
+            seq_lens: ``[batch]`` int32 or int64, tokens; None where ``req_pool_indices`` is.
 
         Returns:
             ``metadata``. Does not sync.
 
         Raises:
-            TypeError: another dtype.
+            TypeError: another dtype, or one without the other.
             ValueError: a batch larger than what was captured, or another device. Nothing was written.
         """
-        checks.tensor("seq_lens", seq_lens, 1, self._lens)
+        if req_pool_indices is not None or seq_lens is not None:
+            self._fill(req_pool_indices, seq_lens)
+        self._graph.replay()
+        return self.metadata
+
+    def _fill(self, req_pool_indices: Any, seq_lens: Any) -> None:
+        checks.tensor("seq_lens", seq_lens, 1, self.seq_lens)
         batch = seq_lens.shape[0]
         if batch > self.batch_size:
             raise ValueError(
                 f"seq_lens must have at most the {self.batch_size} entries that were captured,"
                 f" got {batch}"
             )
-        checks.per_row("req_pool_indices", req_pool_indices, self._lens, batch)
-        self._rows[:batch].copy_(req_pool_indices)
-        self._lens[:batch].copy_(seq_lens)
+        checks.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
+        self.req_pool_indices[:batch].copy_(req_pool_indices)
+        self.seq_lens[:batch].copy_(seq_lens)
         if batch < self.batch_size:
-            self._rows[batch:].zero_()
-            self._lens[batch:].fill_(self._pad_seq_len)
-        self._graph.replay()
-        return self.metadata
+            self.req_pool_indices[batch:].zero_()
+            self.seq_lens[batch:].fill_(self._pad_seq_len)
+
+
+def _given(name: str, value: Tensor | None, own: Tensor) -> Tensor:
+    if value is None:
+        return own
+    checks.tensor(name, value, 1, own)
+    if len(value) != len(own):
+        raise ValueError(f"{name} must have batch_size entries, {len(own)}, got {len(value)}")
+    return value

@@ -267,13 +267,17 @@ class MetadataBuilder:
         return made
 
     def capture(
-        self, batch_size: int, *, pad_seq_len: int = 0, **options: Any
-    ) -> CapturedBuild:
+        self, batch_size: int, *, pad_seq_len: int = 0, req_pool_indices: Tensor | None = None,
+        seq_lens: Tensor | None = None, **options: Any,
+    ) -> CapturedBuild:  # fmt: skip
         """Captures a build of this padded batch size in a graph of its own. Syncs.
 
         Args:
             batch_size: requests, padded ones included; at most ``max_batch_size``.
             pad_seq_len: tokens of a padded row, whose pool index is 0.
+            req_pool_indices: ``[batch_size]`` int, the engine's own buffer, read at every replay; None: one
+                is made.
+            seq_lens: ``[batch_size]`` int, likewise.
             **options: as in `build`; its tensors ``[batch_size]`` are read at every replay.
 
         Returns:
@@ -281,7 +285,10 @@ class MetadataBuilder:
         """
         checks.integer("batch_size", batch_size, 1, self.max_batch_size)
         checks.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
-        return CapturedBuild(self.build, self.req_to_token.device, batch_size, pad_seq_len, options)
+        device = self.req_to_token.device
+        return CapturedBuild(
+            self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options
+        )
 
     def check(self) -> None:
         """Raises what the builds since the last check had to cut. Syncs; not for capture.

@@ -1,6 +1,6 @@
 """The page indices of vLLM's FlashInfer and Aiter MLA backends: CSR as `xkv.build_kv_indices` has it.
 
-vLLM knows the prefix sums and wants the ids alone, so a row's length is the difference of two of them.
+vLLM gives the prefix sums and wants the ids alone: a row's length is the difference of two of them.
 """
 
 from __future__ import annotations
@@ -67,17 +67,18 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
     plan = None if watched() else _plans.get(key)
     if plan is not None:
         call, args = plan.prepared.copy()
-        source, upto, before, ids, capacity = plan.at
+        source, upto, before, starts, ids, capacity = plan.at
         args[source], args[ids], args[capacity] = table.data_ptr(), out.data_ptr(), out.shape[0]
-        args[before] = start = sums.data_ptr()
+        args[before] = args[starts] = start = sums.data_ptr()
         args[upto] = start + sums.element_size()
         plan.prepared.launch(call)
         return True
     if not _fits(batch, out, table, stride, sums, block_size) or not _rows_there(table.device):
         return False
-    launch.run(_as_build(batch, View(out), table, sums, block_size))
+    given = sums[:batch]
+    launch.run(_as_build(batch, View(out, kv_indptr=given), table, sums, block_size))
     if device >= 0:
-        _remember(key, _as_build(batch, _AnyLength(out), table, sums, block_size))
+        _remember(key, _as_build(batch, _AnyLength(out, kv_indptr=given), table, sums, block_size))
     return True
 
 
@@ -88,7 +89,8 @@ def _remember(key: Any, build: Build) -> None:
     if len(_plans) >= _MOST:
         _plans.clear()
     first, names = prepared.first, launch.positions()
-    at = tuple(first + names[name] for name in ("src_ptr", "lens_ptr", "query_ptr", "out_ptr", "capacity"))
+    patched = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr", "capacity")
+    at = tuple(first + names[name] for name in patched)
     _plans[key] = _Plan(prepared, at)
 
 
@@ -125,8 +127,8 @@ def _fits(batch: int, out: Tensor, table: Tensor, stride: int, sums: Tensor, blo
 
 
 def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
-    """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long; nothing but the ids is written."""
+    """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long, and begins at ``sums[b]``."""
     return Build(
         table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
-        query_lens=sums[:batch], query_sign=-1, expect_all=False,
+        query_lens=sums[:batch], query_sign=-1, expect_all=False, sums_given=True,
     )  # fmt: skip
