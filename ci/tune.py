@@ -3,8 +3,8 @@
     PYTHONPATH=. python ci/tune.py --json tune.json
 
 Workloads, checks and timing are those of `python -m xkv bench`. For each class of rows, every candidate is
-timed on page tables at one page size; then the best of them, and the row in use, for longer, at every page
-size and on CSR indices too.
+timed at one page size, on page tables if its row builds any; then the best of them, and the row in use, for
+longer, at every page size and on CSR indices too.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def sweep(
     """
     begin = time.perf_counter()
     rows = tune_rows.candidates(base, each.grid)
-    coarse = [Point(load, each.sizes[0], TABLE) for load in each.loads]
+    coarse = [Point(load, each.sizes[0], each.forms[0]) for load in each.loads]
     first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
     return first, rig.times(rows, fine(each), args.rounds, begin + share)
@@ -226,7 +226,7 @@ def sweep(
 
 def fine(each: Class) -> list[Point]:
     """What the second stage times a class on."""
-    return [Point(load, size, form) for form in (TABLE, CSR) for size in each.sizes for load in each.loads]
+    return [Point(load, size, form) for form in each.forms for size in each.sizes for load in each.loads]
 
 
 def in_use(each: Class, where: Platform) -> Tuning:

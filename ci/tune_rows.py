@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from xkv.build import CSR, TABLE
 from xkv.tools.bench.records import geomean
 from xkv.tools.bench.workloads import WORKLOADS, Workload
 from xkv.tuning import Kind, Tuning
@@ -39,6 +40,11 @@ class Class(NamedTuple):
         return f"{self.kind}, batch {f'<= {self.max_batch}' if self.max_batch else 'any'}"
 
     @property
+    def forms(self) -> tuple[int, ...]:
+        """What its row builds: TABLE, CSR; the coarse stage takes the first."""
+        return {"token": (TABLE,), "stream": (CSR,)}.get(self.kind, (TABLE, CSR))
+
+    @property
     def loads(self) -> list[Workload]:
         """The workloads that its row serves."""
         return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
@@ -58,13 +64,33 @@ def values(text: str) -> tuple[Any, ...]:
 
 _EITHER = "true,false"
 CLASSES = (
-    Class("far", SMALL, (64, 32), _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "16", "true")),
-    Class("far", None, (64, 32), _grid("256,512", "4", "4,8", "2,4", "2,4", "128,256,512", "256", _EITHER)),
-    Class("near", SMALL, (16,), _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "16", "true")),
-    Class("near", None, (16,), _grid("512,1024", "4", "4,8", "2,4", "2,4", "256,512,1024", "256", _EITHER)),
-    Class("token", SMALL, (1,), _grid("512,1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "16", "true")),
-    Class("token", None, (1,), _grid("1024,2048", "4,8", "4,8", "2,4,8", "4,8", "1024,2048", "256", _EITHER)),
-)
+    Class("far", SMALL, (64, 32), _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "1", "16", "true")),
+    Class(
+        "far", None, (64, 32),
+        _grid("256,512", "4", "4,8", "2,4", "2,4", "128,256,512", "1", "256", _EITHER),
+    ),
+    Class("near", SMALL, (16,), _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "1", "16", "true")),
+    Class(
+        "near", None, (16,),
+        _grid("512,1024", "4", "4,8", "2,4", "2,4", "256,512,1024", "1", "256", _EITHER),
+    ),
+    Class(
+        "token", SMALL, (1,),
+        _grid("512,1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1", "16", "true"),
+    ),
+    Class(
+        "token", None, (1,),
+        _grid("1024,2048", "4,8", "4,8", "2,4,8", "4,8", "1024,2048", "1", "256", _EITHER),
+    ),
+    Class(
+        "stream", SMALL, (1,),
+        _grid("1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1,2", "16", "true"),
+    ),
+    Class(
+        "stream", None, (1,),
+        _grid("2048", "4,8", "4", "4", "3,4,8", "1024,2048", "1,2,4", "256", "true"),
+    ),
+)  # fmt: skip
 
 
 class Score(NamedTuple):

@@ -33,9 +33,10 @@ pytestmark = [
 I32, I64 = torch.int32, torch.int64
 UNITS = {"gfx942": 304, "gfx950": 256}  # compute units of MI300X and MI355X
 FORMS = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
-PAGE_SIZES = {"token": 1, "near": 16, "far": 64}
+PAGE_SIZES = {"token": 1, "stream": 1, "near": 16, "far": 64}
+FORMS_OF = {"token": (TABLE,), "stream": (CSR, SLOTS), "near": (TABLE, CSR), "far": (TABLE, CSR)}
 # blocks small enough, and compute units few enough, that small cases cross blocks and help each other out
-SMALL = Tuning("far", None, 16, 1, 2, 1, 2, 16, 16, False, "test")
+SMALL = Tuning("far", None, 16, 1, 2, 1, 2, 16, 1, 16, False, "test")
 arches = pytest.mark.parametrize("arch", rocm.TUNING)
 rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 
@@ -70,15 +71,14 @@ def test_curated(
     [
         (n, form)
         for n, row in enumerate(rocm.TUNING["gfx942"])
-        for form in FORMS
-        if form != SLOTS or row.kind == "token"
+        for form in FORMS_OF[row.kind]
     ],
 )
 def test_every_row_balanced(n: int, form: int, arch: str) -> None:
     """Rows so long, on so small a GPU, that they need each other's programs, with the real blocks."""
     row, where = rocm.TUNING[arch][n], Platform("hip", arch, 64, 1)
     P = PAGE_SIZES[row.kind]
-    most = row.num_page_per_block * row.blocks_per_program + row.balanced_block
+    most = row.num_page_per_block * row.blocks_per_program + row.balanced_block * row.balanced_blocks
     case = Case("", lambda P: [3, (most + 5) * P - 1, 0, P * 40])
     build = make(case, form, P, 1, I32, "cpu")
     if form == SLOTS:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from compiling import GPUS, HEAVY, KINDS, forms_of, need
 
-from xkv import dispatch, tuning
+from xkv import dispatch
 from xkv.build import CSR, TABLE, Build
 from xkv.platforms import Platform
 from xkv.schedule import schedule
@@ -60,7 +60,7 @@ def cases() -> list[Any]:
 
 
 def is_for(build: Build, kind: str) -> bool:
-    return tuning.kind_of(build.page_size, build.source_page_size) == kind
+    return build.kind == kind
 
 
 def size(row: Tuning) -> tuple[int, int, int]:
@@ -167,7 +167,7 @@ def test_small_storages(arch: str, kind: str) -> None:
     where = GPUS[arch]
     need(where)
     row = dispatch.tuning_row(where, kind, 256)
-    form, page_size = {"far": (TABLE, 64), "near": (TABLE, 16), "token": (CSR, 1)}[kind]
+    form, page_size = {"far": (TABLE, 64), "near": (TABLE, 16), "token": (TABLE, 1), "stream": (CSR, 1)}[kind]
     build = plain(form, page_size, 1, 256, storage=0)
     examine(compiled(build, row, where), where, row)
 

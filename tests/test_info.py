@@ -144,7 +144,7 @@ def test_tuning_rows(found: Platform, origin: str, rows, printed, gpus, caplog) 
     table = lines[at + 2 :]
     assert len(table) == len(rows)
     assert lines[at + 1].startswith("kind batch num_page_per_block num_warps ")
-    for kind in ("token", "near", "far"):
+    for kind in ("token", "stream", "near", "far"):
         least = 1
         for row in (row for row in rows if row.kind == kind):
             span = f"{least} and more" if row.max_batch is None else f"{least} to {row.max_batch}"

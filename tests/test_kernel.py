@@ -20,8 +20,8 @@ pytestmark = pytest.mark.kernel
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # blocks small enough that small cases cross them; the tables' own rows come on top
 ROWS = [
-    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, 16, True, "test"),
-    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 8, 4, False, "test"),
+    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
+    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 8, 2, 4, False, "test"),
 ]
 
 
@@ -77,7 +77,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("block", [1 << n for n in range(13)])
 def test_any_block_size(block: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, block, 16, False, "test")
+    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, block, 1, 16, False, "test")
     lens = 5 if block < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -92,7 +92,7 @@ def test_every_tuning_row(arch: str, device: str) -> None:
 
     rows = {**cuda.TUNING, **rocm.TUNING}[arch]
     for row in {(r.num_page_per_block, r.balanced_block, r.batch_block): r for r in rows}.values():
-        page_size = {"far": 64, "near": 16, "token": 1}[row.kind]
+        page_size = {"far": 64, "near": 16}.get(row.kind, 1)
         check(make(CASES["skewed"], TABLE, page_size, 1, torch.int32, device), row, device)
         check(make(CASES["odd lengths"], CSR, page_size, 1, torch.int32, device), row, device)
 
@@ -109,8 +109,8 @@ def test_random(seed: int, device: str) -> None:
     build = building.random_build(rng, device, hostile=seed % 2 == 1)
     row = tuning.Tuning(
         "far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
-        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([4, 16]), False,
-        "test",
+        rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([1, 1, 2, 4]),
+        rng.choice([4, 16]), False, "test",
     )  # fmt: skip
     check(build, row, device)
 

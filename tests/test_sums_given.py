@@ -19,8 +19,8 @@ from xkv.tools.kernels.variants import meta, plain
 
 # blocks so small that rows are shared out among programs, and not
 ROWS = [
-    tuning.Tuning("token", None, 16, 1, 2, 1, 2, 16, 16, True, "test"),
-    tuning.Tuning("token", None, 64, 4, 2, 9, 2, 64, 16, False, "test"),
+    tuning.Tuning("token", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
+    tuning.Tuning("token", None, 64, 4, 2, 9, 2, 64, 1, 16, False, "test"),
 ]
 
 
@@ -95,7 +95,7 @@ def test_compiles_to_machine_code(arch: str, indptr: torch.dtype) -> None:
     need(where)
     build = plain(CSR, 1, 1, 64)
     build.views[0].kv_indptr, build.sums_given = meta(64, dtype=indptr), True
-    row = next(row for row in dispatch.rows_of(where)[1] if row.kind == "token")
+    row = next(row for row in dispatch.rows_of(where)[1] if row.kind == "stream")
     assert schedule(build, row, where).balance
     found = specialization(build, row, where)
     assert found["indptr_ptr"][0] == f"*i{indptr.itemsize * 8}"

@@ -27,7 +27,7 @@ sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("far", 16, 64, 4, 8, 2, 8, 64, 16, False, "swept")
+A = Tuning("far", 16, 64, 4, 8, 2, 8, 64, 1, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)

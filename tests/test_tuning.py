@@ -51,7 +51,7 @@ def forget() -> None:
 
 
 COUNTS = (("programs", "cu"), ("blocks", "program"), ("balanced", "cu"))
-GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 256, True, "made up")
+GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 1, 256, True, "made up")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 256, True, "made up")
         *(("num_warps", x) for x in (0, -1, 3, 12, 32)),
         *(("batch_block", x) for x in (0, -16, 5, 100)),
         *((f"{name}_per_{of}", x) for name, of in COUNTS for x in (0, -8)),
+        ("balanced_blocks", 0),
     ],
 )
 def test_bad_row(field: str, value: int) -> None:
@@ -178,6 +179,8 @@ def test_cpu_under_an_override_keeps_the_interpreters_rows() -> None:
 def test_kind(page_size: int, source_page_size: int, kind: str) -> None:
     """How far apart the source entries are that neighbouring items read."""
     assert tuning.kind_of(page_size, source_page_size) == kind
+    stream = tuning.kind_of(page_size, source_page_size, stream=True)
+    assert stream == ("stream" if kind == "token" else kind)
 
 
 # Shapes for which nothing is allocated, up to what an engine could ask for and beyond.
@@ -231,7 +234,7 @@ def most_items(build: Build) -> int:
 @settings(max_examples=500, deadline=None)
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
-    row = lookup(where, tuning.kind_of(build.page_size, build.source_page_size), build.batch)
+    row = lookup(where, build.kind, build.batch)
     (x, y, z), block, direct, balance, _ = schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536

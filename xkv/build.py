@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xkv.tuning import Kind, kind_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -121,6 +123,11 @@ class Build:
     def batch(self) -> int:
         """Requests in the batch."""
         return int(self.seq_lens.shape[0])
+
+    @property
+    def kind(self) -> Kind:
+        """Which tuning rows serve it."""
+        return kind_of(self.page_size, self.source_page_size, stream=self.form != TABLE)
 
     @property
     def source_tokens(self) -> int:

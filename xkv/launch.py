@@ -53,8 +53,7 @@ def prepare(build: Build) -> Prepared:
 
 def tuned(build: Build, where: Platform) -> tuning.Tuning:
     """The tuning row of a build's kind and batch."""
-    kind = tuning.kind_of(build.page_size, build.source_page_size)
-    return dispatch.tuning_row(where, kind, build.batch)
+    return dispatch.tuning_row(where, build.kind, build.batch)
 
 
 def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
@@ -171,7 +170,7 @@ def warm(build: Build, max_batch: int | None) -> int:
 
 def _ways(build: Build, where: Platform, max_batch: int | None) -> Iterator[tuple[tuning.Tuning, Schedule]]:
     """The rows and schedules that builds like this can come to."""
-    kind, least = tuning.kind_of(build.page_size, build.source_page_size), 1
+    kind, least = build.kind, 1
     for row in dispatch.rows_of(where)[1]:
         if row.kind != kind:
             continue

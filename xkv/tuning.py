@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["token", "near", "far"]
+Kind = Literal["token", "stream", "near", "far"]
 
 # Source entries from one item's to the next within which DRAM, which gives 64 bytes at a time, is read whole.
 _NEAR = 16
@@ -16,17 +16,20 @@ class Tuning:
     """One row.
 
     Attributes:
-        kind: what of the source is read. "token": every entry (page size 1); "near": of entries up to
-            64 bytes apart the first, so that DRAM gives all of them; "far": entries farther apart.
+        kind: what is read and written. "token": every entry of the source (page size 1), into a table;
+            "stream": the same into a stream, whose rows begin anywhere and wait for a sum; "near": of
+            entries up to 64 bytes apart the first, so that DRAM gives all of them; "far": entries farther
+            apart.
         max_batch: the row serves batches up to this size; None: any.
         num_page_per_block: items a program writes at a time, NUM_PAGE_PER_BLOCK; a power of two.
         num_warps: warps of a program.
         programs_per_cu: programs a compute unit gets at most, shared out among the rows.
         blocks_per_program: blocks that a program writes of its row, at most. Where the programs come to
             the longest row so, no row needs another's.
-        balanced_per_cu: programs a compute unit gets at most where they do not: each then writes one
-            block of its row, counts what the whole batch has left, and writes its share of that.
+        balanced_per_cu: programs a compute unit gets at most where they do not: each then writes some blocks
+            of its row, counts what the whole batch has left, and writes its share of that.
         balanced_block: NUM_PAGE_PER_BLOCK where they do not.
+        balanced_blocks: those blocks of its row, at most.
         batch_block: requests a program looks at at a time when it sums over the batch.
         early: where launches overlap, let the next kernel's programs come as soon as this one's have
             begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
@@ -41,6 +44,7 @@ class Tuning:
     blocks_per_program: int
     balanced_per_cu: int
     balanced_block: int
+    balanced_blocks: int
     batch_block: int
     early: bool
     provenance: str
@@ -62,7 +66,7 @@ class Tuning:
                 raise ValueError(f"{name} must be <= 32768, got {getattr(self, name)}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
-        for name in ("programs_per_cu", "blocks_per_program", "balanced_per_cu"):
+        for name in ("programs_per_cu", "blocks_per_program", "balanced_per_cu", "balanced_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
@@ -73,16 +77,19 @@ class Tuning:
         )
 
 
-def kind_of(page_size: int, source_page_size: int) -> Kind:
-    """How far apart the entries are that neighbouring items read."""
+def kind_of(page_size: int, source_page_size: int, *, stream: bool = False) -> Kind:
+    """How far apart the entries are that neighbouring items read, and, of those side by side, what into."""
     entries = page_size // source_page_size
-    return "token" if entries <= 1 else "near" if entries <= _NEAR else "far"
+    if entries <= 1:
+        return "stream" if stream else "token"
+    return "near" if entries <= _NEAR else "far"
 
 
 # Only the interpreter runs these: small blocks, so that small cases cross them, but for rows that a program
 # shares out: the interpreter takes a millisecond a block.
 CPU_ROWS = (
-    Tuning("token", None, 64, 4, 2, 2, 2, 1024, 16, False, "interpreter only"),
-    Tuning("near", None, 16, 4, 2, 2, 2, 128, 16, False, "interpreter only"),
-    Tuning("far", None, 16, 4, 2, 2, 2, 128, 16, False, "interpreter only"),
+    Tuning("token", None, 64, 4, 2, 2, 2, 1024, 1, 16, False, "interpreter only"),
+    Tuning("stream", None, 64, 4, 2, 2, 2, 1024, 2, 16, False, "interpreter only"),
+    Tuning("near", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
+    Tuning("far", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
 )

@@ -36,6 +36,12 @@ class Workload(NamedTuple):
         return sum(-(-length // page_size) for length in self.lens)
 
 
+def _around(tokens: int, batch: int) -> tuple[int, ...]:
+    """Lengths a tenth more or less, odd ones too: an engine's begin and end anywhere."""
+    rng = random.Random(batch)
+    return tuple(rng.randint(tokens - tokens // 10, tokens + tokens // 10) for _ in range(batch))
+
+
 WORKLOADS = (
     Workload("1 x 128K", (128 * _K,), 128 * _K),
     Workload("1 x 1M", (1024 * _K,), 1024 * _K),
@@ -43,6 +49,7 @@ WORKLOADS = (
     Workload("32 x 32K in 128K", (32 * _K,) * 32, 128 * _K),
     Workload("64 x 128K", (128 * _K,) * 64, 128 * _K),
     Workload("256 x 4K in 128K", (4 * _K,) * 256, 128 * _K),
+    Workload("256 x ~4K in 128K", _around(4 * _K, 256), 128 * _K),
     Workload("256 x 8K in 1M", (8 * _K,) * 256, 1024 * _K),
     Workload("256 x 128K", (128 * _K,) * 256, 128 * _K),
     Workload("512 x 2K in 128K", (2 * _K,) * 512, 128 * _K),
