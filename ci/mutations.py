@@ -118,7 +118,7 @@ MUTATIONS = [
     ),
     Mutation(
         "fill past the width", ROWS,
-        "tl.minimum(tiles.to(tl.int64) * C.TAIL, view.capacity)", "tiles.to(tl.int64) * C.TAIL",
+        "tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)", "tiles.to(tl.int64) * policy.tail",
         "a tail runs over into the next row", "curated and fill",
     ),
     Mutation(
@@ -242,13 +242,20 @@ MUTATIONS = [
         "a block of a long row is given to its neighbour", "curated and skewed",
     ),
     Mutation(
-        "helper counts the first rows alone", SHARES,
-        "        if chunk + C.BATCH_BLOCK < req.batch:\n            upto",
-        "        if u < 0:\n            upto",
+        "helper stops too soon", SHARES,
+        "again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
+        "again = u + programs < upto",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
-        "share of a stream too small", SHARES, "end = u + each + (p < odd).to(tl.int32)", "end = u + each",
+        "helper counts the first rows alone", SHARES,
+        "            if chunk + C.BATCH_BLOCK < req.batch:\n                upto",
+        "            if u < 0:\n                upto",
+        "the last rows of a large batch are not finished", "every_chunk",
+    ),
+    Mutation(
+        "share of a stream too small", SHARES,
+        "return u, u + each + (p < odd).to(tl.int32)", "return u, u + each",
         "the blocks that do not divide evenly are never written", "curated and skewed",
     ),
     Mutation(
@@ -316,7 +323,7 @@ MUTATIONS = [
         "waits_for", "compile",
     ),
     Mutation(
-        "a number specialised", KERNEL, "do_not_specialize=list(range(52))",
+        "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
         "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
         "specialised", "compile",
     ),

@@ -133,11 +133,14 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
 
 
 def divisions(build: Build) -> int:
-    """Divisions by what only the launch knows; those by a page size or a tile are shifts.
+    """Divisions by what only the launch knows; those by a page size are shifts.
 
-    What a stream's long rows have left is divided by the programs, once.
+    By a tail's tile, in 32 bits: once in a stream, at most four times in a table. By the programs, of what a
+    stream's long rows have left: once.
     """
-    return 0 if build.form == TABLE else 1
+    if build.form == TABLE:
+        return 0 if build.tail_fill is None else 4
+    return 1 if build.tail_fill is None else 2
 
 
 def constant_divisors(text: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import building
@@ -159,6 +160,36 @@ def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not launcher.watched()
     monkeypatch.setattr(launcher, "_watchers", lambda: (knobs, [print]))
     assert launcher.watched()
+
+
+def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's has its launcher before its function: nobody may see it between."""
+
+    class Slow:
+        function, packed_metadata, _run = None, (), None
+
+        @property
+        def run(self):
+            if self._run is None:
+                self._run = _Launcher()
+                time.sleep(0.1)
+                self.function = 7
+            return self._run
+
+    kernel = Slow()
+    monkeypatch.setattr(launch, "xkv_kernel", lambda: SimpleNamespace(warmup=lambda *_, **__: kernel))
+    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    calls: list[object] = []
+    threads = [
+        threading.Thread(target=lambda n=n: calls.append(launch.compiled(0, f"config {n}", {}, [])))
+        for n in (1, 1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [call.args[4] for call in calls] == [7, 7, 7]
 
 
 def _prepared() -> tuple[launch.Prepared, object, object]:

@@ -155,7 +155,7 @@ class Build:
         What is not asked for is None, and so no argument of the compiled kernel at all: a launch
         costs less, and the constant bank that every program reads first stays small.
         """
-        source, queries = self.req_to_token, self.query_lens
+        source, tail, queries = self.req_to_token, self.tail_fill is not None, self.query_lens
         wants_q = self.views[0].cu_seqlens_q is not None
         args: list[Any] = [
             source, source.stride(0), source.shape[0], self.source_tokens,
@@ -170,8 +170,8 @@ class Build:
             *args,
             self.min_seq_len or None,
             self.min_last_page_len if any(v.kv_last_page_len is not None for v in self.views) else None,
-            self.tail_fill, self.missing_id,
-            None if self.status is None else int(self.expect_all), self.status,
+            (self.tail_tile or INT32_MAX) if tail else None, self.tail_fill,
+            self.missing_id, None if self.status is None else int(self.expect_all), self.status,
         ]  # fmt: skip
 
 

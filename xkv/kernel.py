@@ -23,7 +23,7 @@ import triton.language as tl
 from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
 from xkv.kernel_blocks import load_block, store_block
 from xkv.kernel_rows import before, clip, describe, fill_end, report, report_least, row_blocks
-from xkv.kernel_shares import seek, share, survey
+from xkv.kernel_shares import run_of, seek, survey
 
 __all__ = ["Config", "xkv_build"]
 
@@ -34,6 +34,7 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
 
     The next block is looked for and read before this one is written: one is always on its way.
     """
+    STREAM: tl.constexpr = C.FORM != TABLE
     b = tl.program_id(0)
     block = tl.program_id(1)
     if SUMS:
@@ -44,29 +45,41 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
     entry = load_block(block, row, first, end, items, req, view, policy, C)
     stop = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
     step = tl.num_programs(1)
-    if C.BALANCE:
-        total, base = survey(b, p.to(tl.int64 if C.WIDE else tl.int32) * 0, req, view, policy, C)
-        u, end_u, step_u = share(p, programs, total, C)
+    u = p
+    if C.WIDE:
+        u = p.to(tl.int64)
+    total = u * 0
+    end_u = total
+    if C.BALANCE and STREAM:
+        total, base = survey(b, total, req, view, policy, C)
+        u, end_u = run_of(p, programs, total)
     else:
         base = before(b, req, view, policy, C)
     worst = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
-    more = b <= req.batch
+    again = b <= req.batch
+    more = again
     while more:
         next_b, next_block, next_base = b, block + step, base
         next_first, next_end, next_items, next_entry = first, end, items, entry
         more = next_block < stop
-        if C.BALANCE:
+        if C.BALANCE and not STREAM:
+            if (next_block >= stop) & again:
+                next_b, next_block, next_base, again = seek(u, programs, total, req, view, policy, C)
+                u += programs
+                more = next_b < req.batch
+        if C.BALANCE and STREAM:
             if (next_block >= stop) & (u < end_u):
-                next_b, next_block, next_base = seek(u, total, req, view, policy, C)
+                next_b, next_block, next_base, _ = seek(u, programs, total, req, view, policy, C)
                 more = next_b < req.batch
                 row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
-                stop = 0
-                if C.FORM != TABLE:  # its neighbours in the row are the program's too
-                    stop = row_blocks(next_b, next_items, req, view, policy, C)
-                    stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)
+                # its neighbours in the row are the program's too
+                stop = row_blocks(next_b, next_items, req, view, policy, C)
+                stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)
                 step = 1
-                u += tl.maximum(stop - next_block, step_u)
+                u += tl.maximum(stop - next_block, 1)
         if more:
+            if not STREAM:
+                row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
             next_entry = load_block(next_block, row, next_first, next_end, next_items, req, view, policy, C)
         worst = store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
@@ -150,7 +163,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
     if C.TAIL and STREAM:
         total = tl.minimum(_write_sums(p, programs, req, view, policy, C), view.capacity)
-        end = fill_end(total, view, C)
+        end = fill_end(total, view, policy)
         for at in range(total + p * C.NUM_PAGE_PER_BLOCK, end, programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
@@ -165,7 +178,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(52)))
+@triton.jit(do_not_specialize=list(range(53)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",
@@ -178,7 +191,7 @@ def xkv_build(
     start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
-    min_len, min_last, tail_fill, missing_id: "i32", expect_all, status_ptr,
+    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
@@ -191,7 +204,7 @@ def xkv_build(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
         delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(min_len, min_last, tail_fill, missing_id, expect_all, status_ptr, direct)
+    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct)
     view = View(
         start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,

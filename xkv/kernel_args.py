@@ -34,7 +34,7 @@ class Config(str):
     SOURCE_PAGE_SIZE: int
     MAP_PAGE_SIZE: int
     FORM: int
-    TAIL: int
+    TAIL: bool
     NUM_PAGE_PER_BLOCK: int
     BATCH_BLOCK: int
     BALANCE: bool
@@ -99,6 +99,7 @@ class Policy(NamedTuple):
 
     min_len: Any
     min_last: Any
+    tail: Any
     tail_fill: Any
     missing_id: Any
     expect_all: Any

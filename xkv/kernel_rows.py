@@ -109,20 +109,18 @@ def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
 
 
 @triton.jit
-def fill_end(items, view, C: tl.constexpr):
+def fill_end(items, view, policy):
     """How far a row or a stream is written: to the end of its tile, and at least one tile."""
-    if C.TAIL == INT32_MAX:  # the tile is all that there is room for
-        return items.to(tl.int64) * 0 + view.capacity
-    else:
-        tiles = (tl.maximum(items, 1).to(tl.int32) - 1) // C.TAIL + 1
-        return tl.minimum(tiles.to(tl.int64) * C.TAIL, view.capacity)
+    # a division in 32 bits: in 64 it is a function of a hundred instructions on the way to the first store
+    tiles = (tl.maximum(items, 1).to(tl.int32) - 1) // policy.tail + 1
+    return tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)
 
 
 @triton.jit
 def written_entries(b, items, req, view, policy, C: tl.constexpr):
     """Entries of a table's row that are written, those of its tail's fill included."""
     if C.TAIL:  # an empty row has a tile to fill, a row past the batch has none
-        items = tl.where(b < req.batch, fill_end(items, view, C), 0).to(tl.int32)
+        items = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
     return items
 
 

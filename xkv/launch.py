@@ -17,7 +17,7 @@ import torch
 
 from xkv import dispatch, switches, tuning
 from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
-from xkv.launcher import Call, record, watched
+from xkv.launcher import LOADING, Call, record, watched
 from xkv.platforms import Platform, platform
 from xkv.schedule import Schedule, reschedule, schedule
 
@@ -140,9 +140,10 @@ def compiled(device: int, config_: Any, options_: dict[str, Any], tensors: list[
     """Compiles and loads a kernel, once, launching nothing; returns how to launch it cheaply."""
     key = (device, config_, *options_.values(), *map(_kind, tensors))
     if key not in _compiled:
-        with torch.cuda.device(device):
-            kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), **options_)
-            _compiled[key] = record(kernel, len(tensors) + 1)
+        with LOADING, torch.cuda.device(device):
+            if key not in _compiled:
+                kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), **options_)
+                _compiled[key] = record(kernel, len(tensors) + 1)
     return _compiled[key]
 
 
@@ -226,15 +227,10 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        tail(build), plan.block, row.batch_block, plan.balance, plan.wide,
+        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
         overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
         lane_16(build, where),
     )  # fmt: skip
-
-
-def tail(build: Build) -> int:
-    """Entries of the tile that a fill ends with; 0: there is no fill."""
-    return 0 if build.tail_fill is None else build.tail_tile or INT32_MAX
 
 
 def lane_16(build: Build, where: Platform) -> bool:

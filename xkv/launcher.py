@@ -6,6 +6,7 @@ It is recorded once a kernel, not written down here, so that it holds for every 
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any, NamedTuple
 
 
@@ -30,6 +31,9 @@ class Call(NamedTuple):
         return args, at
 
 
+# Triton's kernel has its launcher before it has its function: a thread that came while another loads it would
+# launch nothing's address.
+LOADING = threading.RLock()
 _GRID, _STREAM = (object(), object(), object()), object()
 
 
@@ -37,7 +41,7 @@ def record(kernel: Any, count: int) -> Call | None:
     """Has Triton's launcher call a recorder in place of the driver's, with marks for arguments.
 
     Args:
-        kernel: a CompiledKernel, loaded.
+        kernel: a CompiledKernel, which this loads; its caller holds `LOADING`.
         count: how many arguments it has, constexprs among them.
 
     Returns:

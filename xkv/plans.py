@@ -182,10 +182,10 @@ def forget() -> None:
 def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     """Compiles and loads all that calls like this one can need, without making it.
 
-    After it no call of that op compiles or loads that has the same page sizes, the same ``tail_tile`` and
-    the same arguments given, whatever their batch, widths, strides, lengths, and int dtypes of ``[batch]``
-    arguments. It takes a second or so a kernel where Triton has none in its cache on disk, and does nothing
-    on a CPU. An op's own ``Raises`` hold; syncs as that op does.
+    After it no call of that op compiles or loads that has the same page sizes and the same arguments
+    given, whatever their batch, widths, strides, lengths, and int dtypes of ``[batch]`` arguments. It takes
+    a second or so a kernel where Triton has none in its cache on disk, and does nothing on a CPU. An
+    op's own ``Raises`` hold; syncs as that op does.
 
     Args:
         op: `xkv.build_page_table`, `xkv.build_kv_indices` or `xkv.build_slot_mapping`.

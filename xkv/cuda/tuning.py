@@ -36,14 +36,15 @@ _SM90 = (
         "1.018 of the best of each point, most 1.17 (32 x 32K in 128K, page 1, csr)",
     ),
     Tuning(
-        "stream", 16, 2048, 4, 8, 2, 2, 1024, 2, 16, True,
+        "stream", 16, 2048, 4, 8, 2, 2, 1024, 1, 16, True,
         "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.013 of the best of each point, most 1.06 (1 x 1M, page 1)",
+        "1.003 of the best of each point, most 1.01 (1 x 128K, page 1, csr)",
     ),
     Tuning(
         "stream", None, 2048, 8, 4, 4, 4, 2048, 2, 256, True,
         "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.018 of the best of each point, most 1.17 (32 x 32K in 128K, page 1, csr)",
+        "1.020 of the best of each point, most 1.14 (4 x 128K + 252 x 2K in 128K, page 1, "
+        "csr)",
     ),
 )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xkv import launch
-from xkv.launcher import Call, record, watched
+from xkv.launcher import LOADING, Call, record, watched
 
 _MOST = 4096  # grids remembered: an engine has a few batch sizes
 
@@ -48,8 +48,9 @@ class Launcher:
         if ready is None:
             call = None if watched() else self._calls.get(kind)
             if call is None:
-                self._front_door(device, grid, (*tensors, *numbers, *constexprs))
-                self._record(kind, device, (*tensors, *numbers, *constexprs))
+                with LOADING:
+                    self._front_door(device, grid, (*tensors, *numbers, *constexprs))
+                    self._record(kind, device, (*tensors, *numbers, *constexprs))
                 return
             if len(self._ready) >= _MOST:
                 self._ready.clear()
