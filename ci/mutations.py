@@ -132,6 +132,12 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
+        "int32 for int64: items before a row of its own", SHARES,
+        "base += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)",
+        "base += tl.sum(tl.where(i < b, items, 0), 0)",
+        "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
+    ),
+    Mutation(
         "map bound <= for <", BLOCKS, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
         "the entry past a map is taken for a page", "id_just_past or curated and map",
     ),

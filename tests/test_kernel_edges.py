@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import building
@@ -107,12 +108,16 @@ def test_stream_that_just_fits(device: str) -> None:
         assert (int(build.status) == 2**63 - 1) == (room == 8)
 
 
-def test_stream_beyond_31_bits(device: str) -> None:
+@pytest.mark.parametrize("blocks", [1, 9], ids=["balanced", "direct"])
+def test_stream_beyond_31_bits(blocks: int, device: str) -> None:
     """Rows that would begin past 2**31 entries, in a stream with room for a few."""
+    row = dataclasses.replace(ROWS[0], blocks_per_program=blocks)
     build = plain(CSR, device, [2**28 - 1024] * 10, [0] * 10, 20)
     build.req_to_token = torch.arange(2**18 - 1, dtype=torch.int32, device=device)[None]
     build.source_page_size, build.page_size = 1024, 1
-    check(build, ROWS[0], device)
+    if device == "cpu":  # a GPU has programs enough
+        assert launch.schedule(build, row, xkv.platform(device)).balance == (blocks == 1)
+    check(build, row, device)
 
 
 @pytest.mark.parametrize("form", [TABLE, CSR], ids=NAMES.get)
