@@ -26,7 +26,7 @@ pytestmark = pytest.mark.compile
 LACKING = {
     ("cuda", "token csr"): 1,
     ("cuda", "triton"): 1,
-    ("cuda", "slots"): 1,
+    ("cuda", "slots"): 2,  # with Triton 3.8 and 3.9, on sm120; else 1
     ("cuda", "larger source pages"): 1,
     ("hip", "slots"): 1,
     ("hip", "aiter_mla"): 1,
