@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import building
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import xkv
 from xkv import dispatch, metadata, oracle, platforms
+from xkv.captured import CapturedBuild
 
 NAMES = sorted(dispatch.specs_of("cpu"))
 PAGE_SIZES = [(name, p) for name in NAMES for p in dispatch.specs_of("cpu")[name].page_sizes if p <= 128]
@@ -355,6 +357,25 @@ def test_capture_needs_a_gpu() -> None:
         make("flashmla", "cpu").capture(4)
 
 
+def test_what_a_replay_copies_in() -> None:
+    """On a CPU, with a graph that does nothing: padded, and never wrapped."""
+    captured = object.__new__(CapturedBuild)
+    captured.batch_size, captured._pad_seq_len = 4, 9
+    captured.metadata = make("triton", "cpu").build(*batch("cpu"))
+    captured._graph = SimpleNamespace(replay=lambda: None)
+    for dtype in (torch.int32, torch.int64):
+        captured.req_pool_indices, captured.seq_lens = torch.full((2, 4), 7, dtype=dtype)
+        captured.replay()
+        assert captured.seq_lens.tolist() == [7] * 4
+        captured.replay(torch.tensor([3], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
+        assert captured.req_pool_indices.tolist() == [3, 0, 0, 0]
+        assert captured.seq_lens.tolist() == [5, 9, 9, 9]
+    captured.seq_lens = captured.seq_lens.int()
+    with pytest.raises(TypeError, match="seq_lens must be torch.int32 as the buffer is, got torch.int64"):
+        captured.replay(torch.tensor([1]), torch.tensor([2**32 + 5]))
+    assert captured.seq_lens.tolist() == [5, 9, 9, 9]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mode", [{}, {"seq_lens_delta": 4, "query_lens": 4}], ids=["decode", "verify"])
@@ -394,8 +415,10 @@ def test_captured_on_the_engines_own_buffers() -> None:
         check(builder, plain.replay(new_rows, new_lens), new_rows, [0] * 4, values)
         plain.seq_lens.zero_()
         check(builder, plain.replay(), new_rows, [0] * 4, [0] * 4)
-    captured.replay(*batch("cuda", [7]))
+    captured.replay(*(x.int() for x in batch("cuda", [7])))
     assert lens[:5].tolist() == [7, 0, 0, 0, 0]
+    with pytest.raises(TypeError, match="seq_lens must be torch.int32 as the buffer is"):
+        captured.replay(*(x.long() for x in batch("cuda", [7])))
     with pytest.raises(TypeError, match="req_pool_indices must be a torch"):
         captured.replay(seq_lens=lens[:4])
     with pytest.raises(ValueError, match="seq_lens must have batch_size entries, 4, got 8"):

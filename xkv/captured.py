@@ -60,7 +60,7 @@ class CapturedBuild:
             ``metadata``. Does not sync.
 
         Raises:
-            TypeError: another dtype, or one without the other.
+            TypeError: another dtype, int64 for a buffer of int32 (it might wrap), or one without the other.
             ValueError: a batch larger than what was captured, or another device. Nothing was written.
         """
         if req_pool_indices is not None or seq_lens is not None:
@@ -77,6 +77,10 @@ class CapturedBuild:
                 f" got {batch}"
             )
         checks.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
+        for name, value in (("seq_lens", seq_lens), ("req_pool_indices", req_pool_indices)):
+            buffer = getattr(self, name)
+            if value.dtype.itemsize > buffer.dtype.itemsize:
+                raise TypeError(f"{name} must be {buffer.dtype} as the buffer is, got {value.dtype}")
         self.req_pool_indices[:batch].copy_(req_pool_indices)
         self.seq_lens[:batch].copy_(seq_lens)
         if batch < self.batch_size:

@@ -282,6 +282,9 @@ class MetadataBuilder:
 
         Returns:
             What replays it.
+
+        Raises:
+            TypeError, ValueError: as in `build`, or buffers of another dtype, size or device.
         """
         checks.integer("batch_size", batch_size, 1, self.max_batch_size)
         checks.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
