@@ -59,13 +59,12 @@ def seek(u, programs, total, req, view, policy, C: tl.constexpr):
         left = blocks_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
         if C.FORM == TABLE:
             upto = seen + tl.sum(left, 0)
-            more = (u >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
-            again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)
         else:
             upto = total
             if chunk + C.BATCH_BLOCK < req.batch:
                 upto = seen + tl.sum(left, 0)
-            more = (u >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
+        more = (u >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
+        again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)
         passed = left >= 0
         if u < upto:
             sums = seen + tl.cumsum(left, 0)
