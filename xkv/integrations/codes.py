@@ -6,7 +6,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 
@@ -24,3 +24,27 @@ def code(source: str) -> str:
 def code_of(function: Callable[..., Any]) -> str:
     """The same of a function that was imported."""
     return code(inspect.getsource(function))
+
+
+def why_unknown(
+    function: Callable[..., Any], codes: Container[str], shown: Callable[..., Any] | None = None
+) -> str | None:
+    """Why an imported function is none that xkv was compared with, or None.
+
+    Args:
+        function: the function.
+        codes: `code` of each that it may be.
+        shown: what of it is said behind its own code, as `inspect.signature`; None: nothing.
+    """
+    try:
+        found = code_of(function)
+    except (OSError, SyntaxError, TypeError) as error:
+        return f"its source cannot be read ({error})"
+    if found in codes:
+        return None
+    return f"its code {found}{'' if shown is None else shown(function)} is not one that xkv knows"
+
+
+def is_kernel(x: Any) -> bool:
+    """Whether it is a function of Triton's, to be launched as ``x[grid](...)``."""
+    return hasattr(type(x), "__getitem__") and hasattr(x, "fn")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xkv.integrations import importing
-from xkv.integrations.codes import code_of
+from xkv.integrations.codes import why_unknown
 
 log = logging.getLogger("xkv.integrations.sglang")
 
@@ -46,13 +46,9 @@ def _apply(method: Method) -> None:
         return
     if hasattr(original, "xkv_original"):
         return
-    try:
-        found = code_of(original)
-    except (OSError, SyntaxError, TypeError) as error:
-        log.warning("xkv: %s is left alone: its source cannot be read (%s)", name, error)
-        return
-    if found not in method.codes:
-        log.warning("xkv: %s is left alone: its code %s is not one that xkv knows", name, found)
+    why = why_unknown(original, method.codes)
+    if why is not None:
+        log.warning("xkv: %s is left alone: %s", name, why)
         return
 
     @functools.wraps(original)

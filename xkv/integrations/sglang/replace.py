@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xkv.integrations.codes import code_of
+from xkv.integrations.codes import is_kernel, why_unknown
 
 
 class Replacement(NamedTuple):
@@ -44,14 +44,11 @@ def replace(row: Replacement) -> bool:
         return False
     if replaced(kernel):
         return True
-    if not hasattr(type(kernel), "__getitem__") or not hasattr(kernel, "fn"):
+    if not is_kernel(kernel):
         raise UnknownError(f"it is no Triton kernel but a {type(kernel).__name__}")
-    try:
-        found = code_of(kernel.fn)
-    except (OSError, SyntaxError, TypeError) as error:
-        raise UnknownError(f"its source cannot be read ({error})") from error
-    if found not in row.codes:
-        raise UnknownError(f"its code {found}{inspect.signature(kernel.fn)} is not one that xkv knows")
+    why = why_unknown(kernel.fn, row.codes, inspect.signature)
+    if why is not None:
+        raise UnknownError(why)
     swap(kernel, row.launch)
     return True
 

@@ -11,6 +11,7 @@ import importlib
 import logging
 from typing import Any
 
+from xkv.integrations.codes import is_kernel
 from xkv.integrations.vllm.known import Known
 
 _log = logging.getLogger("vllm.xkv")
@@ -26,7 +27,7 @@ def register(kernel: Known) -> None:
     original = getattr(host, attribute)
     if hasattr(original, "xkv_original"):
         return
-    if not hasattr(original, "fn") or not hasattr(type(original), "__getitem__"):
+    if not is_kernel(original):
         _log.warning("xkv leaves %s alone: it is no Triton kernel but a %s", name, type(original).__name__)
         return
     launch = _function(kernel.launch)
