@@ -49,39 +49,30 @@ def work(at: Inputs, peers: contenders.Peers) -> tuple[dict[str, timing.Work], l
     for row in _STEPS:
         if row.backend not in here:
             continue
-        captured = _builder(row, at).capture(
-            at.batch, req_pool_indices=steps[0].rows, seq_lens=steps[0].lens
-        )
-        if theirs is None:
-            calls[f"{row.backend}: {OURS} build"] = _ours(row, at), steps
-            calls[f"{row.backend}: {OURS} replay"] = _replay(captured), [None]
-            continue
-        found = list(compared.differences(row, theirs, at.source, at.load.capacity, steps))
-        wrong += [f"{row.name}: {what}" for what in found[:1]]
-        both = compared.both(row, theirs, at.source, at.batch, at.load.capacity)
-        calls[f"{row.backend}: step, theirs"] = both[0], steps
-        calls[f"{row.backend}: step, {OURS} build"] = both[1], steps
-        calls[f"{row.backend}: step, {OURS} replay"] = _replay(captured), [None]
+        name = f"{row.backend}:"
+        if theirs is not None:
+            name += " step,"
+            found = list(compared.differences(row, theirs, at.source, at.load.capacity, steps))
+            wrong += [f"{row.name}: {what}" for what in found[:1]]
+            both = compared.both(row, theirs, at.source, at.batch, at.load.capacity)
+            calls[f"{name} theirs"] = both[0], steps
+        build, replay = _ours(row, at, steps[0])
+        calls[f"{name} {OURS} build"] = build, steps
+        calls[f"{name} {OURS} replay"] = replay, [None]
     for call, inputs in calls.values():
         for one in inputs:
             call(one)
     return calls, wrong
 
 
-def _ours(row: compared.Row, at: Inputs) -> Any:
-    builder = _builder(row, at)
-    return lambda step: builder.build(step.rows, step.lens)
-
-
-def _replay(captured: Any) -> Any:
-    return lambda _: captured.replay()
-
-
-def _builder(row: compared.Row, at: Inputs) -> xkv.MetadataBuilder:
-    return xkv.MetadataBuilder(
+def _ours(row: compared.Row, at: Inputs, step: Step) -> tuple[Any, Any]:
+    """What builds a step, and what replays this one, captured."""
+    builder = xkv.MetadataBuilder(
         row.backend, at.source, max_batch_size=at.batch, max_context_len=at.load.capacity,
         page_size=row.page_size,
     )  # fmt: skip
+    captured = builder.capture(at.batch, req_pool_indices=step.rows, seq_lens=step.lens)
+    return lambda step: builder.build(step.rows, step.lens), lambda _: captured.replay()
 
 
 def left_out(device: Any) -> list[str]:
