@@ -26,14 +26,15 @@ _SM90 = (
         "1.002 of the best of each point, most 1.01 (256 x 4K in 128K, page 16, csr)",
     ),
     Tuning(
-        "token", 16, 2048, 4, 8, 2, 2, 1024, 1, 16, True,
+        "token", 16, 1024, 4, 8, 4, 4, 512, 1, 16, True,
         "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.013 of the best of each point, most 1.06 (1 x 1M, page 1)",
+        "1.007 of the best of each point, most 1.01 (8 x 8K in 1M, page 1)",
     ),
     Tuning(
-        "token", None, 2048, 8, 4, 4, 4, 2048, 1, 256, True,
+        "token", None, 1024, 4, 8, 4, 8, 1024, 1, 256, True,
         "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.018 of the best of each point, most 1.17 (32 x 32K in 128K, page 1, csr)",
+        "1.023 of the best of each point, most 1.11 (256 x ~4K in 128K, page 1); the first of "
+        "its list has 2048 for 1024 and 32 x 32K in 4.3 us for 4.1",
     ),
     Tuning(
         "stream", 16, 2048, 4, 8, 2, 2, 1024, 1, 16, True,
