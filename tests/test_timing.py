@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_host_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     once = ["sync", 1, 2, 1, "sync", "x", "x", "x"]
     assert seen == [*once, *once, "sync"]
     assert found == {"a": pytest.approx([2.0, 2.0]), "b": pytest.approx([2.0, 2.0])}
+
+
+def test_device_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is busy before the first replay that counts is queued."""
+    gpu = Fake(monkeypatch, {"a": 0.002})
+    plain = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: plain(*size, **options | {"device": "cpu"}))
+    assert timing.device_us(lambda n: "a", range(16)) == pytest.approx(2.0)
+    replays = ["mark"] + ["a", "mark"] * (timing._WARM_REPLAYS + timing._REPLAYS)
+    assert gpu.log == ["a", *["flush 1048576"] * timing._FILLS, *replays, "sync"]
+
+
+@pytest.mark.gpu
+def test_a_slow_host_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take the GPU less than the host needs to queue them."""
+    x = torch.zeros(8, dtype=torch.int64, device="cuda")
+    x.add_(1)
+    found = [timing.device_us(lambda _: x.add_(1), range(4))]
+    plain = torch.cuda.CUDAGraph.replay
+
+    def slow(graph: torch.cuda.CUDAGraph) -> None:
+        time.sleep(2e-5)  # takes about 80 us
+        plain(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", slow)
+    found.append(timing.device_us(lambda _: x.add_(1), range(4)))
+    assert found[1] < 1.3 * found[0] + 0.5, found
+    assert found[1] < 5, found
 
 
 @pytest.mark.gpu

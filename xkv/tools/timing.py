@@ -31,6 +31,7 @@ _REPEATS = 15
 # of up to 10 launches: more would fill the queue, and the host would wait for the GPU
 _CALLS = 100
 _FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
+_FILLS = 16  # of so many bytes, which take a GPU 2 ms and more
 _COPY = 1 << 30  # bytes
 
 
@@ -77,8 +78,12 @@ def launches(call: Callable[[T], object], one: T) -> int:
 def device_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
     """Times one call on the GPU: a graph of one for each input, the median over its replays."""
     graph = capture(call, inputs)
-    # all of them are queued at once, so that the GPU never waits for the host between two events
+    graph.replay()  # the first replay also uploads it
     marks = [_event() for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
+    fill = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
+    # the GPU is kept busy until all is queued: a replay of short steps can cost the host more than the GPU
+    for _ in range(_FILLS):
+        fill.zero_()
     marks[0].record()
     for mark in marks[1:]:
         graph.replay()
