@@ -201,6 +201,19 @@ MUTATIONS = [
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
+        "page of a larger page too wide", BLOCKS, "(entry <= INT32_MAX // UNITS)", "(entry <= INT32_MAX)",
+        "a page id that does not fit in int32 wraps into another one", "larger_pages",
+    ),
+    Mutation(
+        "huge id of a larger page", BLOCKS, "            have = have & (entry < ID_MAX)\n    else:",
+        "            have = have & (entry >= 0)\n    else:",
+        "an id that is none becomes a page", "larger_pages",
+    ),
+    Mutation(
+        "place in a larger page", BLOCKS, "page += (at + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
+        "a block that begins inside of a larger page shows its first tokens", "page_id or slots",
+    ),
+    Mutation(
         "id too wide for the output", BLOCKS, "have = have & (page <= INT32_MAX)", "have = have",
         "an id past 2**31 - 1 wraps to another page", "huge_ids",
     ),

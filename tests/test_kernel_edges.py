@@ -90,6 +90,26 @@ def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
         check(build, ROWS[0], device)
 
 
+@pytest.mark.parametrize("out", [torch.int32, torch.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize("ids", [torch.int32, torch.int64], ids=["of int32", "of int64"])
+@every_form
+def test_pages_in_larger_pages(form: int, ids: torch.dtype, out: torch.dtype, device: str) -> None:
+    """The last source page of which all pages fit in the output, the first of which none does, and worse."""
+    for page_size in (1, 4):
+        last = 2**31 // (16 // page_size) - 1
+        source = [last, last + 1, 5, -1, 2**31 - 1, last - 1]
+        if ids == torch.int64:
+            source += [2**31, 2**32 + 5, 2**48 - 1, 2**48, 2**62 + 3, -(2**62), -(2**32) + 5]
+        build = plain(form, device, [16 * len(source) - 3, 40, 1], [0, 1, 0], 400)
+        build.page_size, build.source_page_size = 1 if form == SLOTS else page_size, 16
+        build.req_to_token = torch.tensor(source, dtype=ids, device=device).repeat(2, 1)
+        if form == SLOTS:
+            build.query_lens = build.seq_lens
+        view = build.views[0]
+        view.out = guarded(3, 400, 401, out, device) if form == TABLE else guarded_1d(900, out, device)
+        check(build, ROWS[0], device)
+
+
 @pytest.mark.parametrize("expect_all", [True, False])
 def test_id_just_past_a_map(expect_all: bool, device: str) -> None:
     """It is reported, also where missing ids are expected."""

@@ -94,6 +94,14 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
         page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
         if entry.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int64:
             have = have & (entry < ID_MAX)  # in int32 outputs no such id fits anyway
+    elif view.token_map_ptr is None and view.page_map_ptr is None:
+        UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, as wide as the output
+        page += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        if view.out_ptr.dtype.element_ty == tl.int32:
+            have = have & (entry <= INT32_MAX // UNITS)  # what fits in the output
+        else:
+            have = have & (entry < ID_MAX)
     else:
         have = have & live & (entry.to(tl.int64) < ID_MAX)
         token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
