@@ -22,14 +22,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 GPUS = 0 if INTERPRETED else torch.cuda.device_count()
 
 if INTERPRETED:
-    from triton.runtime import interpreter
+    import shadow
 
-    def _hold_hint(self: interpreter.TensorHandle, key: str, value: list[int]) -> None:
-        """What the kernel says of a pointer must be so: a GPU faults where the interpreter reads on."""
-        if key == "tt.divisibility":
-            assert (self.data % value[0] == 0).all(), f"{self.data} is no multiple of {value[0]}"
-
-    interpreter.TensorHandle.set_attr = _hold_hint
+    shadow.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,166 @@
+"""A memory checker for Triton's interpreter: what a GPU would forgive, or make a race of, is an error there.
+
+Within every launch of the kernel, by every test of that tier:
+
+* nothing is read or written but the elements of the launch's own tensors, the gaps between rows of a strided
+  one excluded; nothing is written but outputs
+* no word is written twice, by whichever programs, and none that is written is read: programs run in any order
+* a hint about a pointer's alignment holds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from triton.runtime import interpreter
+
+from xkv.kernel import xkv_build
+
+_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q"}  # the second view's have a 2 behind
+
+
+class Region(NamedTuple):
+    """The bytes of one tensor: ``rows`` times ``width`` of them, ``stride`` apart."""
+
+    name: str
+    begin: int
+    rows: int
+    width: int
+    stride: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.rows} rows of {self.width} bytes, {self.stride} apart)"
+
+    def takes(self, what: str) -> bool:
+        """Whether such an access may go there."""
+        if what == "atomic":
+            return self.name == "status_ptr"
+        return what == "read" or self.name.removesuffix("_ptr").removesuffix("2") in _OUTPUTS
+
+    def holds(self, at: Any, size: int) -> Any:
+        """Which of the addresses begin ``size`` bytes that are all the tensor's."""
+        row, column = np.divmod(at - self.begin, self.stride)
+        return (row >= 0) & (row < self.rows) & (column + size <= self.width)
+
+
+def region(name: str, x: torch.Tensor) -> Region:
+    """Where a tensor of one or two dimensions lies."""
+    size, shape = x.element_size(), (1, *x.shape)[-2:]
+    if shape[1] > 1 and x.stride(-1) != 1:
+        raise AssertionError(f"{name}: entries of a row do not lie side by side: {x.stride()}")
+    width = shape[1] * size
+    stride = x.stride(0) * size if x.dim() == 2 and shape[0] > 1 else max(width, 1)
+    return Region(name, x.data_ptr(), shape[0], width, stride)
+
+
+class Shadow:
+    """What one launch may touch, and what it has."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.regions = [region(name, x) for name, x in tensors.items()]
+        self.read: list[Any] = []
+        self.written: list[Any] = []
+
+    def touch(self, what: str, ptrs: Any, mask: Any) -> Any:
+        """Raises where an active lane's address is nobody's; returns the addresses."""
+        size = ptrs.get_element_ty().primitive_bitwidth // 8
+        at = np.atleast_1d(ptrs.data)[np.atleast_1d(mask.data).astype(bool)].astype(np.int64)
+        if not len(at):
+            return at
+        nobodys = np.ones(len(at), dtype=bool)
+        for place in self.regions:
+            if place.takes(what):
+                nobodys &= ~place.holds(at, size)
+                if not nobodys.any():
+                    break
+        else:
+            raise AssertionError(f"{self._program()} {what} {self._named(int(at[nobodys][0]))}")
+        return at
+
+    def end(self) -> None:
+        """Raises where programs would have raced."""
+        written = np.sort(np.concatenate([np.empty(0, np.int64), *self.written]))
+        twice = written[1:][written[1:] == written[:-1]]
+        if len(twice):
+            raise AssertionError(f"written twice in one launch: {self._named(int(twice[0]))}")
+        read = np.concatenate([np.empty(0, np.int64), *self.read])
+        both = np.intersect1d(read, written)
+        if len(both):
+            raise AssertionError(f"read and written in one launch: {self._named(int(both[0]))}")
+
+    def _named(self, address: int) -> str:
+        """An address as bytes past the begin of the tensor that begins before it."""
+        before = [place for place in self.regions if place.begin <= address]
+        if not before:
+            return f"address {address:#x}, before all tensors"
+        place = max(before, key=lambda place: place.begin)
+        return f"byte {address - place.begin} of {place}"
+
+    @staticmethod
+    def _program() -> str:
+        return f"program {interpreter.interpreter_builder.grid_idx}:"
+
+
+_launch: list[Shadow] = []  # of the launch that runs
+_reads: list[Any] | None = None  # of `recorded`
+
+
+@contextmanager
+def recorded() -> Iterator[list[Any]]:
+    """The addresses that launches within it read."""
+    global _reads
+    _reads = found = []
+    try:
+        yield found
+    finally:
+        _reads = None
+
+
+def install() -> None:
+    """Puts the checker in the interpreter, for good."""
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
+    launch = executor.__call__
+
+    def checked_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
+        if _launch:
+            _launch[-1].read.append(_launch[-1].touch("read", ptrs, mask))
+        return load(self, ptrs, mask, *args)
+
+    def checked_store(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
+        if _launch:
+            _launch[-1].written.append(_launch[-1].touch("write", ptrs, mask))
+        return store(self, ptrs, value, mask, *args)
+
+    def checked_atomic(self: Any, op: Any, ptr: Any, value: Any, mask: Any, *args: Any) -> Any:
+        if _launch:
+            _launch[-1].touch("atomic", ptr, mask)
+        return atomic(self, op, ptr, value, mask, *args)
+
+    def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.fn is not xkv_build.rewrite():  # engines' kernels are not ours to check
+            launch(self, *args, **kwargs)
+            return
+        named = zip(self.arg_names, args, strict=False)
+        shadow = Shadow({name: x for name, x in named if isinstance(x, torch.Tensor)})
+        _launch.append(shadow)
+        try:
+            launch(self, *args, **kwargs)
+        finally:
+            _launch.pop()
+        shadow.end()
+        if _reads is not None:
+            _reads.extend(shadow.read)
+
+    def checked_hint(self: Any, key: str, value: list[int]) -> None:
+        if key == "tt.divisibility":
+            assert (self.data % value[0] == 0).all(), f"{self.data} is no multiple of {value[0]}"
+
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
+    builder.create_atomic_rmw = checked_atomic
+    executor.__call__ = checked_launch
+    interpreter.TensorHandle.set_attr = checked_hint

@@ -1,0 +1,124 @@
+"""The interpreter's memory checker finds what is planted, and shows that no needless entry is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import building
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from cases import CASES, make
+from conftest import INTERPRETED
+from test_kernel import ROWS, check
+from triton.runtime import interpreter
+
+import xkv
+from xkv import kernel, launch
+from xkv.build import CSR, TABLE, Build, View
+
+pytestmark = pytest.mark.interpret
+
+if INTERPRETED:
+    import shadow
+
+
+def csr(name: str = "skewed") -> Build:
+    return make(CASES[name], CSR, 1, 1, torch.int32, "cpu")
+
+
+def test_what_is_right_passes() -> None:
+    check(csr(), ROWS[0], "cpu")
+
+
+def test_an_entry_too_many_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gap behind a row is the source's storage, and none of its entries."""
+    honest: Callable[[Build], int] = Build.source_tokens.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Build, "source_tokens", property(lambda build: honest(build) + 1))
+    build = csr()
+    build.seq_lens = torch.full_like(build.seq_lens, honest(build) + 1)
+    with pytest.raises(Exception, match=r"program \(\d+, \d+, \d+\): read byte \d+ of src_ptr "):
+        launch.launch(build, ROWS[0], xkv.platform("cpu"))
+
+
+def test_an_entry_too_many_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = View.capacity
+    monkeypatch.setattr(View, "capacity", lambda view, form: honest(view, form) + 1)
+    build = csr()
+    build.views[0].out = build.views[0].out[: int(build.seq_lens.clamp(min=0).sum()) // 2]
+    with pytest.raises(Exception, match=r"write byte \d+ of out_ptr "):
+        launch.launch(build, ROWS[0], xkv.platform("cpu"))
+
+
+def test_an_input_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = kernel.load_block
+
+    def load_block(block: Any, row: Any, first: Any, end: Any, items: Any, req: Any, *rest: Any) -> Any:
+        tl.store(req.lens_ptr, 0)
+        return plain(block, row, first, end, items, req, *rest)
+
+    monkeypatch.setattr(kernel, "load_block", load_block)
+    with pytest.raises(Exception, match=r"write byte \d+ of lens_ptr "):
+        launch.launch(csr(), ROWS[0], xkv.platform("cpu"))
+
+
+def test_two_programs_write_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them write all that is shared out: the same words, so that no comparison sees it."""
+    monkeypatch.setattr(kernel, "run_of", lambda p, programs, total: (total * 0, total))
+    with pytest.raises(AssertionError, match="written twice in one launch"):
+        check(csr(), ROWS[0], "cpu")
+
+
+def test_what_is_written_is_read() -> None:
+    build = make(CASES["odd lengths"], TABLE, 1, 1, torch.int32, "cpu")
+    build.views[0].out = build.req_to_token[: build.batch]
+    with pytest.raises(AssertionError, match="read and written in one launch"):
+        launch.launch(build, ROWS[0], xkv.platform("cpu"))
+
+
+def test_a_hint_that_does_not_hold() -> None:
+    handle = interpreter.TensorHandle(np.array([32, 40], dtype=np.uint64), tl.int64)
+    handle.set_attr("tt.divisibility", [8])
+    with pytest.raises(AssertionError, match="is no multiple of 16"):
+        handle.set_attr("tt.divisibility", [16])
+
+
+# What is read of the source
+
+
+@pytest.mark.parametrize("row", ROWS, ids=["16", "8"])
+@pytest.mark.parametrize(
+    ("op", "page_size", "unit"),
+    [
+        ("build_page_table", 64, 1), ("build_page_table", 16, 64), ("build_page_table", 1, 1),
+        ("build_kv_indices", 1, 1), ("build_kv_indices", 64, 16), ("build_slot_mapping", 1, 16),
+    ],
+)  # fmt: skip
+def test_needed_entries_alone_are_read(
+    op: str, page_size: int, unit: int, row: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, and none beside: not the stale tail of a row, nor a page's other tokens."""
+    monkeypatch.setattr(launch, "tuned", lambda build, where: row)
+    rows, width = 5, 1 + 700 // unit
+    source = building.guarded(rows, width, width + 3, torch.int32, "cpu").copy_(
+        torch.arange(rows * width).view(rows, width) * page_size
+    )
+    index = torch.tensor([0, 3, 3, 1, 99, 0])
+    lens = torch.tensor([0, width * unit, 7, 333, 40, -1])
+    options: dict[str, Any] = {"page_size": page_size} if op != "build_slot_mapping" else {}
+    first = torch.zeros_like(lens)
+    if op == "build_slot_mapping":
+        options["query_lens"] = torch.tensor([0, 400, 9, 1, 5, 2])
+        first = (lens - options["query_lens"]).clamp(min=0)
+    with shadow.recorded() as read:
+        getattr(xkv, op)(source, index, lens, source_page_size=unit, **options)
+    entries = {(int(x) - source.data_ptr()) // source.itemsize for part in read for x in part}
+    needed = {
+        int(r) * (width + 3) + t // unit
+        for r, begin, end in zip(index, first, lens, strict=True) if r < rows
+        for t in range(int(begin), int(end), page_size)
+    }  # fmt: skip
+    assert len(needed) > 10
+    assert {x for x in entries if 0 <= x < rows * (width + 3)} == needed
