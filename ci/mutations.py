@@ -282,6 +282,19 @@ MUTATIONS = [
         "stop = (next_block + end_u - u).to(tl.int32)",
         "a row after a long one is not finished", "curated and skewed",
     ),
+    # The next two leave every result as it is: the interpreter's memory checker alone sees them.
+    Mutation(
+        "shares overlap", SHARES, "return u, u + each + (p < odd).to(tl.int32)", "return u, u + each + 1",
+        "two programs write the same words", "curated and skewed",
+    ),
+    Mutation(
+        "high half of an int32", ROWS, "mask=mask & (step == 2), other=0)", "mask=mask, other=0)",
+        "the word past a vector's last is read", "curated and skewed",
+    ),
+    Mutation(
+        "stale tail of a row read", BLOCKS, "return tl.load(source, mask=live)", "return tl.load(source)",
+        "memory past the source's last row is read", "curated and skewed",
+    ),
     Mutation(
         "row of its own begins too late", SHARES, "tl.where(i < b, items, 0)", "tl.where(i <= b, items, 0)",
         "every row of a stream lands further on", "curated and skewed",
