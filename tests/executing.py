@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import building
+import fences
 import torch
 from compiling import specialized
 
@@ -65,7 +66,11 @@ def execute(build: Build, row: Tuning, where: Platform) -> Any:
 
 
 def check(build: Build, row: Tuning, where: Platform) -> Any:
-    """Executes the build and holds all that it wrote, guard words included, to the oracle."""
+    """Executes the build and holds all that it wrote, guard words included, to the oracle.
+
+    All that it reads ends where memory ends, on a GPU of one unit begins where memory begins.
+    """
+    build = fences.fence(build, behind=where.compute_units > 1)
     want = building.twin(build)
     kernel = execute(build, row, where)
     reference.run(want)

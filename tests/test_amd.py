@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import building
@@ -122,6 +126,29 @@ def test_a_wrong_word_is_found(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(executing, "execute", wide)
     with pytest.raises(AssertionError, match=r"views\[0\]\.out differs"):
         check(build, arch, real=True)
+
+
+@arches
+@pytest.mark.parametrize("more", [0, 1], ids=["right", "planted"])
+def test_an_entry_too_many_ends_the_process(more: int, arch: str) -> None:
+    """The source's width taken for one more: its last row's next entry lies behind a fence."""
+    here = Path(__file__).resolve().parent
+    command = [sys.executable, "-c", _READ, str(here), arch, str(more)]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == (-signal.SIGSEGV if more else 0), done.stderr
+
+
+_READ = """
+import sys
+sys.path[:0] = [sys.argv[1], "."]
+import test_amd
+from xkv.build import Build
+build = test_amd.make(test_amd.CASES["beyond the source"], test_amd.TABLE, 1, 1, test_amd.I32, "cpu")
+build.req_pool_indices[:] = len(build.req_to_token) - 1
+honest = Build.source_tokens.fget
+Build.source_tokens = property(lambda build: honest(build) + int(sys.argv[3]))
+test_amd.check(build, sys.argv[2], real=True)
+"""
 
 
 @pytest.fixture
