@@ -15,6 +15,7 @@ from typing import Any
 
 import building
 import executing
+import fences
 import pytest
 import torch
 from cases import CASES, Case, make
@@ -23,6 +24,8 @@ import xkv
 from xkv import dispatch, launch, rocm
 from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.platforms import Platform
+from xkv.tools.check import hostile
+from xkv.tools.check.kinds import Kind, kinds
 from xkv.tools.kernels.compiling import compiled
 from xkv.tuning import Tuning
 
@@ -165,6 +168,22 @@ def launches(arch: str, real: bool, monkeypatch: pytest.MonkeyPatch) -> list[Bui
     monkeypatch.setenv("XKV_ARCH", arch)
     monkeypatch.setattr(launch, "run", run)
     return found
+
+
+@arches
+@rows
+@pytest.mark.parametrize("kind", kinds("hip"), ids=str)
+def test_hostile(kind: Kind, real: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every op and every backend in every mode on hostile data: every word of one allocation is compared."""
+    where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
+
+    def run(build: Build) -> None:
+        fenced = fences.fence(build, behind=real)
+        executing.execute(fenced, launch.tuned(build, where) if real else SMALL, where)
+
+    monkeypatch.setattr(launch, "run", run)
+    for _, case in hostile.checks(kind, 8, seed=int(real), device="cpu", small=True):
+        case()
 
 
 TOKENS, LENS = 1024, [300, 0, 897, 64, 1]
