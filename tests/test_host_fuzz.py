@@ -10,7 +10,7 @@ import torch
 from conftest import INTERPRETED
 from hostile_values import SCALARS, VARIANTS
 from hypothesis import strategies as st
-from test_ops import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
+from op_arguments import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
 from xkv import launch, plans

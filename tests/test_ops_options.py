@@ -1,0 +1,227 @@
+"""The public ops' maps and tails, and what they report of what only the device knows."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+from building import guarded_1d
+from op_arguments import (
+    BATCH,
+    I32,
+    I64,
+    LENS,
+    ROWS,
+    TOKENS,
+    assert_csr,
+    assert_holds,
+    fresh_csr,
+    fresh_table,
+    ids,
+    pages,
+    source_tensor,
+)
+
+import xkv
+from xkv import Reason, Status
+
+MAPS = {
+    "token_map": ({"token_map"}, None),
+    "page_map": ({"page_map"}, None),
+    "page_map of 4": ({"page_map"}, 4),
+    "both": ({"token_map", "page_map"}, 4),
+}
+
+
+@pytest.mark.parametrize("missing_id", [None, 123456])
+@pytest.mark.parametrize(("given", "M"), MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize(("P", "S"), [(16, 1), (1, 1), (4, 16)])
+def test_maps(P: int, S: int, given: set[str], M: int | None, missing_id: int | None, device: str) -> None:
+    """Maps and a source that lack ids: missing_id stands in, or -1 and a report."""
+    source = ids(S, missing=20 // S)
+    tokens = (max(map(max, source)) + 1) * S
+    rng = random.Random(7)
+    maps = {
+        name: [rng.randrange(size) if rng.random() < 0.9 else -rng.randint(1, 9) for _ in range(size)]
+        for name, size in (("token_map", tokens), ("page_map", tokens // (M or P) + 1))
+        if name in given
+    }
+    stand_in = -1 if missing_id is None else missing_id
+    table = pages(source, P, S, missing_id=stand_in, M=M or P, **maps)
+    missing = pages(source, P, S, M=M or P, **maps)
+    lost = [b for b, row in enumerate(missing) if -1 in row]
+    assert lost, "a case without a missing id shows nothing"
+    kwargs: dict[str, Any] = {k: torch.tensor(v, device=device) for k, v in maps.items()}
+    kwargs |= {"page_size": P, "source_page_size": S, "map_page_size": M, "missing_id": missing_id}
+    arguments = (
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+    )  # fmt: skip
+    status = Status(device)
+    out = fresh_table(BATCH, TOKENS // P, I32, device)
+    assert_holds(xkv.build_page_table(*arguments, out=out, status=status, **kwargs), table)
+    assert status.read() == (None if missing_id is not None else (lost[0], Reason.BAD_ID))
+    csr = fresh_csr(sum(map(len, table)), I32, device)
+    assert_csr(xkv.build_kv_indices(*arguments, out=csr, **kwargs), table, P)
+
+
+def test_slots_through_maps(device: str) -> None:
+    source = [[5, 3, -1, 0]]
+    token_map = torch.tensor([2, 9, 9, -1, 9, 1], device=device)
+    page_map = torch.tensor([3, 2], device=device)
+    got = xkv.build_slot_mapping(
+        torch.tensor(source, device=device), torch.tensor([0], device=device),
+        torch.tensor([4], device=device), torch.tensor([4], device=device),
+        token_map=token_map, page_map=page_map, map_page_size=2, missing_id=-7,
+    )  # fmt: skip
+    # 5 -> 1 -> page 0 at 1 -> page 3: 7; 3 -> none; no id; 0 -> 2 -> page 1 at 0 -> page 2: 4
+    assert got.tolist() == [7, -7, -7, 4]
+
+
+def test_id_beyond_a_map_is_reported_even_where_missing_ids_are_expected(device: str) -> None:
+    status = Status(device)
+    got = xkv.build_page_table(
+        torch.tensor([[0, 1], [2, 3]], device=device), torch.tensor([0, 1], device=device),
+        torch.tensor([2, 2], device=device),
+        page_size=1, token_map=torch.tensor([5, 6, 7], device=device), missing_id=0, status=status,
+    )  # fmt: skip
+    assert got.tolist() == [[5, 6], [7, 0]]
+    assert status.read() == (1, Reason.BAD_MAP)
+
+
+TABLE_TAILS = [  # live: 0, 1, 2, 4, 8 and 5 pages, in a table of 10
+    (None, [10] * 6),
+    (1, [1, 1, 2, 4, 8, 5]),
+    (4, [4, 4, 4, 4, 8, 8]),
+    (6, [6, 6, 6, 6, 10, 6]),
+    (64, [10] * 6),
+]
+
+
+@pytest.mark.parametrize(("tile", "filled"), TABLE_TAILS, ids=str)
+def test_tail_of_a_table(tile: int | None, filled: list[int], device: str) -> None:
+    source = ids(1)
+    out = fresh_table(BATCH, 10, I32, device)
+    xkv.build_page_table(
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+        page_size=16, out=out, tail_fill=-9, tail_tile=tile,
+    )  # fmt: skip
+    table = pages(source, 16, 1)
+    assert_holds(out, [row + [-9] * (n - len(row)) for row, n in zip(table, filled, strict=True)])
+
+
+@pytest.mark.parametrize(("tile", "filled"), [(None, 300), (1, 280), (16, 288), (256, 300)])
+def test_tail_of_a_stream(tile: int | None, filled: int, device: str) -> None:
+    source = ids(1)
+    arguments = (
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+    )  # fmt: skip
+    out = fresh_csr(300, I32, device)
+    xkv.build_kv_indices(*arguments, out=out, tail_fill=0, tail_tile=tile)
+    table = pages(source, 1, 1)
+    assert_csr(out, table, 1, tail=filled - sum(LENS))
+    slots = guarded_1d(300, I64, device)
+    queries = torch.tensor(LENS, device=device)
+    xkv.build_slot_mapping(*arguments, queries, out=slots, tail_fill=0, tail_tile=tile)
+    assert_holds(slots, [*itertools.chain(*table), *[0] * (filled - sum(LENS))])
+
+
+def test_tail_fill_of_a_new_table(device: str) -> None:
+    source = ids(1)
+    got = xkv.build_page_table(
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+        page_size=64, tail_fill=-1,
+    )  # fmt: skip
+    assert got.tolist() == [[*row, -1, -1][:2] for row in pages(source, 64, 1)]
+
+
+# What only the device knows: (op, what differs, what is reported).
+OFFENCES: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
+    ("build_page_table", {"req_pool_indices": [0, 5, -1]}, (1, Reason.BAD_ROW)),
+    ("build_kv_indices", {"req_pool_indices": [0, -1, 5]}, (1, Reason.BAD_ROW)),
+    ("build_slot_mapping", {"req_pool_indices": [0, 1, 5]}, (2, Reason.BAD_ROW)),
+    ("build_page_table", {"seq_lens": [3, 4, -1]}, (2, Reason.BAD_LENGTH)),
+    ("build_kv_indices", {"seq_lens": [TOKENS + 1, 4, -1]}, (0, Reason.BAD_LENGTH)),
+    ("build_slot_mapping", {"seq_lens": [3, 2**62, 9]}, (1, Reason.BAD_LENGTH)),
+    ("build_page_table", {"seq_lens_delta": -9}, (0, Reason.BAD_LENGTH)),
+    ("build_page_table", {"kv_start": [0, 5, 0]}, (1, Reason.BAD_START)),
+    ("build_kv_indices", {"kv_start": [0, 0, -1]}, (2, Reason.BAD_START)),
+    ("build_slot_mapping", {"query_lens": [1, 5, 1]}, (1, Reason.BAD_QUERY)),
+    ("build_slot_mapping", {"query_lens": [-1, 5, 1]}, (0, Reason.BAD_QUERY)),
+    ("build_slot_mapping", {"max_tokens": 2}, (2, Reason.CUT)),
+]
+
+
+def to(value: Any, device: str) -> Any:
+    return torch.tensor(value, device=device) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("op", "change", "offence"), OFFENCES, ids=str)
+def test_offence(op: str, change: dict[str, Any], offence: tuple[int, Reason], device: str) -> None:
+    status = Status(device)
+    arguments: dict[str, Any] = {
+        "req_to_token": ids(1), "req_pool_indices": [0, 1, 2], "seq_lens": [3, 4, 5],
+    }  # fmt: skip
+    arguments |= {"page_size": 1} if op != "build_slot_mapping" else {"query_lens": [1, 1, 1]}
+    wrong = {k: to(v, device) for k, v in (arguments | change).items()}
+    getattr(xkv, op)(**wrong, status=status)
+    assert status.read() == offence
+    status.clear()
+    getattr(xkv, op)(**{k: to(v, device) for k, v in arguments.items()}, status=status)
+    assert status.read() is None
+
+
+def test_row_index_of_an_empty_row_is_not_looked_at(device: str) -> None:
+    status = Status(device)
+    got = xkv.build_page_table(
+        torch.tensor([[4, 8]], device=device), torch.tensor([0, 99, -5], device=device),
+        torch.tensor([2, 0, 0], device=device), page_size=1, status=status,
+    )  # fmt: skip
+    assert got.tolist() == [[4, 8], [0, 0], [0, 0]]
+    assert status.read() is None
+
+
+def test_lengths_near_the_ends_of_int64_are_cut_not_wrapped(device: str) -> None:
+    source, status = ids(1), Status(device)
+    got = xkv.build_page_table(
+        source_tensor(source, I32, device),
+        torch.tensor([1, 2, 3], device=device),
+        torch.tensor([2**63 - 1, -(2**63), 3], device=device),
+        page_size=1, seq_lens_delta=torch.tensor([2**63 - 1, -(2**63), 1], device=device),
+        status=status,
+    )  # fmt: skip
+    assert got.tolist() == [source[1], [0] * TOKENS, source[3][:4] + [0] * (TOKENS - 4)]
+    assert status.read() == (0, Reason.BAD_LENGTH)
+
+
+def test_id_that_the_output_cannot_hold(device: str) -> None:
+    wide = torch.tensor([[2**31 - 1, 2**31, 2**40]], device=device)
+    arguments = (wide, torch.tensor([0], device=device), torch.tensor([3], device=device))
+    status = Status(device)
+    got = xkv.build_page_table(*arguments, page_size=1, status=status)
+    assert got.tolist() == [[2**31 - 1, -1, -1]]
+    assert status.read() == (0, Reason.BAD_ID)
+    status.clear()
+    got = xkv.build_page_table(*arguments, page_size=1, dtype=I64, status=status)
+    assert got.tolist() == wide.tolist()
+    assert status.read() is None
+
+
+def test_subclasses_and_expanded_sources_are_tensors_too(device: str) -> None:
+    class Sub(torch.Tensor):
+        pass
+
+    row = torch.arange(10, 18, device=device).expand(3, 8)
+    arguments = (
+        row.as_subclass(Sub),
+        torch.nn.Parameter(torch.tensor([2, 0], device=device), requires_grad=False),
+        torch.tensor([8, 3], device=device).as_subclass(Sub),
+    )
+    got = xkv.build_page_table(*arguments, page_size=2)
+    assert got.tolist() == [[5, 6, 7, 8], [5, 6, 0, 0]]
