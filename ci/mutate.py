@@ -110,9 +110,7 @@ def attempt(mutation: Mutation, checkout: Path = ROOT) -> Result:
 
 def table(results: Sequence[Result]) -> str:
     """All faults, and what saw them."""
-    lines = [
-        [r.mutation.name, r.mutation.file, r.seen_by or "SURVIVED", f"{r.seconds:.0f}"] for r in results
-    ]
+    lines = [[r.mutation.name, r.mutation.file, r.seen_by or "SURVIVED", f"{r.seconds:.0f}"] for r in results]
     return str(tabulate(lines, ["fault", "file", "seen by", "s"], disable_numparse=True))
 
 

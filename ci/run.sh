@@ -50,6 +50,7 @@ tier() { # NAME COMMAND...: a failure is noted, and what follows still runs
 lint() {
     local bin=$venv/bin
     tier ruff "$py" -m ruff check .
+    tier format "$py" -m ruff format --check --quiet .
     tier mypy "$py" -m mypy
     tier shellcheck "$bin/shellcheck" -x ci/*.sh .ci/run
     # The schema finds a misspelt key, zizmor what an attacker would. Neither needs the network.

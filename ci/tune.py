@@ -82,9 +82,7 @@ class Sweep:
         loads = [load for each in classes for load in each.loads]
         self._sources = inputs.make_sources(loads, device)
 
-    def times(
-        self, rows: Sequence[Tuning], points: Sequence[Point], rounds: int, deadline: float
-    ) -> Times:
+    def times(self, rows: Sequence[Tuning], points: Sequence[Point], rounds: int, deadline: float) -> Times:
         """Times rows against each other on each of the points. Syncs.
 
         Args:
@@ -119,8 +117,7 @@ class Sweep:
             for row in self._wrong(at, point, ours.out, ready):
                 del times[row], ready[row]
             calls = {
-                str(n): functools.partial(_launch, prepared)
-                for n, prepared in enumerate(ready.values())
+                str(n): functools.partial(_launch, prepared) for n, prepared in enumerate(ready.values())
             }
             warm = [at.index, at.lens]
             found = timing.replays_us(calls, range(inputs.LAUNCHES), warm, rounds)
@@ -152,9 +149,7 @@ def _build(at: Inputs, form: int, out: dict[str, Tensor], rows: Tensor) -> Build
     if form == TABLE:
         view = View(out["page_table"])
     else:
-        view = View(
-            out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"]
-        )
+        view = View(out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"])
     return Build(at.source, rows, at.lens, form, at.page_size, 1, at.page_size, (view,))
 
 
@@ -178,9 +173,7 @@ def precompile(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], jobs: i
         each.join()
 
 
-def _compile_share(
-    work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], number: int, jobs: int
-) -> None:
+def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], number: int, jobs: int) -> None:
     where, seen = xkv.platform(), set()
     pairs = itertools.chain.from_iterable(itertools.product(points, rows) for rows, points in work)
     for point, row in pairs:

@@ -96,12 +96,10 @@ def paged_source(
     generator = torch.Generator().manual_seed(rng.getrandbits(31))
     scattered = torch.randperm(rows * pages, generator=generator).view(rows, pages, 1)
     tokens = (scattered * unit + torch.arange(unit)).view(rows, -1)
-    ids = tokens[:, :: source_page_size][:, :width] // source_page_size
+    ids = tokens[:, ::source_page_size][:, :width] // source_page_size
     table = guarded(rows, width, width + rng.choice([0, 1, 4]), dtype, "cpu")
     table.copy_(ids)
-    return torch.as_strided(
-        whole(table).to(device), table.shape, table.stride(), table.storage_offset()
-    )
+    return torch.as_strided(whole(table).to(device), table.shape, table.stride(), table.storage_offset())
 
 
 def random_build(rng: random.Random, device: str, *, hostile: bool = False, big: int = 1) -> Build:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_TABLE = '''
+_TABLE = """
 STEP = tl.constexpr(1)
 
 
@@ -19,12 +19,12 @@ def create_flashmla_kv_indices_triton(
     for i in range(tl.program_id(1), pages, tl.num_programs(1) * STEP):
         token = tl.load(source + row * source_stride + i * PAGED_SIZE)
         tl.store(out + b * out_stride + i, token // PAGED_SIZE)
-'''
+"""
 
 _KV_INDICES = (
     "import triton\nimport triton.language as tl\n"
     + _TABLE
-    + '''
+    + """
 
 def get_num_kv_index_blocks_flashmla(width, page_size):
     return 2
@@ -46,10 +46,10 @@ def create_flashinfer_kv_indices_triton(
         step = tl.num_programs(1)
     for i in range(tl.program_id(1), tl.load(lens + b), step):
         tl.store(out + at + i, tl.load(source + row * source_stride + i))
-'''
+"""
 )
 
-_READ_TABLE = '''
+_READ_TABLE = """
 import torch
 
 
@@ -66,7 +66,7 @@ def build_kv_read_table_packed(
     ids = v2p[tokens // page_size] * page_size + tokens % page_size
     live = torch.arange(tokens.shape[1], device=out.device) < seq_lens[:, None]
     out[: int(live.sum())] = ids[live].int()
-'''
+"""
 
 # as 0.5.12's file, it imports what is not there
 _UTILS = "from sglang.srt.utils import nothing\nimport triton\nimport triton.language as tl\n" + _TABLE

@@ -75,11 +75,7 @@ def test_curated(
 @arches
 @pytest.mark.parametrize(
     ("n", "form"),
-    [
-        (n, form)
-        for n, row in enumerate(rocm.TUNING["gfx942"])
-        for form in FORMS_OF[row.kind]
-    ],
+    [(n, form) for n, row in enumerate(rocm.TUNING["gfx942"]) for form in FORMS_OF[row.kind]],
 )
 def test_every_row_balanced(n: int, form: int, arch: str) -> None:
     """Rows so long, on so small a GPU, that they need each other's programs, with the real blocks."""

@@ -169,8 +169,6 @@ def test_the_floor_s_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert out.tolist() == [int(at.source[rows[0], 699]), *[-7] * 15]
 
 
-
-
 def test_compiles_are_counted_and_another_listener_still_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton import knobs
 

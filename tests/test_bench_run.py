@@ -122,7 +122,10 @@ def test_a_run_with_peers(small_gpu: dict[str, Any], stubs: Path, tmp_path: Path
     assert "seed again over itself: geometric mean 1.012, 1.012 to 1.012" in lines
     assert plot.stat().st_size > 1000
     assert small_gpu["host"] == [
-        "torch add_", "seed: kernel[grid]", "xkv: op with out=", "xkv: op, replay of its graph",
+        "torch add_",
+        "seed: kernel[grid]",
+        "xkv: op with out=",
+        "xkv: op, replay of its graph",
         *(
             f"{name}: step, {what}"
             for name in ("flashmla", "aiter_mla", "flashinfer_mla")

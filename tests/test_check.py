@@ -107,24 +107,18 @@ def past_the_end(which: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_wrong_entry(
-    op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_entry(op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plant(monkeypatch, op, wrong_first)
     assert main([*QUICK]) == 1
     out = capsys.readouterr().out
-    own = {"build_page_table": "page tables", "build_kv_indices": "kv indices"}.get(
-        op, "slot mappings"
-    )
+    own = {"build_page_table": "page tables", "build_kv_indices": "kv indices"}.get(op, "slot mappings")
     others = {"page tables", "kv indices", "slot mappings"} - {own}
     assert failed(out) == set(ALL) - others - {"graph replays"}
     assert results(out)["total"][1] == "FAIL"
     # what differed: where, what was there, what belongs there, in which case
     assert re.search(rf"^  {op}, batch \d+, int\d+ -> int\d+, \w+=", out, re.MULTILINE)
     name = "kv_indices" if op == "build_kv_indices" else "out"
-    (got, want) = re.search(
-        rf"^    {name}\[\d+, \d+\]: got (-?\d+), want (-?\d+)", out, re.M
-    ).groups()
+    (got, want) = re.search(rf"^    {name}\[\d+, \d+\]: got (-?\d+), want (-?\d+)", out, re.M).groups()
     assert int(got) == int(want) + 1
     assert re.search(r"^  and \d+ more$", out, re.MULTILINE)
 

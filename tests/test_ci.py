@@ -28,7 +28,6 @@ pytestmark = pytest.mark.repo
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row["arch"])
 
 
-
 def load(name: str) -> Any:
     """A script of ci/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "ci" / f"{name}.py")

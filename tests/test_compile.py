@@ -67,9 +67,7 @@ def size(row: Tuning) -> tuple[int, int, int]:
     return row.num_page_per_block, row.batch_block, row.num_warps
 
 
-def examine(
-    kernel: Any, where: Platform, row: Tuning, name: str = "", *, heavy: bool = False
-) -> Resources:
+def examine(kernel: Any, where: Platform, row: Tuning, name: str = "", *, heavy: bool = False) -> Resources:
     """The machine code of one kernel fits, and keeps to registers."""
     used = read(kernel)
     assert kernel.metadata.num_warps == row.num_warps

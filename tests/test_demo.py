@@ -184,9 +184,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD)
-def test_bad_arguments(
-    argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments(argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One line on stderr and exit status 2."""
     assert run(*argv) == 2
     out, err = capsys.readouterr()

@@ -135,9 +135,7 @@ def test_chunked_prefill_then_one_token_a_step() -> None:
     assert batches == [[], [], [], [251], [252], [253], []]
 
 
-@pytest.mark.parametrize(
-    ("page_size", "shared"), [(1, 1024), (64, 1024), (512, 1024), (1024, 1024)]
-)
+@pytest.mark.parametrize(("page_size", "shared"), [(1, 1024), (64, 1024), (512, 1024), (1024, 1024)])
 def test_prefix_is_shared(page_size: int, shared: int) -> None:
     """Whole pages of the common prefix are the same pages; the rest is private."""
     engine = make(page_size=page_size, num_pages=8192 // page_size)

@@ -93,9 +93,7 @@ def kernels(call: object) -> list[str]:
     with torch.profiler.profile(activities=activities) as profile:
         call()  # type: ignore[operator]
         torch.cuda.synchronize()
-    return [
-        event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

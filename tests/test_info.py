@@ -99,9 +99,7 @@ def test_no_gpu(printed, gpus) -> None:
     gpus()
     lines = printed()
     assert f"no GPU {xkv.platform('cpu')}" in lines
-    assert any(
-        line.startswith("tuning rows of cpu: used under TRITON_INTERPRET=1") for line in lines
-    )
+    assert any(line.startswith("tuning rows of cpu: used under TRITON_INTERPRET=1") for line in lines)
 
 
 def test_every_gpu(printed, gpus) -> None:
@@ -132,9 +130,7 @@ ORIGINS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("found", "origin", "rows"), [pytest.param(*o, id=o[0].arch) for o in ORIGINS]
-)
+@pytest.mark.parametrize(("found", "origin", "rows"), [pytest.param(*o, id=o[0].arch) for o in ORIGINS])
 def test_tuning_rows(found: Platform, origin: str, rows, printed, gpus, caplog) -> None:
     """Every row of the table that serves the arch is there once, with its batches, and no other."""
     gpus(found)
@@ -169,10 +165,7 @@ def test_two_tritons(printed, distributions) -> None:
     distributions(owners, ["filelock", 'Pytorch_Triton_ROCm==3.5.1; platform_system == "Linux"'])
     (warning,) = warnings(printed())
     assert warning.startswith("pytorch-triton-rocm 3.5.1 and triton 3.6.0 lie over one another")
-    assert (
-        "torch requires pytorch-triton-rocm: pip uninstall triton, then reinstall pytorch-"
-        in warning
-    )
+    assert "torch requires pytorch-triton-rocm: pip uninstall triton, then reinstall pytorch-" in warning
 
 
 @pytest.mark.parametrize("required", [None, [], ["numpy"], ["triton", "triton-rocm"]])

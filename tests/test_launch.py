@@ -255,7 +255,7 @@ def test_threads_and_streams() -> None:
 
     def work(seed: int) -> None:
         try:
-            table = (torch.randperm(600, device="cuda")[:, None] * 64 + torch.arange(64, device="cuda"))
+            table = torch.randperm(600, device="cuda")[:, None] * 64 + torch.arange(64, device="cuda")
             table = table.view(6, -1).to(torch.int32)
             builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=6, max_context_len=6400)
             with torch.cuda.stream(torch.cuda.Stream()):

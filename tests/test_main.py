@@ -50,12 +50,15 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("info", ("--kernels", "--arch")), ("demo", ("--trace", "--steps")), ("check", ("--device", "--quick")),
-     ("steps", ("--peers",)), ("bench", ("--peers", "--trace", "--from"))],
+    [
+        ("info", ("--kernels", "--arch")),
+        ("demo", ("--trace", "--steps")),
+        ("check", ("--device", "--quick")),
+        ("steps", ("--peers",)),
+        ("bench", ("--peers", "--trace", "--from")),
+    ],
 )
-def test_help_of_a_command(
-    command: str, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_of_a_command(command: str, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
@@ -110,9 +113,7 @@ def test_without_torch(command: str) -> None:
         assert out == ""
 
 
-def test_unsupported_platform(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unsupported_platform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("XKV_ARCH", "vax780")
     for command in ("info", "check"):
         assert main([command]) == 2
@@ -140,9 +141,7 @@ def test_interrupt() -> None:
     assert (running.returncode, err) == (130, "xkv: interrupted\n")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["info"], ["check", "--device", "cpu", "--quick"], ["--help"]]
-)
+@pytest.mark.parametrize("arguments", [["info"], ["check", "--device", "cpu", "--quick"], ["--help"]])
 def test_broken_pipe(arguments: list[str]) -> None:
     """The reader goes away before a line is read: no traceback, and the status of SIGPIPE."""
     with process(sys.executable, "-m", "xkv", *arguments) as running:

@@ -359,6 +359,7 @@ def test_neighbours_in_one_buffer_do_not_overlap(device: str) -> None:
     assert indices.tolist() == [*itertools.chain(*pages(source, 1, 1, lens=lens.tolist()))]
     assert buffer[66:].unique().tolist() == [SENTINEL]
 
+
 def assert_refused(
     op: str, given: dict[str, Any], error: type[Exception], begins: str, says: tuple[str, ...]
 ) -> None:

@@ -221,9 +221,7 @@ def test_outputs_may_not_overlap_one_another(made: list[Recorded]) -> None:
         xkv.build_kv_indices(source, rows, lens, page_size=64, out=out)
 
 
-def test_a_watched_launch_takes_the_front_door(
-    made: list[Recorded], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_watched_launch_takes_the_front_door(made: list[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
     call_with({})
     monkeypatch.setattr(plans, "watched", lambda: True)
     call_with({})

@@ -169,9 +169,7 @@ class TestOverride:
         monkeypatch.setenv("XKV_ARCH", "gfx950:sramecc+:xnack-")
         assert platform().arch == "gfx950"
 
-    @pytest.mark.parametrize(
-        ("arch", "vendor", "warp_size"), [("sm90", "cuda", 32), ("gfx942", "hip", 64)]
-    )
+    @pytest.mark.parametrize(("arch", "vendor", "warp_size"), [("sm90", "cuda", 32), ("gfx942", "hip", 64)])
     def test_on_the_cpu_any_arch_can_be_asked_for(
         self, arch: str, vendor: str, warp_size: int, plug: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -194,17 +194,13 @@ MODES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", dispatch.specs_of("cpu"))
-def test_a_step_is_one_kernel(
-    backend: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_one_kernel(backend: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And neither a copy nor a fill, whatever the backend (the other vendor's too) and the mode."""
     monkeypatch.setattr(metadata, "platform", lambda device: platforms.CPU)
     made, asked = MODES[mode]
     unit = made.get("source_page_size", 1)
     source = torch.randint(1 << 20, (8, 2048 // unit), dtype=torch.int32, device=DEVICE)
-    builder = xkv.MetadataBuilder(
-        backend, source, max_batch_size=8, max_context_len=2048, **made
-    )
+    builder = xkv.MetadataBuilder(backend, source, max_batch_size=8, max_context_len=2048, **made)
     rows = torch.arange(8, device=DEVICE)
     lens = torch.tensor([5, 64, 1, 2000, 700, 129, 9, 1024], device=DEVICE)
     queries = torch.tensor([1, 4, 1, 2, 3, 4, 1, 0], device=DEVICE)

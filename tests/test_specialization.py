@@ -73,4 +73,3 @@ def test_nor_is_where_a_tensor_lies(arch: str) -> None:
         build.views[0].out = meta(20, 4096, storage=storage)[:16, shift : 200 + shift]
         keys.append(key(build, row, where))
     assert all(found == keys[0] for found in keys)
-

@@ -149,9 +149,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a GPU: on the CPU, in little, with made-up times."""
     made = {name: getattr(compared, name) for name in ("make_source", "make_steps")}
     for name, function in made.items():
-        monkeypatch.setattr(
-            compared, name, lambda *args, function=function: function(*args[:-1], "cpu")
-        )
+        monkeypatch.setattr(compared, name, lambda *args, function=function: function(*args[:-1], "cpu"))
     monkeypatch.setattr(compared, "WORKLOADS", SMALL)
     monkeypatch.setattr(compared, "STEPS", 2)
     monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
@@ -194,9 +192,7 @@ def test_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @quick
 @pytest.mark.usefixtures("small_gpu")
-def test_a_difference_stops_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_difference_stops_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(timing, "measure", lambda *_: pytest.fail("timed what is wrong"))
     spoilt = spoil("trtllm_mla", "cache_seqlens", put(0))
     monkeypatch.setattr(sequences, "trtllm_mla", spoilt)
@@ -231,9 +227,7 @@ def test_what_does_not_allow_a_run(
     assert (out, err) == ("", f"xkv steps: {said}\n")
 
 
-def test_without_tabulate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_tabulate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "tabulate", None)
     assert run() == 2
     assert capsys.readouterr().err == "xkv steps: tabulate is missing; pip install 'xkv[bench]'\n"

@@ -10,9 +10,7 @@ from test_traces import AZURE, HEADER, check, mooncake
 
 from xkv.tools.demo.traces import TraceError, read_trace
 
-FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_or_reject(path: Path, content: bytes) -> None:

@@ -182,8 +182,7 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     for stages, loads in ((small["stages"], TINY), (large["stages"], [MANY])):
         assert set(stages[0][0]["us"]) == {f"{load.name}, page 64" for load in loads}
         assert set(stages[1][0]["us"]) == {
-            f"{load.name}, page {size}{csr}"
-            for load in loads for size in (64, 32) for csr in ("", ", csr")
+            f"{load.name}, page {size}{csr}" for load in loads for size in (64, 32) for csr in ("", ", csr")
         }
     printed = out[out.index("    Tuning(") :]
     made = eval("[" + printed + "]")

@@ -81,9 +81,7 @@ def test_every_mode_of_a_warm_builder(backend: str) -> None:
     from xkv.tools.bench import compiles
 
     source = table("cuda")
-    builder = xkv.MetadataBuilder(
-        backend, source, max_batch_size=40, max_context_len=600, sliding_window=100
-    )
+    builder = xkv.MetadataBuilder(backend, source, max_batch_size=40, max_context_len=600, sliding_window=100)
     builder.warmup()
     with compiles.counted() as counts, compiles.loaded() as loads:
         for batch in (1, 3, 17, 40):

@@ -73,8 +73,7 @@ class CapturedBuild:
         batch = seq_lens.shape[0]
         if batch > self.batch_size:
             raise ValueError(
-                f"seq_lens must have at most the {self.batch_size} entries that were captured,"
-                f" got {batch}"
+                f"seq_lens must have at most the {self.batch_size} entries that were captured, got {batch}"
             )
         checks.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
         for name, value in (("seq_lens", seq_lens), ("req_pool_indices", req_pool_indices)):

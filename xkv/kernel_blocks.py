@@ -110,9 +110,7 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
             token, have, lost = _translate(token, have, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | lost
         if view.page_map_ptr is not None:
-            token, have, lost = _translate(
-                token, have, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
-            )
+            token, have, lost = _translate(token, have, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE)
             outside = outside | lost
         page = token // C.PAGE_SIZE
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:

@@ -289,9 +289,7 @@ class MetadataBuilder:
         checks.integer("batch_size", batch_size, 1, self.max_batch_size)
         checks.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
         device = self.req_to_token.device
-        return CapturedBuild(
-            self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options
-        )
+        return CapturedBuild(self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options)
 
     def check(self) -> None:
         """Raises what the builds since the last check had to cut. Syncs; not for capture.

@@ -311,4 +311,3 @@ def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
         if x.dtype is not torch.int32 and x is not out[1]:
             raise TypeError(f"{name} must be int32, got {x.dtype}")
         reads = [*reads, x]
-

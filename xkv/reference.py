@@ -170,9 +170,7 @@ def _page_of(build: Build, view: View, row: Tensor, t: Tensor) -> tuple[Tensor, 
     return page, found, outside
 
 
-def _prefix_sums(
-    out: Tensor | None, terms: Tensor, limit: int = INT32_MAX, *, given: bool = False
-) -> Tensor:
+def _prefix_sums(out: Tensor | None, terms: Tensor, limit: int = INT32_MAX, *, given: bool = False) -> Tensor:
     """Writes ``[0, t0, t0 + t1, ...]``, cut at ``limit``, the 0 unless given; returns where it was cut."""
     sums = terms.cumsum(0)
     if out is not None:

@@ -114,9 +114,7 @@ class Step:
             self._prepared = prepared
             self.like = like((rows, lens))
 
-    def fill(
-        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any
-    ) -> Build:
+    def fill(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> Build:
         """The build with these inputs."""
         build = self._build
         build.req_pool_indices, build.seq_lens = rows, lens

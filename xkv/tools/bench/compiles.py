@@ -51,9 +51,7 @@ def _name(src: Any) -> str:
     return str(src.name) if kernel is None else f"{Path(kernel.fn.__code__.co_filename).stem}.{src.name}"
 
 
-def widths(
-    at: Inputs, peers: contenders.Peers, counts: Counter[str], number: int
-) -> list[dict[str, Any]]:
+def widths(at: Inputs, peers: contenders.Peers, counts: Counter[str], number: int) -> list[dict[str, Any]]:
     """Builds tables of so many widths, each a page wider than the one before. Syncs.
 
     Args:
@@ -140,9 +138,7 @@ def serving(at: Inputs, peers: contenders.Peers, counts: Counter[str], steps: in
                 table = out.view(-1)[: at.batch * width].view(at.batch, width)[shift : batch + shift]
                 call(rows, lens, table, size)
         _sync(at)
-        found.append(
-            {"name": name, "steps": steps, "compiles": counts.total() - before, "loads": len(loads)}
-        )
+        found.append({"name": name, "steps": steps, "compiles": counts.total() - before, "loads": len(loads)})
     return found
 
 

@@ -89,9 +89,7 @@ def table(at: Inputs, peers: Peers) -> list[Contender]:
         READ_TABLE: peers.read_table and _read_table(at, peers.read_table, out),
         OURS: ours(at, out),
     }
-    return [
-        Contender(name, call, at.page_size, {"page_table": out}) for name, call in calls.items() if call
-    ]
+    return [Contender(name, call, at.page_size, {"page_table": out}) for name, call in calls.items() if call]
 
 
 def ours(at: Inputs, out: Tensor) -> Callable[[Tensor], object]:
@@ -113,9 +111,7 @@ def _serial(at: Inputs, file: Any, out: Tensor) -> Callable[[Tensor], object]:
 def _flashmla(at: Inputs, file: Any, out: Tensor, grid: tuple[int, ...]) -> Callable[[Tensor], object]:
     kernel = getattr(file, _TABLE_KERNEL)
     strides = at.source.stride(0), out.stride(0)
-    return lambda rows: kernel[grid](
-        at.source, rows, at.lens, None, out, *strides, PAGED_SIZE=at.page_size
-    )
+    return lambda rows: kernel[grid](at.source, rows, at.lens, None, out, *strides, PAGED_SIZE=at.page_size)
 
 
 def _read_table(at: Inputs, file: Any, out: Tensor) -> Callable[[Tensor], object]:
@@ -171,9 +167,7 @@ def _csr(at: Inputs, out: xkv.KVIndices, rows: Tensor) -> None:
     xkv.build_kv_indices(at.source, rows, at.lens, page_size=at.page_size, out=out)
 
 
-def _with_sums(
-    at: Inputs, out: xkv.KVIndices, write: Callable[[Tensor], object], rows: Tensor
-) -> None:
+def _with_sums(at: Inputs, out: xkv.KVIndices, write: Callable[[Tensor], object], rows: Tensor) -> None:
     """The torch ops that SGLang's backends issue before the kernel."""
     out.kv_indptr[1 : at.batch + 1] = torch.cumsum(at.lens, dim=0)
     if at.page_size > 1:
@@ -181,9 +175,7 @@ def _with_sums(
     write(rows)
 
 
-def _flashinfer(
-    at: Inputs, file: Any, out: xkv.KVIndices, blocks: int
-) -> Callable[[Tensor], object]:
+def _flashinfer(at: Inputs, file: Any, out: xkv.KVIndices, blocks: int) -> Callable[[Tensor], object]:
     """create_flashinfer_kv_indices_triton, so many programs a request."""
     kernel = file.create_flashinfer_kv_indices_triton
     return lambda rows: kernel[(at.batch, blocks)](

@@ -77,9 +77,7 @@ def from_trace(path: Path) -> list[Workload]:
         OSError: it cannot be read.
         ValueError: none of its requests decodes within 128K tokens.
     """
-    requests = [
-        each for each in read_trace(path) if each.input_len + each.output_len <= _TRACE_CAPACITY
-    ]
+    requests = [each for each in read_trace(path) if each.input_len + each.output_len <= _TRACE_CAPACITY]
     steps = [each.output_len for each in requests]
     if not any(steps):
         raise ValueError(f"{path}: no request decodes within {_TRACE_CAPACITY} tokens")

@@ -15,9 +15,7 @@ Outputs = dict[str, list[list[int]]]
 _SPARE = 5  # entries that an output has beyond those needed, where the caller asks for no room
 
 
-def expected(
-    op: str, call: Mapping[str, Any], dtype: torch.dtype, room: int | None
-) -> tuple[Outputs, int]:
+def expected(op: str, call: Mapping[str, Any], dtype: torch.dtype, room: int | None) -> tuple[Outputs, int]:
     """Returns what an op must write; entries that it must leave alone are absent.
 
     Args:
@@ -30,9 +28,7 @@ def expected(
         The rows of each output by name, each from its first entry on (what is 1-D has one row), and
         the room.
     """
-    host: dict[str, Any] = {
-        k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in call.items()
-    }
+    host: dict[str, Any] = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
     host["largest"] = torch.iinfo(dtype).max
     rows = [_row(op, host, b) for b in range(len(host["seq_lens"]))]
     sizes = [len(ids) for ids, _ in rows]

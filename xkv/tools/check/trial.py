@@ -94,8 +94,7 @@ class Trial:
         self.want, self.room = definition.expected(case.op, case.call, case.dtype, case.room)
         self.status = xkv.Status(device)
         self.call = {
-            k: _placed(v, device) if isinstance(v, torch.Tensor) else v
-            for k, v in case.call.items()
+            k: _placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in case.call.items()
         }
         batch = len(case.call["seq_lens"])
         # each has room for more requests than there are: that room is not to be touched

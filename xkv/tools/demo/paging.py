@@ -124,9 +124,7 @@ class PagedKVCache:
         self.refcounts[pages] += 1
         return pages
 
-    def insert(
-        self, request: Request, nodes: list[PrefixNode], pages: torch.Tensor, end: int
-    ) -> None:
+    def insert(self, request: Request, nodes: list[PrefixNode], pages: torch.Tensor, end: int) -> None:
         """Offers the computed units of a running request to others.
 
         Args:

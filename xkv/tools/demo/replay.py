@@ -185,9 +185,7 @@ def replay(
     )
     engine.submit(requests)
     buffers = _Buffers(batch, max_context, page_size, where)
-    result = Result(
-        _chosen_row(where, page_size, batch), batch, page_size, max_context, engine.stats
-    )
+    result = Result(_chosen_row(where, page_size, batch), batch, page_size, max_context, engine.stats)
     while len(result.live) < steps and not engine.done:
         decode = engine.step()
         if not decode.host_rows:
