@@ -100,7 +100,7 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
         page += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         if view.out_ptr.dtype.element_ty == tl.int32:
             have = have & (entry <= INT32_MAX // UNITS)  # what fits in the output
-        else:
+        elif entry.dtype == tl.int64:
             have = have & (entry < ID_MAX)
     else:
         have = have & live & (entry.to(tl.int64) < ID_MAX)
