@@ -71,7 +71,7 @@ def test_first_row_past_either_end(row: int, form: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("out", [torch.int32, torch.int64], ids=["int32", "int64"])
-@pytest.mark.parametrize("where", ["source", "token_map", "page_map"])
+@pytest.mark.parametrize("where", ["source", "source, mapped", "token_map", "page_map"])
 def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
     """Ids that would wrap where they are turned into tokens, or that the output cannot hold."""
     ids = [2**48, 2**48 - 1, 2**62, 2**63 - 1, 2**31, 2**31 - 1, 2**40, 2**33 - 1, 5]
@@ -80,9 +80,11 @@ def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
         build = plain(TABLE, device, [33, 9 * source_page_size], [1, 0], 40)
         build.page_size, build.source_page_size = page_size, source_page_size
         build.req_to_token = torch.arange(9, device=device).repeat(2, 5)
-        if where == "source":
+        if where.startswith("source"):
             build.req_to_token = huge.repeat(2, 5)
         build.views[0].out = guarded(2, 45, 47, out, device)
+        if where == "source, mapped":
+            build.views[0].token_map = torch.arange(200, device=device)
         if where == "token_map":
             build.views[0].token_map = huge.repeat(20)
         if where == "page_map":
