@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -15,3 +16,11 @@ def test_example() -> None:
     with contextlib.redirect_stdout(printed):
         exec(code[1], {})
     assert printed.getvalue() == re.sub(r"^    ", "", code[2], flags=re.MULTILINE)
+
+
+def test_what_tests_share_is_listed() -> None:
+    folder = Path(__file__).resolve().parent
+    listed = re.findall(r"`([\w*]+\.py)`", (folder / "README.md").read_text().split("What they share")[1])
+    shared = [p.name for p in folder.glob("*.py") if not p.name.startswith(("test_", "conftest"))]
+    assert {name for name in shared if not any(fnmatch(name, pattern) for pattern in listed)} == set()
+    assert {pattern for pattern in listed if not any(fnmatch(name, pattern) for name in shared)} == set()
