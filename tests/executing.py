@@ -48,7 +48,11 @@ def executor() -> Any:
 
 
 def execute(build: Build, row: Tuning, where: Platform) -> Any:
-    """Launches a build of CPU tensors on such a GPU; returns the CompiledKernel that was executed."""
+    """Launches a build of CPU tensors on such a GPU; returns the CompiledKernel that was executed.
+
+    All that it reads ends where memory ends, on a GPU of one unit begins where memory begins.
+    """
+    build = fences.fence(build, behind=where.compute_units > 1)
 
     def run(*args: Any, grid: tuple[int, ...], **options: Any) -> Any:
         found = specialized(*args, grid=grid, **options)
@@ -66,11 +70,7 @@ def execute(build: Build, row: Tuning, where: Platform) -> Any:
 
 
 def check(build: Build, row: Tuning, where: Platform) -> Any:
-    """Executes the build and holds all that it wrote, guard words included, to the oracle.
-
-    All that it reads ends where memory ends, on a GPU of one unit begins where memory begins.
-    """
-    build = fences.fence(build, behind=where.compute_units > 1)
+    """Executes the build and holds all that it wrote, guard words included, to the oracle."""
     want = building.twin(build)
     kernel = execute(build, row, where)
     reference.run(want)

@@ -78,7 +78,8 @@ class Shadow:
                 if not nobodys.any():
                     break
         else:
-            raise AssertionError(f"{self._program()} {what} {self._named(int(at[nobodys][0]))}")
+            program = interpreter.interpreter_builder.grid_idx
+            raise AssertionError(f"program {program}: {what} {self._named(int(at[nobodys][0]))}")
         return at
 
     def end(self) -> None:
@@ -99,10 +100,6 @@ class Shadow:
             return f"address {address:#x}, before all tensors"
         place = max(before, key=lambda place: place.begin)
         return f"byte {address - place.begin} of {place}"
-
-    @staticmethod
-    def _program() -> str:
-        return f"program {interpreter.interpreter_builder.grid_idx}:"
 
 
 _launch: list[Shadow] = []  # of the launch that runs

@@ -15,7 +15,6 @@ from typing import Any
 
 import building
 import executing
-import fences
 import pytest
 import torch
 from cases import CASES, Case, make
@@ -50,8 +49,13 @@ rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 
 def check(build: Build, arch: str, real: bool) -> Any:
     """With the row that a launch takes on such a GPU, or with the small one."""
+    return executing.check(*launched(build, arch, real))
+
+
+def launched(build: Build, arch: str, real: bool) -> tuple[Build, Tuning, Platform]:
+    """The build, with that row and GPU."""
     where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
-    return executing.check(build, launch.tuned(build, where) if real else SMALL, where)
+    return build, launch.tuned(build, where) if real else SMALL, where
 
 
 @arches
@@ -171,11 +175,9 @@ def launches(arch: str, real: bool, monkeypatch: pytest.MonkeyPatch) -> list[Bui
 @pytest.mark.parametrize("kind", kinds("hip"), ids=str)
 def test_hostile(kind: Kind, real: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every op and every backend in every mode on hostile data: every word of one allocation is compared."""
-    where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
 
     def run(build: Build) -> None:
-        fenced = fences.fence(build, behind=real)
-        executing.execute(fenced, launch.tuned(build, where) if real else SMALL, where)
+        executing.execute(*launched(build, arch, real))
 
     monkeypatch.setattr(launch, "run", run)
     for _, case in hostile.checks(kind, 8, seed=int(real), device="cpu", small=True):

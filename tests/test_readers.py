@@ -27,7 +27,7 @@ from dense import (
 from test_gpu import kernels
 
 import xkv
-from xkv import dispatch, metadata, platforms
+from xkv import dispatch
 
 pytestmark = pytest.mark.gpu
 
@@ -192,11 +192,11 @@ MODES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.usefixtures("every_backend")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", dispatch.specs_of("cpu"))
-def test_a_step_is_one_kernel(backend: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_one_kernel(backend: str, mode: str) -> None:
     """And neither a copy nor a fill, whatever the backend (the other vendor's too) and the mode."""
-    monkeypatch.setattr(metadata, "platform", lambda device: platforms.CPU)
     made, asked = MODES[mode]
     unit = made.get("source_page_size", 1)
     source = torch.randint(1 << 20, (8, 2048 // unit), dtype=torch.int32, device=DEVICE)
