@@ -60,11 +60,11 @@ MUTATIONS = [
         "a length near 2**31 wraps once a delta is added", "int64_beyond",
     ),
     Mutation(
-        "delta missing", ROWS, "mask) + req.delta\n", "mask)\n",
+        "delta missing", ROWS, "delta = length * 0 + req.delta\n", "delta = length * 0\n",
         "draft tokens are not there", "curated and delta",
     ),
     Mutation(
-        "delta of a row missing", ROWS, "length += _load_int(req.delta_ptr", "_load_int(req.delta_ptr",
+        "delta of a row missing", ROWS, "delta += _load_int(req.delta_ptr", "_load_int(req.delta_ptr",
         "each row's own draft tokens are not there", "curated and delta",
     ),
     Mutation(
@@ -77,9 +77,43 @@ MUTATIONS = [
         "a length past the table reads the next row", "curated and beyond",
     ),
     Mutation(
-        "start of a window off by one", ROWS, "tl.maximum(end - view.window, 0)",
-        "tl.maximum(end - view.window + 1, 0)",
+        "start of a window off by one", ROWS, "tl.maximum(end - window, 0)",
+        "tl.maximum(end - window + 1, 0)",
         "a window misses its first token", "curated and window",
+    ),
+    Mutation(
+        "a window forgets its query tokens", ROWS, "window += tl.maximum(span, 1) - 1", "window += span * 0",
+        "the first of several query tokens loses keys", "curated and window",
+    ),
+    Mutation(
+        "a window forgets the tokens of a draft extend", ROWS,
+        "tl.where(req.query_sign < 0, tl.maximum(query, delta), query)",
+        "query", "the first of several query tokens loses keys", "curated and window",
+    ),
+    Mutation(
+        "a window of the prefix grows", ROWS, "req.query_ptr is not None and not C.WINDOW_IS_PREFIX_ONLY",
+        "req.query_ptr is not None", "SGLang's Triton backend sees more than its window",
+        "curated and window",
+    ),
+    Mutation(
+        "the host's bound not held", "xkv/build.py", "source.shape[0], self.max_tokens,",
+        "source.shape[0], self.source_tokens,",
+        "lengths beyond max_seq_len reach the backend", "curated and host",
+    ),
+    Mutation(
+        "a start inside a page not reported", ROWS, "(reason == 0) & inside, UNALIGNED_START",
+        "(reason == 0) & inside, 0",
+        "a backend that cannot skip tokens shows another's, and nobody knows", "curated and start",
+    ),
+    Mutation(
+        "where a row begins in its page", KERNEL, "rows.start - rows.first, 0)",
+        "rows.first - rows.start, 0)",
+        "a caller skips other tokens than those before the row", "curated and start",
+    ),
+    Mutation(
+        "a negative query length not reported", ROWS, "(reason == 0) & (asked < 0), BAD_QUERY",
+        "(reason == 0) & (asked < -(1 << 29)), BAD_QUERY",
+        "prefix sums leave query tokens out, and nobody knows", "random",
     ),
     Mutation(
         "start not cut", ROWS, "start = clip(wanted, start, end)", "start = tl.minimum(wanted, end)",
@@ -127,8 +161,8 @@ MUTATIONS = [
         "every row of a stream is one row too far", "curated and odd",
     ),
     Mutation(
-        "int32 for int64: items before a row", ROWS, "total += tl.sum(items.to(tl.int64), 0)",
-        "total += tl.sum(items, 0)",
+        "int32 for int64: items before a row", ROWS, "total += tl.sum(rows.items.to(tl.int64), 0)",
+        "total += tl.sum(rows.items, 0)",
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
@@ -355,7 +389,7 @@ MUTATIONS = [
         "waits_for", "compile",
     ),
     Mutation(
-        "a number specialised", KERNEL, "do_not_specialize=list(range(53))",
+        "a number specialised", KERNEL, "do_not_specialize=list(range(55))",
         "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
         "specialised", "compile",
     ),

@@ -145,7 +145,8 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
         pick([page_size, unit, 1, 16]), (),
         seq_lens_delta=pick([0, 0, 1, 4, -3]) if not hostile else pick([0, 5, -5, 2**28 - 1]),
         min_seq_len=pick([0, 0, 0, 1, 5]) if form != SLOTS else 0,
-        min_last_page_len=pick([0, 1]),
+        min_last_page_len=pick([0, 1]), max_seq_len=pick([None, None, rng.randint(0, tokens + 9)]),
+        window_is_prefix_only=pick([False, False, True]), starts_are_aligned=pick([False, True]),
         tail_fill=pick([None, 0, -1]),
         missing_id=pick([-1, 0, 7]), expect_all=pick([True, False]),
     )  # fmt: skip
@@ -175,6 +176,8 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
             made.window = rng.randint(0, tokens)
         extra = lambda n: guarded_1d(n, torch.int32, device) if rng.random() < 0.5 else None  # noqa: E731
         made.cache_seqlens, made.kv_last_page_len = extra(batch + 1), extra(batch)
+        if form != SLOTS:
+            made.kv_start_offset = extra(batch)
         if form == TABLE:
             made.cu_seqlens_k = extra(batch + 1)
         if form == CSR:

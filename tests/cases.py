@@ -95,6 +95,25 @@ def _window(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
     build.views = (first, second)
 
 
+def _verify_in_a_window(build: Build, _: Callable[..., torch.Tensor]) -> None:
+    build.views[0].window, build.query_len = build.page_size, build.page_size + 2
+
+
+def _ragged_in_a_window(sign: int, prefix: bool = False) -> Callable[..., None]:
+    def change(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
+        build.views[0].window = build.page_size
+        build.query_lens, build.query_sign = tensor([build.page_size + 2, 0, 5]), sign
+        build.seq_lens_delta, build.window_is_prefix_only = (7 if sign < 0 else 0), prefix
+
+    return change
+
+
+def _start_inside_a_page(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
+    build.starts_are_aligned = True
+    build.views[0].kv_start = tensor([build.page_size, page_and_a_half(build), build.page_size])
+    build.views[0].kv_start_offset = guarded_1d(build.batch, torch.int32, str(build.views[0].out.device))
+
+
 def _page_map(build: Build, tensor: Callable[..., torch.Tensor]) -> list[int]:
     size = int(build.req_to_token.max()) // build.page_size + 1
     return tensor([size - 1 - n if n % 4 else -1 for n in range(size)])
@@ -155,6 +174,28 @@ CASES = {
     "start beyond": Case(
         "starts out of range are cut", lambda P: [3 * P, 5, 4],
         _view(kv_start=lambda b, t: t([10**6, -7, 4])),
+    ),
+    "start inside a page": Case(
+        "reported where the reader cannot skip tokens", lambda P: [3 * P, 2 * P + 1, P],
+        _start_inside_a_page,
+    ),
+    "longer than the host says": Case(
+        "a bound of the host is one", lambda P: [3 * P, 5, 4], _set(max_seq_len=4),
+    ),
+    "window of several query tokens": Case(
+        "it covers what the first of them sees", lambda P: [5 * P + 3, P + 1, 2 * P],
+        _verify_in_a_window,
+    ),
+    "window of ragged query tokens": Case(
+        "the same, of each row", lambda P: [5 * P + 3, P + 1, 2 * P + 5], _ragged_in_a_window(1),
+    ),
+    "window of a draft extend": Case(
+        "the query tokens that are taken off count", lambda P: [5 * P + 9, P + 9, 2 * P + 9],
+        _ragged_in_a_window(-1),
+    ),
+    "window of the prefix alone": Case(
+        "query tokens come from elsewhere", lambda P: [5 * P + 9, P + 9, 2 * P + 9],
+        _ragged_in_a_window(1, prefix=True),
     ),
     "window": Case(
         "the last tokens alone", lambda P: [5 * P + 3, 2, 2 * P],

@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 
 from xkv.kernel import xkv_build
 
-_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q"}  # the second view's have a 2 behind
+_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
 
 
 class Region(NamedTuple):

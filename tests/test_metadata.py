@@ -52,7 +52,8 @@ def test_modes(name: str, device: str) -> None:
         meta = builder.build(rows, lens, seq_lens_delta=step + 1)
         check(builder, meta, rows, begin, [n + step + 1 for n in LENS])
 
-    start = torch.tensor([130, 0, 64, 63, 0], device=device)  # a chunk
+    P = builder.page_size
+    start = torch.tensor([P, 0, 2 * P, 0, 0], device=device)  # a chunk
     meta = builder.build(rows, lens, kv_start=start)
     check(builder, meta, rows, start.tolist(), LENS)
     builder.check()

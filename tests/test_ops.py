@@ -187,7 +187,51 @@ def test_max_seq_len_bounds_a_new_table(device: str) -> None:
         page_size=16, max_seq_len=97, status=status,
     )  # fmt: skip
     assert got.tolist() == [(row + [0] * 7)[:7] for row in pages(source, 16, 1)]
-    assert status.read() == (4, Reason.CUT)  # 128 tokens, a page too many
+    assert status.read() == (4, Reason.BAD_LENGTH)  # 128 tokens
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first call", "a call like an earlier one"])
+def test_max_seq_len_bounds_a_given_table(again: bool, device: str) -> None:
+    """Whatever the table has room for. A later call with another bound, or none, is not held to this one."""
+    source, status = ids(1), Status(device)
+    arguments = (
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+    )  # fmt: skip
+    table = pages(source, 16, 1)
+    bounds = [None, 64, 128, 97] if again else [97]
+    for bound in bounds:
+        out = fresh_table(BATCH, 10, I32, device)
+        xkv.build_page_table(*arguments, page_size=16, max_seq_len=bound, out=out, status=status)
+        most = TOKENS if bound is None else bound
+        assert_holds(out, [row[: -(-most // 16)] for row in table])
+        assert status.read() == (None if most >= max(LENS) else (4, Reason.BAD_LENGTH))
+        status.clear()
+
+
+@pytest.mark.parametrize(("tile", "width"), [(None, 1), (1, 1), (4, 4)])
+def test_a_new_table_has_a_column(tile: int | None, width: int, device: str) -> None:
+    """Also for lengths that are all 0: a reader takes no table of width 0."""
+    none = torch.zeros(3, dtype=I64, device=device)
+    fill = {} if tile is None else {"tail_fill": 7, "tail_tile": tile}
+    for bound in ({}, {"max_seq_len": 0}):
+        got = xkv.build_page_table(
+            source_tensor(ids(1), I32, device), none, none, page_size=16, **fill, **bound
+        )
+        assert got.tolist() == [[0 if tile is None else 7] * width] * 3
+
+
+def test_a_new_table_has_whole_tiles(device: str) -> None:
+    source = ids(1)
+    got = xkv.build_page_table(
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+        page_size=16, tail_fill=-9, tail_tile=3,
+    )  # fmt: skip
+    filled = [max(-(-len(row) // 3) * 3, 3) for row in pages(source, 16, 1)]
+    assert got.shape == (BATCH, 9)
+    for row, want, end in zip(got.tolist(), pages(source, 16, 1), filled, strict=True):
+        assert row[:end] == want + [-9] * (end - len(want))
 
 
 def test_out_must_hold_max_seq_len_exactly(device: str) -> None:
@@ -243,7 +287,7 @@ def test_empty_batch(allocate: bool, device: str) -> None:
     status = Status(device)
     table = None if allocate else fresh_table(2, 4, I32, device)
     got = xkv.build_page_table(*arguments, page_size=16, out=table, tail_fill=0, status=status)
-    assert got.shape == ((0, 0) if allocate else (2, 4))
+    assert got.shape == ((0, 1) if allocate else (2, 4))
     assert xkv.build_page_table(*arguments, page_size=16, max_seq_len=40).shape == (0, 3)
     csr = xkv.build_kv_indices(
         *arguments, out=None if allocate else fresh_csr(3, I32, device, 0), status=status

@@ -92,6 +92,45 @@ def test_id_beyond_a_map_is_reported_even_where_missing_ids_are_expected(device:
     assert status.read() == (1, Reason.BAD_MAP)
 
 
+def test_where_in_their_first_page_rows_begin(device: str) -> None:
+    """1500 tokens of an encoder, 10 of its decoder behind them, page size 64, and rows of other kinds."""
+    source = torch.arange(4 * 1600, dtype=I32, device=device).view(4, 1600)
+    starts = [1500, 1500, 64, 0, 70, 1536]
+    lens = [1510, 1600, 1600, 3, 70, 0]
+    arguments = (source, torch.tensor([2, 0, 1, 3, 0, 1], device=device), torch.tensor(lens, device=device))
+    more = {"page_size": 64, "kv_start": torch.tensor(starts, device=device)}
+    offset = guarded_1d(6, I32, device)
+    table = xkv.build_page_table(*arguments, **more, kv_start_offset=offset)
+    assert_holds(offset, [28, 28, 0, 0, 0, 0])
+    assert table[0, 0] == (2 * 1600 + 1472) // 64
+
+    csr_offset = guarded_1d(6, I32, device)
+    csr = xkv.build_kv_indices(*arguments, **more, kv_start_offset=csr_offset)
+    assert_holds(csr_offset, [28, 28, 0, 0, 0, 0])
+    assert csr.kv_last_page_len.tolist() == [38, 64, 64, 3, 0, 0]
+
+    for out in (torch.empty(6, dtype=I64, device=device), torch.empty(5, dtype=I32, device=device)):
+        with pytest.raises((TypeError, ValueError), match="kv_start_offset"):
+            xkv.build_page_table(*arguments, **more, kv_start_offset=out)
+    starts32 = torch.tensor(starts, dtype=I32, device=device)
+    with pytest.raises(ValueError, match="kv_start_offset must not share memory"):
+        xkv.build_page_table(*arguments, page_size=64, kv_start=starts32, kv_start_offset=starts32)
+
+
+def test_least_last_page_length(device: str) -> None:
+    """FlashInfer wants 1 to the page size, also of an empty or padded row."""
+    source = ids(1)
+    arguments = (
+        source_tensor(source, I32, device),
+        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
+    )  # fmt: skip
+    for least, want in ((0, [0, 1, 1, 16, 16, 6]), (1, [1, 1, 1, 16, 16, 6]), (4, [4, 4, 4, 16, 16, 6])):
+        got = xkv.build_kv_indices(*arguments, page_size=16, min_last_page_len=least)
+        assert got.kv_last_page_len.tolist() == want
+    with pytest.raises(ValueError, match="min_last_page_len must be from 0 to 16, got 17"):
+        xkv.build_kv_indices(*arguments, page_size=16, min_last_page_len=17)
+
+
 TABLE_TAILS = [  # live: 0, 1, 2, 4, 8 and 5 pages, in a table of 10
     (None, [10] * 6),
     (1, [1, 1, 2, 4, 8, 5]),

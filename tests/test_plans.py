@@ -97,7 +97,9 @@ def test_a_call_like_the_last_is_not_looked_up(made: list[Recorded], monkeypatch
     for batch in (3, 3, 3, 2, 2, 3):
         source, rows, lens, out = inputs(batch)
         xkv.build_page_table(source, rows, lens, page_size=64, out=out)
-    guarded = plans.like(plans._tensors((source, rows, lens, *[None] * 6, out, None, None))) is not unlike
+    guarded = (
+        plans.like(plans._tensors((source, rows, lens, *[None] * 6, out, None, None, None))) is not unlike
+    )
     assert len(looked) == (3 if guarded else 6)
     assert [len(each.launched) for each in made] == [3, 1]
 
@@ -290,8 +292,8 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
     builder.build(rows, lens, **options)
     ((_, step),) = builder._steps.items()
     launched: list[Any] = []
-    step._at, builder._on_cpu = tuple(range(6)), False
-    step._prepared = SimpleNamespace(args=[0] * 6, call=None, launch=launched.append)
+    step._at, builder._on_cpu = tuple(range(8)), False
+    step._prepared = SimpleNamespace(args=[0] * 8, call=None, launch=launched.append)
     for name, value in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():
         bad = {"req_pool_indices": rows, "seq_lens": lens, **options, name: freed(value)}
         with pytest.raises(TypeError, match=f"{name} must have memory of its own"):

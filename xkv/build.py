@@ -28,6 +28,7 @@ OUTPUTS = {
     "cache_seqlens": 0,
     "cu_seqlens_k": 1,
     "cu_seqlens_q": 1,
+    "kv_start_offset": 0,
 }
 
 
@@ -38,7 +39,8 @@ class View:
     Attributes:
         out: where the ids go. Table: ``[>= batch, width]``, inner stride 1; CSR and slots: ``[capacity]``.
         kv_start: first token of each row, ``[batch]`` int, or None for 0.
-        window: at most that many last tokens of each row, or None for all.
+        window: how many tokens up to its own a query token sees, or None for all. A row shows what all of its
+            query tokens see: the last ``window + q - 1`` tokens of one that has q of them.
         token_map: token id -> token id, ``[n]`` int, -1 for none.
         page_map: page id -> page id, in pages of ``map_page_size`` tokens, ``[m]`` int, -1 for none.
         cache_seqlens: tokens from the first entry's first token to the row's end, ``[batch]`` int32.
@@ -46,6 +48,9 @@ class View:
         kv_indptr: prefix sums of the entries, ``[batch + 1]`` int32. CSR only.
         kv_last_page_len: tokens in each row's last page, ``[batch]`` int32.
         cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32. First view only.
+        kv_start_offset: tokens of each row's first page before the row's first token, ``[batch]`` int32.
+            Tables and CSR.
+        max_entries: host bound of the entries of a row or the stream; None: what ``out`` has room for.
     """
 
     out: Tensor
@@ -58,10 +63,16 @@ class View:
     kv_indptr: Tensor | None = None
     kv_last_page_len: Tensor | None = None
     cu_seqlens_q: Tensor | None = None
+    kv_start_offset: Tensor | None = None
+    max_entries: int | None = None
 
-    def capacity(self, form: int) -> int:
+    def room(self, form: int) -> int:
         """Entries a row (table) or the stream (CSR, slots) has room for."""
         return min(int(self.out.shape[1 if form == TABLE else 0]), CAPACITY_MAX)
+
+    def capacity(self, form: int) -> int:
+        """Entries of a row or the stream that may be written."""
+        return self.room(form) if self.max_entries is None else min(self.room(form), self.max_entries)
 
 
 @dataclass(slots=True)
@@ -78,6 +89,8 @@ class Build:
         source_page_size: tokens a source entry stands for, a power of two.
         map_page_size: tokens an entry of a page map stands for, a power of two.
         views: one view, or two of the same form and page size.
+        max_seq_len: tokens, host bound of every length: what is longer is cut and reported; None: what the
+            source holds.
         seq_lens_delta: tokens added to every length.
         seq_lens_delta_rows: tokens added to each length, ``[batch]`` int, or None.
         query_lens: query tokens of each request, ``[batch]`` int, or None.
@@ -85,6 +98,10 @@ class Build:
         query_len: query tokens of every request, where ``query_lens`` is None.
         min_seq_len: lengths written are at least this; what has no token holds ``missing_id``.
         min_last_page_len: last page lengths written are at least this.
+        window_is_prefix_only: windows end where the row does, however many query tokens there are: their
+            reader gets the query tokens' keys from elsewhere.
+        starts_are_aligned: report a row whose ``kv_start`` is inside a page: its reader cannot skip the
+            tokens of that page before it.
         tail_fill: what is written past the live entries, or None to leave them.
         tail_tile: entries; the fill ends with the tile that holds the last live entry (or with the
             first tile of an empty row); None: with the row or the stream.
@@ -105,6 +122,7 @@ class Build:
     source_page_size: int
     map_page_size: int
     views: tuple[View, ...]
+    max_seq_len: int | None = None
     seq_lens_delta: int = 0
     seq_lens_delta_rows: Tensor | None = None
     query_lens: Tensor | None = None
@@ -112,6 +130,8 @@ class Build:
     query_len: int = 0
     min_seq_len: int = 0
     min_last_page_len: int = 0
+    window_is_prefix_only: bool = False
+    starts_are_aligned: bool = False
     tail_fill: int | None = None
     tail_tile: int | None = None
     missing_id: int = -1
@@ -135,9 +155,21 @@ class Build:
         return min(int(self.req_to_token.shape[1]) * self.source_page_size, ROW_MAX)
 
     @property
+    def max_tokens(self) -> int:
+        """Tokens that a row may show: what the source has room for, and the host allows."""
+        most = self.source_tokens
+        return most if self.max_seq_len is None else min(most, self.max_seq_len)
+
+    def reach(self, view: View) -> int | None:
+        """Last tokens of a row that a window shows, as far as the host knows: `query_lens` adds to it."""
+        if view.window is None or self.query_lens is not None or self.window_is_prefix_only:
+            return view.window
+        return view.window + max(self.query_len, 1) - 1
+
+    @property
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
-        capacity = max(view.capacity(self.form) for view in self.views)
+        capacity = max(view.room(self.form) for view in self.views)
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
 
@@ -158,14 +190,14 @@ class Build:
         source, tail, queries = self.req_to_token, self.tail_fill is not None, self.query_lens
         wants_q = self.views[0].cu_seqlens_q is not None
         args: list[Any] = [
-            source, source.stride(0), source.shape[0], self.source_tokens,
+            source, source.stride(0), source.shape[0], self.max_tokens,
             *_words(self.req_pool_indices), *_words(self.seq_lens), self.batch,
             *_words(self.seq_lens_delta_rows), self.seq_lens_delta,
             *_words(queries), None if queries is None else self.query_sign,
             self.query_len if wants_q and queries is None else None,
-            *_view_arguments(self.views[0], self.form),
+            *_view_arguments(self, self.views[0]), self.views[0].cu_seqlens_q,
         ]  # fmt: skip
-        args += _view_arguments(self.views[1], self.form)[:-1] if len(self.views) == 2 else _NO_VIEW
+        args += _view_arguments(self, self.views[1]) if len(self.views) == 2 else _NO_VIEW
         return [
             *args,
             self.min_seq_len or None,
@@ -175,7 +207,7 @@ class Build:
         ]  # fmt: skip
 
 
-_NO_VIEW: list[Any] = [None] * 14
+_NO_VIEW: list[Any] = [None] * 15
 
 
 def _words(x: Tensor | None) -> tuple[Tensor | None, int | None]:
@@ -193,13 +225,13 @@ def _words(x: Tensor | None) -> tuple[Tensor | None, int | None]:
     return x.as_strided(x.shape, (1,)).view(torch.int32), 2
 
 
-def _view_arguments(view: View, form: int) -> list[Any]:
-    token_map, page_map = view.token_map, view.page_map
+def _view_arguments(build: Build, view: View) -> list[Any]:
+    token_map, page_map, form = view.token_map, view.page_map, build.form
     return [
-        *_words(view.kv_start), view.window,
+        *_words(view.kv_start), build.reach(view),
         token_map, None if token_map is None else token_map.shape[0],
         page_map, None if page_map is None else page_map.shape[0],
         view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),
         view.cache_seqlens, view.cu_seqlens_k, view.kv_indptr, view.kv_last_page_len,
-        view.cu_seqlens_q,
+        view.kv_start_offset,
     ]  # fmt: skip

@@ -41,7 +41,8 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
         # The first programs, which write the sums, have no row of their own but one past the batch, which
         # has no items: they began first, and then help out.
         b = tl.where(b == 0, req.batch, b - 1)
-    row, first, end, items, _, _, _ = describe(b, b < req.batch, req, view, policy, C)
+    mine = describe(b, b < req.batch, req, view, policy, C)
+    row, first, end, items = mine.source, mine.first, mine.end, mine.items
     entry = load_block(block, row, first, end, items, req, view, policy, C)
     stop = tl.minimum(row_blocks(b, items, req, view, policy, C), policy.direct)
     step = tl.num_programs(1)
@@ -71,7 +72,8 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
             if (next_block >= stop) & (u < end_u):
                 next_b, next_block, next_base, _ = seek(u, programs, total, req, view, policy, C)
                 more = next_b < req.batch
-                row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
+                found = describe(next_b, more, req, view, policy, C)
+                row, next_first, next_end, next_items = found.source, found.first, found.end, found.items
                 # its neighbours in the row are the program's too
                 stop = row_blocks(next_b, next_items, req, view, policy, C)
                 stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)
@@ -79,7 +81,8 @@ def _write_blocks(p, programs, req, view, policy, SUMS: tl.constexpr, C: tl.cons
                 u += tl.maximum(stop - next_block, 1)
         if more:
             if not STREAM:
-                row, next_first, next_end, next_items, _, _, _ = describe(next_b, more, req, view, policy, C)
+                found = describe(next_b, more, req, view, policy, C)
+                row, next_first, next_end, next_items = found.source, found.first, found.end, found.items
             next_entry = load_block(next_block, row, next_first, next_end, next_items, req, view, policy, C)
         worst = store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C)
         b, block, base = next_b, next_block, next_base
@@ -107,13 +110,13 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
     for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
-        _, _, _, items, kv_len, query, reason = describe(i, mask, req, view, policy, C)
-        items = items.to(tl.int64)
-        kv_len = tl.where(mask, kv_len, 0).to(tl.int64)
-        query = tl.where(mask, query, 0).to(tl.int64)
+        rows = describe(i, mask, req, view, policy, C)
+        items = rows.items.to(tl.int64)
+        kv_len = tl.where(mask, rows.kv_len, 0).to(tl.int64)
+        query = tl.where(mask, rows.query, 0).to(tl.int64)
         if chunk == turn:
             turn += programs * C.BATCH_BLOCK
-            report(policy, i, reason, mask, C)
+            report(policy, i, rows.reason, mask, C)
             kept = kv_len
             if STREAM:
                 upto = item_sum + tl.cumsum(items, 0)
@@ -129,6 +132,9 @@ def _write_sums(p, programs, req, view, policy, C: tl.constexpr):
                 last = tl.where(kept > 0, (kept - 1) % C.PAGE_SIZE + 1, 0)
                 last = tl.maximum(last, policy.min_last)
                 tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
+            if view.offset_ptr is not None:
+                offset = tl.where(rows.start < rows.end, rows.start - rows.first, 0)
+                tl.store(view.offset_ptr + i, offset, mask=mask)
             if view.cu_k_ptr is not None:
                 upto = kv_sum + tl.cumsum(kv_len, 0)
                 report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
@@ -156,7 +162,8 @@ def _build(req, view, policy, C: tl.constexpr):
     SUMS: tl.constexpr = (
         view.seqlens_ptr is not None or view.cu_k_ptr is not None
         or (view.indptr_ptr is not None and not C.SUMS_GIVEN)
-        or view.last_ptr is not None or view.cu_q_ptr is not None or policy.status_ptr is not None
+        or view.last_ptr is not None or view.offset_ptr is not None or view.cu_q_ptr is not None
+        or policy.status_ptr is not None
     )  # fmt: skip
     programs = tl.num_programs(0) * tl.num_programs(1)
     p = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -178,7 +185,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(53)))
+@triton.jit(do_not_specialize=list(range(55)))
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",
@@ -186,11 +193,11 @@ def xkv_build(
     delta_ptr, delta_step, delta: "i32", query_ptr, query_step, query_sign, query_len,
     start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
-    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
+    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window beside the whole
     start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
-    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr,
+    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
     min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
@@ -207,7 +214,7 @@ def xkv_build(
     policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, direct)
     view = View(
         start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
-        out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, cu_q_ptr,
+        out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
     )  # fmt: skip
     if out2_ptr is None:
         _build(req, view, policy, C)
@@ -216,6 +223,7 @@ def xkv_build(
     else:
         view2 = View(
             start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
-            out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, None,
+            out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
+            None,
         )  # fmt: skip
         _build(req, view2, policy, C)

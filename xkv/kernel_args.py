@@ -18,6 +18,7 @@ CUT = tl.constexpr(Reason.CUT.value)
 BAD_ID = tl.constexpr(Reason.BAD_ID.value)
 BAD_MAP = tl.constexpr(Reason.BAD_MAP.value)
 OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
+UNALIGNED_START = tl.constexpr(Reason.UNALIGNED_START.value)
 INT32_MAX = tl.constexpr(build.INT32_MAX)
 LENGTH_MAX = tl.constexpr(build.LENGTH_MAX)
 ID_MAX = tl.constexpr(build.ID_MAX)
@@ -44,6 +45,8 @@ class Config(str):
     REPORT_ONCE: bool
     SUMS_GIVEN: bool
     LANE_16: bool
+    WINDOW_IS_PREFIX_ONLY: bool
+    STARTS_ARE_ALIGNED: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes a value for each field, in their order."""
@@ -91,7 +94,32 @@ class View(NamedTuple):
     cu_k_ptr: Any
     indptr_ptr: Any
     last_ptr: Any
+    offset_ptr: Any
     cu_q_ptr: Any
+
+
+class Row(NamedTuple):
+    """One row of the batch (scalars) or several (vectors), cut to what may be read and, in tables, written.
+
+    Attributes:
+        source: the row of the source.
+        first: position of the first token of the first item.
+        start: position of the first token that is asked for, on the same page.
+        end: position past the last token.
+        items: entries that the row has in the output.
+        kv_len: the length that the backend sees, in tokens from ``first`` on.
+        query: query tokens.
+        reason: why it had to be cut; 0: it was not.
+    """
+
+    source: Any
+    first: Any
+    start: Any
+    end: Any
+    items: Any
+    kv_len: Any
+    query: Any
+    reason: Any
 
 
 class Policy(NamedTuple):

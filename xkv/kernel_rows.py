@@ -13,6 +13,8 @@ from xkv.kernel_args import (
     LENGTH_MAX,
     SLOTS,
     TABLE,
+    UNALIGNED_START,
+    Row,
 )
 
 
@@ -60,20 +62,20 @@ def report_least(policy, words):
 
 @triton.jit
 def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
-    """Row b of the batch (a scalar or a vector), cut to what may be read and, in tables, written.
+    """The `Row` b of the batch (a scalar or a vector).
 
-    Returns the source row, the first position, the end, the items, the length that the backend sees,
-    the query length, and why it had to be cut (0: it was not). TRUSTED: the source row is not looked at,
-    and what has none keeps its items.
+    TRUSTED: the source row is not looked at, and what has none keeps its items.
     """
     row = b * 0
     known = row == 0
     if not TRUSTED:
         row, high, _ = _load_word(req.rows_ptr, req.rows_step, b, mask)
         known = (high == 0) & (row >= 0) & (row < req.src_rows)
-    length = _load_int(req.lens_ptr, req.lens_step, b, mask) + req.delta
+    length = _load_int(req.lens_ptr, req.lens_step, b, mask)
+    delta = length * 0 + req.delta
     if req.delta_ptr is not None:
-        length += _load_int(req.delta_ptr, req.delta_step, b, mask)
+        delta += _load_int(req.delta_ptr, req.delta_step, b, mask)
+    length += delta
     asked = length * 0
     if req.query_ptr is not None:
         asked += _load_int(req.query_ptr, req.query_step, b, mask)
@@ -84,18 +86,28 @@ def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
     reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
     if C.FORM == SLOTS:
         first = length - query
+        start = first
         items = query
         kv_len = end
         reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
     else:
         start = length * 0
         if view.window is not None:
-            start = tl.maximum(end - view.window, 0)
+            window = view.window
+            if req.query_ptr is not None and not C.WINDOW_IS_PREFIX_ONLY:
+                # from what the first query token sees on; where the query tokens are taken off the length,
+                # the delta stands for them
+                span = tl.where(req.query_sign < 0, tl.maximum(query, delta), query)
+                window += tl.maximum(span, 1) - 1
+            start = tl.maximum(end - window, 0)
         if view.start_ptr is not None:
             wanted = _load_int(view.start_ptr, view.start_step, b, mask)
             bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
+            inside = (wanted > start) & (wanted < end) & (wanted % C.PAGE_SIZE != 0)
             start = clip(wanted, start, end)
+        if req.query_ptr is not None:
+            reason = tl.where((reason == 0) & (asked < 0), BAD_QUERY, reason)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
         kv_len = tl.where(start < end, end - first, 0)
         if policy.min_len is not None:
@@ -105,7 +117,9 @@ def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
             reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
-    return row, first, end, tl.where(mask, items, 0), kv_len, query, reason
+        if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
+            reason = tl.where((reason == 0) & inside, UNALIGNED_START, reason)
+    return Row(row, first, start, end, tl.where(mask, items, 0), kv_len, query, reason)
 
 
 @triton.jit
@@ -148,6 +162,6 @@ def before(b, req, view, policy, C: tl.constexpr):
     elif C.FORM != TABLE:
         for chunk in range(0, tl.minimum(b, req.batch), C.BATCH_BLOCK):
             i = chunk + tl.arange(0, C.BATCH_BLOCK)
-            _, _, _, items, _, _, _ = describe(i, i < tl.minimum(b, req.batch), req, view, policy, C)
-            total += tl.sum(items.to(tl.int64), 0)
+            rows = describe(i, i < tl.minimum(b, req.batch), req, view, policy, C)
+            total += tl.sum(rows.items.to(tl.int64), 0)
     return total

@@ -20,7 +20,7 @@ def survey(b, zero, req, view, policy, C: tl.constexpr):
     base = req.batch.to(tl.int64) * 0
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        _, _, _, items, _, _, _ = describe(i, i < req.batch, req, view, policy, C)
+        items = describe(i, i < req.batch, req, view, policy, C).items
         total += tl.sum(blocks_left(i, items, req, view, policy, C) + zero, 0)
         if not C.SUMS_GIVEN:
             base += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)
@@ -55,7 +55,7 @@ def seek(u, programs, total, req, view, policy, C: tl.constexpr):
     while more:
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         # where rows need not be summed up, one that has no source row may count as if it had
-        _, _, _, items, _, _, _ = describe(i, i < req.batch, req, view, policy, C, C.FORM == TABLE)
+        items = describe(i, i < req.batch, req, view, policy, C, C.FORM == TABLE).items
         left = blocks_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
         if C.FORM == TABLE:
             upto = seen + tl.sum(left, 0)

@@ -230,6 +230,9 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
         build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
         overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
         lane_16(build, where),
+        # each only where it makes a difference, so that other builds share a kernel
+        build.window_is_prefix_only and any(view.window is not None for view in build.views),
+        build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
     )  # fmt: skip
 
 

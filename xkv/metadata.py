@@ -30,12 +30,14 @@ class MetadataBuilder:
         req_to_token: ``[rows, width]`` int32 or int64, as in `xkv.build_page_table`; kept.
         max_batch_size: requests, 1 to 65,536.
         max_context_len: tokens of the longest row, draft tokens included; at most what a row of
-            ``req_to_token`` holds.
+            ``req_to_token`` holds. A longer row is cut to it and reported.
         page_size: one of the backend's page sizes; None: its default.
         source_page_size: tokens of an entry of ``req_to_token``: 1 (SGLang) or the block size (vLLM).
         max_tokens: tokens, capacity of ``kv_indices`` over all rows (CSR backends); None:
             ``max_batch_size * max_context_len``.
-        sliding_window: tokens; a second view shows at most that many last tokens of each row.
+        sliding_window: tokens that a query token sees, its own the last of them. A second view shows of each
+            row the last ``sliding_window + q - 1`` tokens: what all of its q query tokens see. (A backend
+            whose spec says ``window_is_prefix_only`` gets the last ``sliding_window``.)
         window_token_map: ``[n]`` int, slot -> slot of the window's pool, negative for none; a second
             view goes through it, whole where ``sliding_window`` is None.
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
@@ -126,8 +128,8 @@ class MetadataBuilder:
         * decode: nothing more; draft decode step s: ``seq_lens_delta=s + 1``
         * verify of n draft tokens: ``seq_lens_delta=n, query_lens=n``
         * ragged verify: ``query_lens=lens, query_lens_sign=1``
-        * draft extend: ``query_lens=extend_lens, query_lens_sign=-1, seq_lens_delta=window``, or a
-          ``seq_lens_delta`` for each row
+        * draft extend: ``query_lens=extend_lens, query_lens_sign=-1, seq_lens_delta=n``, or a
+          ``seq_lens_delta`` for each row: the prefix and n tokens
 
         What only the device knows is cut, never read or written out of bounds; see `check`.
 
@@ -136,12 +138,17 @@ class MetadataBuilder:
             seq_lens: ``[batch]`` int32 or int64, tokens.
             seq_lens_delta: tokens added to every length (int) or to each (``[batch]`` int).
             query_lens: query tokens of every request (int) or of each (``[batch]`` int): what
-                ``cu_seqlens_q`` sums.
+                ``cu_seqlens_q`` sums, and a sliding window covers. A negative one counts as 0 and is
+                reported.
             query_lens_sign: -1, 0 or 1: whether ``query_lens`` (a tensor) is added to the lengths.
-            kv_start: ``[batch]`` int, first token of each row, for chunks; None: 0.
+            kv_start: ``[batch]`` int, first token of each row, for chunks; None: 0. Inside a page the ids
+                begin with that page, and ``kv_start_offset`` says how many of its tokens come before; the
+                row is reported unless the backend's spec says ``skips_tokens``. For example an encoder's
+                1500 tokens and 10 of its decoder's behind them, page size 64, ``kv_start=1500``:
+                ``kv_start_offset`` is 28 and ``cache_seqlens`` 38, of which 28 are the encoder's.
             window_kv_start: the same for the window's view, beside ``sliding_window``.
             max_tokens: tokens, the sum of all lengths, where the host knows it: at page size 1
-                ``kv_indices`` is then a view of that length.
+                ``kv_indices`` is then a view of that length, and what is beyond it is cut and reported.
 
         Returns:
             Views of the builder's buffers for this batch; the next build overwrites them.
@@ -192,7 +199,9 @@ class MetadataBuilder:
             self._recent = step
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
-        if not step.run(rows, lens, delta, query, kv_start, window_kv_start):
+        # where the view that is returned ends with them
+        most = max_tokens if self.page_size == 1 else None
+        if not step.run(rows, lens, delta, query, kv_start, window_kv_start, most):
             self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
         meta = step.metadata
         if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
@@ -223,7 +232,11 @@ class MetadataBuilder:
     def _step(self, inputs: StepInputs) -> Step:
         """Prepares the launch for steps of this kind and batch size."""
         spec, batch = self.spec, inputs.seq_lens.shape[0]
-        views = tuple(buffers.cut(view, batch, spec.form) for view in self._views)
+        starts = (inputs.kv_start, inputs.window_kv_start)
+        views = tuple(
+            buffers.cut(view, batch, spec.form, start is not None or view.window is not None)
+            for view, start in zip(self._views, starts, strict=False)
+        )
         metas = [buffers.describe(v, spec, self.page_size, self.max_context_len) for v in views]
         if len(metas) == 2:
             metas[0].window = metas[1]
@@ -231,6 +244,8 @@ class MetadataBuilder:
             self.req_to_token, inputs.req_pool_indices, inputs.seq_lens,
             TABLE if spec.form == "table" else CSR,
             self.page_size, self.source_page_size, self.page_size, views,
+            max_seq_len=self.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
+            starts_are_aligned=not spec.skips_tokens,
             query_sign=inputs.query_lens_sign, min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
             tail_fill=spec.fill_id if spec.tail_tokens else None,

@@ -19,7 +19,8 @@ class KVIndices(NamedTuple):
         kv_indptr: ``[batch + 1]`` int32, entries; row b's begin at ``kv_indptr[b]``.
         kv_indices: ``[capacity]`` int32 or int64, page ids (token slots at page size 1); the first
             ``kv_indptr[-1]`` are live.
-        kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; 0 for an empty row.
+        kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; 0 for an empty row, or
+            ``min_last_page_len``.
     """
 
     kv_indptr: Tensor
@@ -44,6 +45,7 @@ def build_page_table(
     missing_id: int | None = None,
     tail_fill: int | None = None,
     tail_tile: int | None = None,
+    kv_start_offset: Tensor | None = None,
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> Tensor:
@@ -66,12 +68,14 @@ def build_page_table(
         seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
         page_size: tokens of an output page, a power of two from 1 to 1024.
         source_page_size: tokens of a source entry, a power of two from 1 to 1024.
-        out: ``[>= batch, width]`` int32 or int64 in pages, inner stride 1, any row stride; may be a
-            view. None: allocated, ``[batch, width]``, and filled past the live pages with
-            ``tail_fill`` or 0.
-        max_seq_len: tokens, host bound of ``seq_lens + seq_lens_delta``; ``out`` must have room for it.
+        out: ``[>= batch, width]`` int32 or int64 in pages, inner stride 1, any row stride; may be a view.
+            None: allocated, ``[batch, width]``, for the longest row, at least one page or tile wide and a
+            whole number of tiles, and filled past the live pages with ``tail_fill`` or 0.
+        max_seq_len: tokens, host bound of ``seq_lens + seq_lens_delta``: a longer row is cut to it and
+            reported; ``out`` must have room for it.
         seq_lens_delta: tokens added to every length (int) or to each (``[batch]`` int32 or int64).
-        kv_start: ``[batch]`` int32 or int64, first token of each row; need not be page-aligned.
+        kv_start: ``[batch]`` int32 or int64, first token of each row. Inside a page the row begins with
+            that page; ``kv_start_offset`` says how many of its tokens come before.
         token_map: ``[n]`` int32 or int64, token id -> token id, negative for none.
         page_map: ``[m]`` int32 or int64, page id -> page id, negative for none; applied after
             ``token_map``.
@@ -81,6 +85,10 @@ def build_page_table(
         tail_fill: int32, written past the live pages of each row; None: they are left as they are.
         tail_tile: pages; the fill ends at a multiple of it, and covers at least one tile, also of an
             empty row. None: it goes to the end of the row.
+        kv_start_offset: ``[>= batch]`` int32, written: tokens of each row's first page before its first
+            token, 0 to ``page_size - 1``. For example 1500 tokens of an encoder and 10 of its decoder
+            behind them, page size 64, ``kv_start=1500``: the row has one page, in which 28 tokens are the
+            encoder's.
         dtype: int32 or int64, of an ``out`` that is allocated here.
         status: where offences are reported.
 
@@ -93,10 +101,12 @@ def build_page_table(
     """
     given = (
         req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
-        getattr(status, "word", status), out, None, None,
+        getattr(status, "word", status), out, None, None, kv_start_offset,
     )  # fmt: skip
     slot = plans.find(
-        given, kv_start is None and token_map is None and page_map is None and status is None,
+        given,
+        kv_start is None and token_map is None and page_map is None and status is None
+        and kv_start_offset is None,
         TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile,
     )  # fmt: skip
     if out is not None and slot.plan is not None and slot.plan.run(given, max_seq_len):
@@ -107,7 +117,7 @@ def build_page_table(
         status,
     )  # fmt: skip
     if max_seq_len is not None:
-        checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
+        build.max_seq_len = checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
     if out is None:
         out = request.new_table(build, max_seq_len, dtype)
         if tail_fill is None:
@@ -119,7 +129,8 @@ def build_page_table(
                 f"out is too narrow: {out.shape[1]} pages of {page_size} tokens do not hold"
                 f" max_seq_len={max_seq_len}"
             )
-    build.views = (View(out, kv_start, None, token_map, page_map),)
+    request.offsets(build, kv_start_offset, [kv_start, token_map, page_map, out])
+    build.views = (View(out, kv_start, None, token_map, page_map, kv_start_offset=kv_start_offset),)
     if build.batch:  # a table of an empty batch has nothing to write
         slot.run(build, given)
     return out
@@ -142,6 +153,8 @@ def build_kv_indices(
     missing_id: int | None = None,
     tail_fill: int | None = None,
     tail_tile: int | None = None,
+    kv_start_offset: Tensor | None = None,
+    min_last_page_len: int = 0,
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> KVIndices:
@@ -173,6 +186,9 @@ def build_kv_indices(
         missing_id: as in `build_page_table`.
         tail_fill: int32, written past the live entries of the stream; None: left as they are.
         tail_tile: entries; the fill ends at a multiple of it. None: at the capacity.
+        kv_start_offset: as in `build_page_table`.
+        min_last_page_len: tokens, 0 to ``page_size``: ``kv_last_page_len`` is at least this. FlashInfer
+            wants 1, also of an empty or padded row.
         dtype: int32 or int64, of ``kv_indices`` allocated here.
         status: where offences are reported.
 
@@ -187,11 +203,13 @@ def build_kv_indices(
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
     given = (
         req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
-        getattr(status, "word", status), ids, indptr, last,
+        getattr(status, "word", status), ids, indptr, last, kv_start_offset,
     )  # fmt: skip
     slot = plans.find(
-        given, kv_start is None and token_map is None and page_map is None and status is None,
-        CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile,
+        given,
+        kv_start is None and token_map is None and page_map is None and status is None
+        and kv_start_offset is None,
+        CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile, min_last_page_len,
     )  # fmt: skip
     if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
         return out
@@ -202,6 +220,7 @@ def build_kv_indices(
     )  # fmt: skip
     if max_tokens is not None:
         checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
+    build.min_last_page_len = checks.integer("min_last_page_len", min_last_page_len, 0, build.page_size)
     if out is None:
         out = KVIndices(*request.new_csr(build, kv_start, max_tokens, dtype))
     else:
@@ -211,10 +230,11 @@ def build_kv_indices(
                 f"out.kv_indices is too short: {out.kv_indices.shape[0]} entries of {page_size}"
                 f" token(s) do not hold max_tokens={max_tokens}"
             )
+    request.offsets(build, kv_start_offset, [kv_start, token_map, page_map, *out])
     build.views = (
         View(
-            out.kv_indices, kv_start, None, token_map, page_map,
-            kv_indptr=out.kv_indptr, kv_last_page_len=out.kv_last_page_len,
+            out.kv_indices, kv_start, None, token_map, page_map, kv_indptr=out.kv_indptr,
+            kv_last_page_len=out.kv_last_page_len, kv_start_offset=kv_start_offset,
         ),
     )  # fmt: skip
     slot.run(build, given)
@@ -276,7 +296,7 @@ def build_slot_mapping(
     """
     given = (
         req_to_token, req_pool_indices, seq_lens, seq_lens_delta, query_lens, None, token_map, page_map,
-        getattr(status, "word", status), out, None, None,
+        getattr(status, "word", status), out, None, None, None,
     )  # fmt: skip
     slot = plans.find(given, False, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
     if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):

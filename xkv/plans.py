@@ -18,10 +18,10 @@ from xkv.likeness import like, unlike
 
 _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 _MOST = 4096  # plans: a few KB each, and a server has a few batch sizes of a few ops
-_OUTS = 3  # how many of NAMES are written
+_OUTS = 4  # how many of NAMES are written; the ids are the first of them
 NAMES = (
     "src_ptr", "rows_ptr", "lens_ptr", "delta_ptr", "query_ptr", "start_ptr", "token_map_ptr",
-    "page_map_ptr", "status_ptr", "out_ptr", "indptr_ptr", "last_ptr",
+    "page_map_ptr", "status_ptr", "out_ptr", "indptr_ptr", "last_ptr", "offset_ptr",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class Plan:
         outs: how many, the last ones, are written.
     """
 
-    __slots__ = ("_bytes", "_outs", "_prepared", "_room", "_where")
+    __slots__ = ("_bytes", "_longest", "_longest_at", "_outs", "_prepared", "_room", "_where")
 
     def __init__(
         self, prepared: launch.Prepared, build: Build, given: tuple[Any, ...],
@@ -52,6 +52,10 @@ class Plan:
         self._outs = [k for k, n in enumerate(tensors) if n >= len(names) - outs]
         room = build.views[0].capacity(build.form) * build.page_size
         self._room = min(room, ROW_MAX) if build.form == TABLE else room
+        # tokens of the longest row, which a table's call may bound
+        self._longest, self._longest_at = build.source_tokens, None
+        if build.form == TABLE:
+            self._longest_at = prepared.first + at["src_tokens"]
 
     def run(self, given: tuple[Any, ...], bound: int | None) -> bool:
         """Launches with these tensors, unless the call must be looked at again: then returns False.
@@ -66,6 +70,8 @@ class Plan:
         if bound is not None and not (type(bound) is int and 0 <= bound <= self._room):
             return False
         call, args = prepared.copy()
+        if self._longest_at is not None:
+            args[self._longest_at] = self._longest if bound is None else min(bound, self._longest)
         pointers = []
         try:
             for n, at in self._where:
@@ -158,9 +164,9 @@ def find(given: tuple[Any, ...], plain: bool, *options: Any) -> Slot:
 
 def _tensors(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Those of a plain call."""
-    if given[-1] is None:
+    if given[-2] is None:
         return given[0], given[1], given[2], given[-_OUTS]
-    return given[0], given[1], given[2], *given[-_OUTS:]
+    return given[0], given[1], given[2], *given[-_OUTS:-1]
 
 
 @functools.lru_cache(maxsize=_MOST, typed=True)

@@ -19,6 +19,7 @@ class _Rows(NamedTuple):
 
     row: Tensor
     first: Tensor
+    start: Tensor
     end: Tensor
     items: Tensor
     kv_len: Tensor
@@ -43,9 +44,10 @@ def _wide(x: Tensor) -> Tensor:
 
 def _describe(build: Build, view: View) -> _Rows:
     page_size = build.page_size
-    length = _wide(build.seq_lens) + build.seq_lens_delta
+    delta = torch.full_like(build.seq_lens, build.seq_lens_delta, dtype=torch.int64)
     if build.seq_lens_delta_rows is not None:
-        length = length + _wide(build.seq_lens_delta_rows)
+        delta = delta + _wide(build.seq_lens_delta_rows)
+    length = _wide(build.seq_lens) + delta
     asked = torch.zeros_like(length)
     if build.query_lens is not None:
         asked = _wide(build.query_lens)
@@ -53,7 +55,7 @@ def _describe(build: Build, view: View) -> _Rows:
     query = asked.clamp(min=0)
     row = build.req_pool_indices.to(torch.int64)
     known = (row >= 0) & (row < build.req_to_token.shape[0])
-    end = torch.where(known, length.clamp(0, build.source_tokens), 0)
+    end = torch.where(known, length.clamp(0, build.max_tokens), 0)
 
     reason = torch.zeros_like(length)
 
@@ -64,13 +66,23 @@ def _describe(build: Build, view: View) -> _Rows:
     blame(end != length, Reason.BAD_LENGTH)
     if build.form == SLOTS:
         blame((asked < 0) | (asked > length), Reason.BAD_QUERY)
-        return _Rows(row, length - query, end, query, end, query, reason)
+        return _Rows(row, length - query, length - query, end, query, end, query, reason)
 
-    start = torch.zeros_like(end) if view.window is None else (end - view.window).clamp(min=0)
+    start, inside = torch.zeros_like(end), torch.zeros_like(known)
+    if view.window is not None:
+        reach = torch.full_like(end, build.reach(view) or 0)
+        if build.query_lens is not None and not build.window_is_prefix_only:
+            # from what the first query token sees on; where the query tokens are taken off the length, the
+            # delta stands for them
+            span = torch.maximum(query, delta) if build.query_sign < 0 else query
+            reach = reach + span.clamp(min=1) - 1
+        start = (end - reach).clamp(min=0)
     if view.kv_start is not None:
         wanted = _wide(view.kv_start)
         blame((wanted < 0) | (wanted > length.clamp(min=0)), Reason.BAD_START)
+        inside = (wanted > start) & (wanted < end) & (wanted % page_size != 0)
         start = torch.maximum(start, wanted).minimum(end)
+    blame(asked < 0, Reason.BAD_QUERY)
     first = start // page_size * page_size
     kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
@@ -79,7 +91,9 @@ def _describe(build: Build, view: View) -> _Rows:
         blame(items > width, Reason.CUT)
         items = items.clamp(max=width)
         kv_len = torch.minimum(kv_len, items * page_size)
-    return _Rows(row, first, end, items, kv_len, query, reason)
+    if build.starts_are_aligned:
+        blame(inside, Reason.UNALIGNED_START)
+    return _Rows(row, first, start, end, items, kv_len, query, reason)
 
 
 def _run_view(build: Build, view: View) -> None:
@@ -132,6 +146,9 @@ def _run_view(build: Build, view: View) -> None:
     if view.kv_last_page_len is not None:
         last = torch.where(kv_len > 0, (kv_len - 1) % page_size + 1, 0)
         view.kv_last_page_len[:batch] = last.clamp(min=build.min_last_page_len).to(torch.int32)
+    if view.kv_start_offset is not None:
+        offset = torch.where(rows.start < rows.end, rows.start - rows.first, 0)
+        view.kv_start_offset[:batch] = offset.to(torch.int32)
     if view.cu_seqlens_k is not None:
         report.add(every[_prefix_sums(view.cu_seqlens_k, kv_len, given=given)], Reason.OVERFLOW)
     if view.cu_seqlens_q is not None:

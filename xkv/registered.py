@@ -42,9 +42,11 @@ def run(build: Build) -> None:
         "tail_fill": build.tail_fill, "tail_tile": build.tail_tile,
     }  # fmt: skip
     if build.form == TABLE:
-        tensors += [view.kv_start, view.out]
+        tensors += [view.kv_start, view.out, view.kv_start_offset]
+        numbers["max_seq_len"] = build.max_seq_len
     elif build.form == CSR:
-        tensors += [view.kv_start, view.kv_indptr, view.out, view.kv_last_page_len]
+        tensors += [view.kv_start, view.kv_indptr, view.out, view.kv_last_page_len, view.kv_start_offset]
+        numbers["min_last_page_len"] = build.min_last_page_len
     else:
         tensors += [build.query_lens, view.out]
     if build.form != SLOTS:
@@ -65,17 +67,17 @@ def _call(
 
 def _page_table(
     source: Tensor, rows: Tensor, lens: Tensor, deltas: Any, token_map: Any, page_map: Any, word: Any,
-    start: Tensor | None, out: Tensor, **numbers: Any,
+    start: Tensor | None, out: Tensor, offset: Tensor | None, **numbers: Any,
 ) -> None:  # fmt: skip
-    more = {"kv_start": start, "out": out}
+    more = {"kv_start": start, "out": out, "kv_start_offset": offset}
     _call("build_page_table", [source, rows, lens], more, deltas, token_map, page_map, word, numbers)
 
 
 def _kv_indices(
     source: Tensor, rows: Tensor, lens: Tensor, deltas: Any, token_map: Any, page_map: Any, word: Any,
-    start: Tensor | None, *out: Tensor, **numbers: Any,
+    start: Tensor | None, indptr: Tensor, ids: Tensor, last: Tensor, offset: Tensor | None, **numbers: Any,
 ) -> None:  # fmt: skip
-    more = {"kv_start": start, "out": xkv.KVIndices(*out)}
+    more = {"kv_start": start, "out": xkv.KVIndices(indptr, ids, last), "kv_start_offset": offset}
     _call("build_kv_indices", [source, rows, lens], more, deltas, token_map, page_map, word, numbers)
 
 
@@ -98,10 +100,14 @@ def _register(form: int, name: str, tensors: str, numbers: str, call: Callable[.
     _OPS[form] = getattr(torch.ops.xkv, name).default
 
 
-_register(TABLE, "build_page_table", "Tensor? kv_start, Tensor(a!) out", ", SymInt page_size", _page_table)
+_register(
+    TABLE, "build_page_table", "Tensor? kv_start, Tensor(a!) out, Tensor(b!)? kv_start_offset",
+    ", SymInt page_size, SymInt? max_seq_len", _page_table,
+)  # fmt: skip
 _register(
     CSR, "build_kv_indices",
-    "Tensor? kv_start, Tensor(a!) kv_indptr, Tensor(b!) kv_indices, Tensor(c!) kv_last_page_len",
-    ", SymInt page_size", _kv_indices,
+    "Tensor? kv_start, Tensor(a!) kv_indptr, Tensor(b!) kv_indices, Tensor(c!) kv_last_page_len,"
+    " Tensor(d!)? kv_start_offset",
+    ", SymInt page_size, SymInt min_last_page_len", _kv_indices,
 )  # fmt: skip
 _register(SLOTS, "build_slot_mapping", "Tensor query_lens, Tensor(a!) out", "", _slot_mapping)

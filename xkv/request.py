@@ -73,6 +73,14 @@ def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
     return [x for x in (*mine, *more) if x is not None]
 
 
+def offsets(build: Build, kv_start_offset: Tensor | None, others: list[Tensor | None]) -> None:
+    """Checks the output of that name, beside what else the launch reads and writes."""
+    if kv_start_offset is not None:
+        checks.output("kv_start_offset", kv_start_offset, 1, build.batch, reads(build, *others))
+        if kv_start_offset.dtype is not torch.int32:
+            raise TypeError(f"kv_start_offset must be int32, got {kv_start_offset.dtype}")
+
+
 def _ends(build: Build) -> Tensor:
     delta = build.seq_lens_delta_rows
     ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
@@ -96,9 +104,13 @@ def entries(build: Build, kv_start: Tensor | None) -> int:
 
 
 def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tensor:
-    """A page table for the longest row, or for ``max_seq_len`` tokens. Syncs without that."""
+    """A page table for the longest row, or for ``max_seq_len`` tokens. Syncs without that.
+
+    Readers take no table without a column, so it has one at least; and whole tiles, where it has tiles.
+    """
     tokens = longest(build) if max_seq_len is None else max_seq_len
-    return _new(build, (build.batch, -(-tokens // build.page_size)), dtype)
+    tile = build.tail_tile or 1
+    return _new(build, (build.batch, -(-max(tokens, 1) // (build.page_size * tile)) * tile), dtype)
 
 
 def new_csr(

@@ -26,6 +26,11 @@ class BackendSpec:
         fill_id: a valid id, for that fill and for a token without an id.
         min_seq_len: the least length written, for backends that do not take an empty row.
         min_last_page_len: the least last page length written.
+        skips_tokens: whether the backend can be told to skip the tokens of a row's first page before the
+            row's first, ``Metadata.kv_start_offset`` of them. Where it cannot, a ``kv_start`` inside a page
+            is reported.
+        window_is_prefix_only: a sliding window's view ends with the prefix: the backend gets the keys of
+            the query tokens from elsewhere, so that several of them need no more of it than one.
         why: what the contract rests on, and the sources it follows.
     """
 
@@ -42,6 +47,8 @@ class BackendSpec:
     fill_id: int = 0
     min_seq_len: int = 0
     min_last_page_len: int = 0
+    skips_tokens: bool = False
+    window_is_prefix_only: bool = False
 
     def tail_tile(self, page_size: int) -> int | None:
         """Pages of the tile that rows are filled to; None: rows are left as they are."""
@@ -54,7 +61,8 @@ class BackendSpec:
 
 
 TRITON = BackendSpec(
-    "triton", "csr", (1,), 1, ("kv_indptr", "cu_seqlens_q"), id_dtype="int64",
+    "triton", "csr", (1,), 1, ("kv_indptr", "cu_seqlens_q"), id_dtype="int64", window_is_prefix_only=True,
     why="SGLang's Triton backend takes int64 token slots and int32 indptr, on both vendors, and masks"
-    " what lies past the live entries (layers/attention/triton_backend.py)",
+    " what lies past the live entries; its window is that of the prefix, to which its extend kernel adds"
+    " the query tokens (layers/attention/triton_backend.py)",
 )  # fmt: skip

@@ -22,17 +22,21 @@ class Reason(IntEnum):
     BAD_ID = 6
     BAD_MAP = 7
     OVERFLOW = 8
+    UNALIGNED_START = 9
 
 
 _MEANING = {
     Reason.BAD_ROW: "its req_pool_indices entry lies outside req_to_token; it was taken as empty",
-    Reason.BAD_LENGTH: "its length is negative or beyond req_to_token's width; it was cut",
+    Reason.BAD_LENGTH: "its length is negative, or beyond req_to_token's width or the host's bound"
+    " (max_context_len, max_seq_len); it was cut",
     Reason.BAD_START: "its kv_start is negative or beyond its length; it was cut",
-    Reason.BAD_QUERY: "its query length is negative or beyond its length; it was cut",
+    Reason.BAD_QUERY: "its query length is negative, or beyond its length in a slot mapping; it was cut",
     Reason.CUT: "the output has no room for all of it; it was cut",
     Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
     Reason.BAD_MAP: "an id lies outside token_map or page_map; missing_id was written",
     Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it was cut there",
+    Reason.UNALIGNED_START: "its kv_start is inside a page, and the backend cannot skip the tokens of that"
+    " page before it; they are shown",
 }
 
 

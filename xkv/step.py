@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xkv import launch, oracle
 from xkv.buffers import Metadata
-from xkv.build import Build
+from xkv.build import CSR, Build
 from xkv.launcher import watched
 from xkv.likeness import like, unlike
 from xkv.status import Status
@@ -48,6 +48,11 @@ class Step:
         self._prepared: launch.Prepared | None = None
         self.like = unlike  # whether rows and lengths are like those that it was prepared with
         self._at: tuple[int, ...] = ()
+        # of a stream, whose length a step may bound
+        self._capacity = build.views[0].room(CSR) if build.form == CSR else None
+        window = build.views[-1].window
+        # what of a window the host has to work out anew with the number of query tokens
+        self._window = None if build.window_is_prefix_only else window
 
     def run(
         self,
@@ -57,19 +62,22 @@ class Step:
         query: int | Tensor,
         start: Tensor | None,
         window_start: Tensor | None,
+        most: int | None,
     ) -> bool:
         """Launches with these inputs, checked before and of this step's kind.
+
+        ``most``: tokens of all rows together, at most, or None.
 
         Returns:
             False, and launches nothing, where a tensor has no memory: its kind does not tell.
         """
         prepared = self._prepared
         if prepared is None or watched():
-            self._run(rows, lens, delta, query, start, window_start)
+            self._run(rows, lens, delta, query, start, window_start, most)
             return True
         # in place: a builder serves one stream, and so one thread, at a time
         args = prepared.args
-        at_rows, at_lens, at_delta, at_query, at_start, at_window_start = self._at
+        at_rows, at_lens, at_delta, at_query, at_start, at_window_start, at_window, at_capacity = self._at
         try:
             args[at_rows] = pointer = rows.data_ptr()
             args[at_lens] = lens_pointer = lens.data_ptr()
@@ -85,6 +93,8 @@ class Step:
                 else:
                     args[at_query] = pointer = query.data_ptr()  # type: ignore[union-attr]
                     there = there and pointer
+            if self._window is not None and type(query) is int:
+                args[at_window] = self._window + max(query, 1) - 1
             if start is not None:
                 args[at_start] = pointer = start.data_ptr()
                 there = there and pointer
@@ -95,12 +105,16 @@ class Step:
             return False
         if not there and self._build.batch:
             return False
+        if self._capacity is not None:
+            args[at_capacity] = self._capacity if most is None else min(most, self._capacity)
         prepared.launch(prepared.call)
         return True
 
-    def _run(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> None:
+    def _run(
+        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any, most: int | None
+    ) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
-        build = self.fill(rows, lens, delta, query, start, window_start)
+        build = self.fill(rows, lens, delta, query, start, window_start, most)
         if self._check is not None and not oracle.capturing(build.req_to_token):
             oracle.run_checked(build, self._check)
             return
@@ -109,12 +123,16 @@ class Step:
             names = (
                 "rows_ptr", "lens_ptr", "delta" if build.seq_lens_delta_rows is None else "delta_ptr",
                 "query_len" if build.query_lens is None else "query_ptr", "start_ptr", "start2_ptr",
+                "window2", "capacity",
             )  # fmt: skip
             self._at = tuple(prepared.first + launch.positions()[name] for name in names)
             self._prepared = prepared
             self.like = like((rows, lens))
 
-    def fill(self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any) -> Build:
+    def fill(
+        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any,
+        most: int | None = None,
+    ) -> Build:  # fmt: skip
         """The build with these inputs."""
         build = self._build
         build.req_pool_indices, build.seq_lens = rows, lens
@@ -123,6 +141,8 @@ class Step:
         )
         build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
         build.views[0].kv_start = start
+        if build.form == CSR:
+            build.views[0].max_entries = most
         if len(build.views) == 2:
             build.views[1].kv_start = window_start
         return build

@@ -32,8 +32,9 @@ SPECS = (
     ),
     BackendSpec(
         "flashinfer_mla", "csr", POWERS_OF_TWO, 64,
-        ("kv_indptr", "kv_last_page_len", "cache_seqlens", "cu_seqlens_q"),
+        ("kv_indptr", "kv_last_page_len", "cache_seqlens", "cu_seqlens_q"), min_last_page_len=1,
         why="FlashInfer's BatchMLAPagedAttentionWrapper, fa2 and fa3: qo_indptr, kv_indptr, kv_indices"
-        " and kv_len_arr, which must agree with kv_indptr (checked since 0.7)",
+        " and kv_len_arr, which must agree with kv_indptr (checked since 0.7); last page lengths are 1 to the"
+        " page size, also of a row without pages",
     ),
 )  # fmt: skip

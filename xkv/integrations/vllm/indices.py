@@ -97,7 +97,7 @@ def _remember(key: Any, build: Build) -> None:
 class _AnyLength(View):
     """A view whose output is another length in each step: the launch is readied for the longest rows."""
 
-    def capacity(self, form: int) -> int:
+    def room(self, form: int) -> int:
         """As many entries as there may be."""
         return CAPACITY_MAX
 

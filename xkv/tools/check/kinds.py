@@ -53,13 +53,15 @@ class Kind:
 _PAGED = (
     (64, 1, I32, I32, "status"),
     (1, 1, I64, I32, "status tail_fill"),
-    (16, 64, I32, I32, "status kv_start"),
+    (16, 64, I32, I32, "status kv_start kv_start_offset"),
     (64, 16, I64, I64, "status kv_start seq_lens_delta"),
     (16, 1, I32, I64, "status token_map missing_id"),
     (16, 1, I64, I32, "status page_map tail_fill tail_tile"),
     (16, 64, I32, I32, "status token_map page_map map_page_size missing_id kv_start"),
     (1, 16, I32, I64, "seq_lens_delta"),
 )
+_BOUND = (64, 1, I32, I32, "status max_seq_len")
+_LAST = (16, 1, I32, I32, "status min_last_page_len")
 _SLOTS = (
     (1, 1, I32, I64, "status"),
     (1, 16, I64, I32, "status tail_fill"),
@@ -91,7 +93,7 @@ def kinds(vendor: str) -> list[Kind]:
     """
     found = []
     for group, form, calls in (
-        ("build_page_table", TABLE, _PAGED), ("build_kv_indices", CSR, _PAGED),
+        ("build_page_table", TABLE, (*_PAGED, _BOUND)), ("build_kv_indices", CSR, (*_PAGED, _LAST)),
         ("build_slot_mapping", SLOTS, _SLOTS),
     ):  # fmt: skip
         for page_size, unit, ids, dtype, has in calls:

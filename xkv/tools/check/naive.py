@@ -42,20 +42,22 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     maps = ((token_map, 1), (page_map, build.map_page_size))
     largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
     out: dict[Any, int] = {}
-    lens, cu_k, cu_q, indptr, last = {}, {0: 0}, {0: 0}, {0: 0}, {}
+    lens, cu_k, cu_q, indptr, last, offset = {}, {0: 0}, {0: 0}, {0: 0}, {}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     for b in range(build.batch):
-        length = _cut(lengths[b]) + build.seq_lens_delta
-        if deltas is not None:
-            length += _cut(deltas[b])
+        delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[b]))
+        length = _cut(lengths[b]) + delta
         asked = 0
         if queries is not None:
             asked = _cut(queries[b])
             length += asked * build.query_sign
         row = rows[b]
         known = 0 <= row < len(source)
-        end = max(0, min(length, build.source_tokens)) if known else 0
+        longest = len(source[0]) * unit if source else 0
+        if build.max_seq_len is not None:
+            longest = min(longest, build.max_seq_len)
+        end = max(0, min(length, longest)) if known else 0
         why = 0
         if not known and length > 0:
             why = Reason.BAD_ROW
@@ -69,18 +71,31 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             positions = [length - query + n for n in range(min(query, max(capacity - stream, 0)))]
             total, kv_len = query, end
         else:
-            start = 0 if view.window is None else max(end - view.window, 0)
+            start = 0
+            if view.window is not None:
+                # every query token sees `window` tokens, its own the last of them
+                count = query if queries is not None else build.query_len
+                if queries is not None and build.query_sign < 0:
+                    count = max(count, delta)
+                start = max(end - view.window - (0 if build.window_is_prefix_only else max(count - 1, 0)), 0)
+            unaligned = False
             if starts is not None:
                 wanted = _cut(starts[b])
                 if not why and not 0 <= wanted <= max(length, 0):
                     why = Reason.BAD_START
+                unaligned = start < wanted < end and wanted % size > 0
                 start = min(max(start, wanted), end)
+            if asked < 0:
+                why = why or Reason.BAD_QUERY
             first = start // size * size
             kv_len = max(end - first if start < end else 0, build.min_seq_len)
             total = -(-kv_len // size)
             room = capacity if form == TABLE else max(capacity - stream, 0)
             if total > room and (not why or form == CSR):
                 words.append(b * 256 + Reason.CUT)
+            elif unaligned and build.starts_are_aligned:
+                why = why or Reason.UNALIGNED_START
+            offset[b] = start - first if start < end else 0
             positions = [first + n * size for n in range(min(total, room))]
             kv_len = min(kv_len, len(positions) * size)
         if why:
@@ -115,7 +130,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.tail_fill))
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
-        "kv_indptr": indptr, "kv_last_page_len": last,
+        "kv_indptr": indptr, "kv_last_page_len": last, "kv_start_offset": offset,
     }  # fmt: skip
 
 

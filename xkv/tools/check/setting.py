@@ -54,6 +54,7 @@ class Setting:
         self.window = rng.randint(1, self.tokens) if "window" in has else None
         self.context = rng.randint(1, self.tokens)
         self.room = rng.choice([self.tokens // page_size + 1, rng.randint(0, self.tokens // page_size + 2)])
+        self.longest = min(self.context, self.room * page_size)  # a host bound that the output has room for
         self.stream = rng.choice([1, rng.random()]) * self.room * max(self.batch, 1)
         self.most = self.batch + rng.choice([0, 1, 3])
         if kind.spec is not None:
@@ -107,7 +108,9 @@ class Setting:
             else:
                 room = self.max_tokens // kind.page_size + 2 * self.most * (kind.page_size > 1)
                 found.append((prefix + "out", (room,), kind.dtype, gap()))
-            names = _OWN_OUTPUTS.get(kind.group, ()) if spec is None else spec.outputs
+            names = [*(_OWN_OUTPUTS.get(kind.group, ()) if spec is None else spec.outputs)]
+            if self._has_offsets(prefix):
+                names.append("kv_start_offset")
             for name in names:
                 if not (prefix and name == "cu_seqlens_q"):
                     found.append((prefix + name, (self.most + OUTPUTS[name],), I32, gap()))
@@ -115,6 +118,15 @@ class Setting:
         for name, shape, dtype, between in found:
             layout.add(name, shape, dtype, between)
         return layout
+
+    def _has_offsets(self, prefix: str) -> bool:
+        """Whether the view whose outputs' names begin so says where in their first page rows begin."""
+        has = self.kind.has
+        if self.kind.spec is None:
+            return "kv_start_offset" in has
+        # the sliding window's rows begin anywhere; a window that is only another pool's begins where a row
+        # does
+        return "kv_start" in has if not prefix else bool(has & {"window", "window_kv_start"})
 
     def _build(self) -> Build:
         """What the definition is asked for: on the image, so that it always says what that holds."""
@@ -132,7 +144,11 @@ class Setting:
             build.tail_tile = self.tile if "tail_tile" in has else None
             if "missing_id" in has:
                 build.missing_id, build.expect_all = self.missing, False
+            build.max_seq_len = self.longest if "max_seq_len" in has else None
+            build.min_last_page_len = int("min_last_page_len" in has)
         else:
+            build.max_seq_len, build.starts_are_aligned = self.context, not spec.skips_tokens
+            build.window_is_prefix_only = spec.window_is_prefix_only
             build.min_seq_len, build.min_last_page_len = spec.min_seq_len, spec.min_last_page_len
             build.missing_id, build.tail_fill = spec.fill_id, spec.fill_id if tail else None
             build.tail_tile = spec.tail_tile(kind.page_size)
@@ -160,10 +176,11 @@ class Setting:
             found.setdefault("query_lens", self.query)
             return found | {"query_lens_sign": kind.sign}
         found |= {"req_to_token": "req_to_token", "source_page_size": kind.source_page_size}
-        found |= {name: name for name in ("token_map", "page_map") if name in has}
+        found |= {name: name for name in ("token_map", "page_map", "kv_start_offset") if name in has}
         numbers = {
             "page_size": kind.page_size, "map_page_size": self.map_page_size, "missing_id": self.missing,
-            "tail_fill": self.fill, "tail_tile": self.tile,
+            "tail_fill": self.fill, "tail_tile": self.tile, "max_seq_len": self.longest,
+            "min_last_page_len": 1,
         }  # fmt: skip
         wanted = has | ({"page_size"} if kind.form != SLOTS else set())
         return found | {name: value for name, value in numbers.items() if name in wanted}
