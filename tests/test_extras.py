@@ -147,25 +147,38 @@ INSTALLERS = {"pip": by_pip, "uv": by_uv}
 Installer = Callable[..., set[str]]
 
 
-@pytest.mark.parametrize("packages", NODES.values(), ids=NODES)
-def test_every_extra(packages: list[str], tmp_path: Path, index: Path, extras: list[str]) -> None:
+every_node = pytest.mark.parametrize("packages", NODES.values(), ids=NODES)
+
+
+def wrong(changed: set[str], node: Node) -> set[str]:
+    """Of what an install of xkv changes, what it must not: what the node has, and any torch or triton."""
+    assert "xkv" in changed
+    owned = {canonicalize_name(line.partition("==")[0]) for line in node.listed()}
+    return {name for name in changed if name in owned or ANY.search(name)}
+
+
+@every_node
+def test_each_extra_by_uv(packages: list[str], tmp_path: Path, index: Path, extras: list[str]) -> None:
     there = node(tmp_path, *packages)
-    owned = {canonicalize_name(line.partition("==")[0]) for line in there.listed()}
+    asked = {extra: f"xkv[{extra}]" if extra else "xkv" for extra in extras}
+    found = {extra: wrong(by_uv(there, index, what), there) for extra, what in asked.items()}
+    assert found == {extra: set() for extra in extras}
 
-    def wrong(changed: set[str]) -> set[str]:
-        assert "xkv" in changed
-        return {name for name in changed if name in owned or ANY.search(name)}
 
-    # pip takes seconds where uv takes a tenth of one, so it gets all extras at once: what one alone would
-    # bring comes then as well, as of all but torch, the tritons and numpy the index has one version
-    assert wrong(by_pip(there, index, everything(extras))) == set()
-    singly = {extra: wrong(by_uv(there, index, f"xkv[{extra}]" if extra else "xkv")) for extra in extras}
-    assert singly == {extra: set() for extra in extras}
+@every_node
+def test_all_extras_by_pip(packages: list[str], tmp_path: Path, index: Path, extras: list[str]) -> None:
+    """At once, as pip takes seconds where uv takes a tenth of one.
+
+    What one alone would bring comes then as well: of all but torch, the tritons and numpy, the index has
+    one version.
+    """
+    there = node(tmp_path, *packages)
+    assert wrong(by_pip(there, index, everything(extras)), there) == set()
 
 
 @pytest.mark.parametrize("installer", INSTALLERS.values(), ids=INSTALLERS)
 def test_what_is_looked_for_would_be_found(installer: Installer, tmp_path: Path, index: Path) -> None:
-    """Else the test above could not fail: a torch that is asked for comes with all that it brings."""
+    """Else the tests above could not fail: a torch that is asked for comes with all that it brings."""
     there = node(tmp_path, *NODES["amd-2.9"])
     brought = {"torch", "triton", "nvidia-cublas", "nvidia-cublas-cu12"}
     assert installer(there, index, "torch>=2.11") == brought
