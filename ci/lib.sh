@@ -39,6 +39,22 @@ for path in sys.path:
 PY
 }
 
+dependency_group() { # PYTHON NAME: the requirements of a group of pyproject.toml, a line each
+    "$1" - "$root/pyproject.toml" "$2" <<'PY'
+import sys
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
+path, name = sys.argv[1:]
+# pip reads groups itself from 25.1 on; the one that a new environment gets is often older
+with open(path, "rb") as file:
+    print(*tomllib.load(file)["dependency-groups"][name], sep="\n")
+PY
+}
+
 build_wheel() { # PYTHON FOLDER: leaves xkv's wheel there and prints its path
     "$1" -m pip wheel -q --no-deps --wheel-dir "$2" "$root" >&2 || return
     local wheels=("$2"/xkv-*.whl)

@@ -18,7 +18,9 @@ trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/venv"
 py=$tmp/venv/bin/python
 wheel=$(build_wheel "$py" "$tmp")
-"$py" -m pip install -q "${wheel}[cpu,bench]"
+found=$(dependency_group "$py" torch)
+mapfile -t packages <<<"$found"
+"$py" -m pip install -q "${wheel}[bench]" "${packages[@]}"
 cd "$tmp"
 if [[ $("$py" -m xkv --version) != "xkv $version" ]]; then
     echo "ci/release.sh: $wheel says $("$py" -m xkv --version), not $version" >&2

@@ -14,7 +14,7 @@ venv=${XKV_VENV:-$root/.venv}
 py=$venv/bin/python
 
 setup() {
-    local want extras=test,lint,plot
+    local want found packages=()
     # What the environment depends on; unchanged since the last time means nothing to do.
     want=$(cat "$root/pyproject.toml"; grep '^__version__' "$root/xkv/__init__.py"; echo "$root")
     if [[ -x $py && -f $venv/xkv-stamp && $(<"$venv/xkv-stamp") == "$want" ]]; then return; fi
@@ -22,16 +22,14 @@ setup() {
     echo "setting up $venv" >&2
     [[ -x $py ]] || make_venv "$venv"
     if ! has_torch "$py"; then
-        if nvidia-smi -L >/dev/null 2>&1; then
-            extras+=,cuda
-        elif [[ -e /dev/kfd ]]; then
+        if [[ -e /dev/kfd ]] && ! nvidia-smi -L >/dev/null 2>&1; then
             echo "ci/run.sh: an AMD GPU, but python3 has no torch with triton: install AMD's build first" >&2
             exit 1
-        else
-            extras+=,cpu
         fi
+        found=$(dependency_group "$py" torch)
+        mapfile -t packages <<<"$found"
     fi
-    "$py" -m pip install -qq -e "${root}[$extras]"
+    "$py" -m pip install -qq -e "${root}[test,lint,plot]" "${packages[@]}"
     echo "$want" >"$venv/xkv-stamp"
 }
 

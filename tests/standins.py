@@ -66,7 +66,9 @@ def packaging_wheel(folder: Path) -> Path:
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a process that knows neither this checkout nor any package index."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "XKV_", "TRITON_"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHON", "XKV_", "TRITON_"))
+    }
     return {**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **extra}
 
 
@@ -86,6 +88,13 @@ class Node:
 
     def install(self, *arguments: object) -> None:
         self.pip("install", "-q", "--no-index", *arguments)
+
+    def unpack(self, *wheels: Path) -> None:
+        """What `install` does, in no time: these wheels need no installer."""
+        (packages,) = (self.folder / "lib").glob("python3*/site-packages")
+        for each in wheels:
+            with zipfile.ZipFile(each) as archive:
+                archive.extractall(packages)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [self.python, *arguments]

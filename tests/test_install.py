@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -64,7 +63,6 @@ def added(node: Node, *arguments: object) -> set[str]:
 def test_beside_amds_torch(triton: str, tmp_path: Path, index: Path) -> None:
     node = amd(tmp_path, triton)
     assert added(node, "--find-links", index, "xkv") == OURS | PACKAGING
-    assert added(node, "--find-links", index, "xkv[rocm]") == set()
     done = node.run("-m", "xkv", "info")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -97,28 +95,6 @@ def test_in_an_engines_image(tmp_path: Path, wheel: Path) -> None:
     )
     assert added(node, "--no-deps", wheel) == OURS
     assert node.run("-m", "xkv", "--version").stdout == f"xkv {xkv.__version__}\n"
-
-
-def asked_for(node: Node, folder: Path, what: str) -> set[str]:
-    """What pip would install."""
-    report = node.pip(
-        "install", "-q", "--dry-run", "--ignore-installed", "--report", "-", "--no-index",
-        "--find-links", folder, what,
-    )  # fmt: skip
-    return {item["metadata"]["name"] for item in json.loads(report)["install"]}
-
-
-def test_what_the_extras_ask_for(tmp_path: Path, index: Path) -> None:
-    """On an empty machine: torch, and of tritons the one that torch asks for."""
-    node = Node(tmp_path / "node")
-    assert asked_for(node, index, "xkv") == {"xkv", "packaging"}
-    for extra in ("cuda", "rocm"):
-        assert asked_for(node, index, f"xkv[{extra}]") == {"xkv", "packaging", "torch", "triton"}
-    alone = tmp_path / "alone"  # the same with a torch that asks for none: no triton is of our asking
-    shutil.copytree(index, alone)
-    standins.torch(alone, "2.99.1", cuda="13.0")
-    for extra in ("cuda", "rocm"):
-        assert asked_for(node, alone, f"xkv[{extra}]") == {"xkv", "packaging", "torch"}
 
 
 def gpu_leg(node: Node, arch: str, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -78,14 +78,9 @@ def test_base_dependency_is_packaging_alone(metadata, extras):
 
 
 def test_extras(extras):
-    assert set(extras) == {"", "cuda", "rocm", "cpu", "bench", "test", "plot", "lint"}
-    assert extras["cuda"] == {"torch>=2.11"}
-    # AMD's triton goes by several names: naming any would lay the wrong one over it.
-    assert extras["rocm"] == {"torch>=2.11"}
-    assert names(extras["cpu"]) == {"torch", "triton", "numpy"}
+    # None for a vendor: a node's torch and triton stay (tests/test_extras.py)
+    assert set(extras) == {"", "bench", "test", "plot", "lint"}
     assert names(extras["bench"]) == {"tqdm", "tabulate", "matplotlib"}
-    # The tests run on a node's own torch and triton too, and must not replace them.
-    assert not names(extras["test"]) & {"torch", "triton"}
 
 
 def in_fresh_process(code: str) -> dict:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _FIRST_OVERLAP = 90  # programmatic dependent launch
 VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
 
-# The oldest that compile xkv's kernel: Triton 3.4 fails on its loop. torch 2.9 brings 3.5.
+# The oldest that compile xkv's kernel: Triton 3.4 fails on its loop. torch 2.9 brings 3.5. Any text that
+# names them is compared with this line (tests/test_oldest.py).
 MIN_TORCH, MIN_TRITON = "2.9", "3.5"
 
 
@@ -95,8 +96,8 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise UnsupportedPlatformError(
-            "torch is not installed: pip install 'xkv[cuda]' on NVIDIA, AMD's torch and then"
-            " 'xkv[rocm]' on AMD, or 'xkv[cpu]' without a GPU"
+            "torch is not installed, and xkv never installs it: on NVIDIA or without a GPU pip install"
+            f" torch, on AMD install AMD's torch and triton; xkv needs torch {MIN_TORCH} or newer"
         ) from error
     _require("torch", torch.__version__, MIN_TORCH)
     return torch

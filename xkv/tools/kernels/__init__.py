@@ -49,7 +49,7 @@ def require() -> None:
         importlib.import_module("triton.backends.compiler")
     except ImportError as error:
         raise xkv.UnsupportedPlatformError(
-            "triton is not installed, which --kernels compiles with: pip install 'xkv[cpu]' without a GPU,"
+            "triton is not installed, which --kernels compiles with: pip install triton without a GPU,"
             " else the one that torch was built with"
         ) from error
 

@@ -1,0 +1,67 @@
+"""What ci/run.sh and ci/release.sh have pip install: a torch where there is none, and nowhere else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import standins
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.repo
+
+# An environment's python: it has torch or not, notes what pip is asked for, and does nothing else that lasts.
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-c import torch, triton") exit {status} ;;
+    "-m pip") shift 3; printf '%s\\n' "$@" >"{asked}" ;;
+    "-m xkv") ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+def asked_for(tmp_path: Path, has_torch: bool) -> list[str]:
+    """What `ci/run.sh demo` asks pip for, in an environment that is there already."""
+    python, asked = tmp_path / "bin" / "python", tmp_path / "asked"
+    python.parent.mkdir()
+    python.write_text(PYTHON.format(status=int(not has_torch), asked=asked, python=sys.executable))
+    python.chmod(0o755)
+    env = standins.environment(XKV_VENV=str(tmp_path))
+    command = [ROOT / "ci" / "run.sh", "demo"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return asked.read_text().splitlines()
+
+
+PACKAGE = ["-qq", "-e", f"{ROOT}[test,lint,plot]"]
+
+
+def test_beside_a_torch(tmp_path: Path) -> None:
+    assert asked_for(tmp_path, has_torch=True) == PACKAGE
+
+
+@pytest.mark.skipif(Path("/dev/kfd").exists(), reason="an AMD GPU: ci/run.sh asks for AMD's torch")
+def test_without_a_torch(tmp_path: Path) -> None:
+    asked = asked_for(tmp_path, has_torch=False)
+    assert asked[: len(PACKAGE)] == PACKAGE
+    requirements = [Requirement(line) for line in asked[len(PACKAGE) :]]
+    assert {requirement.name for requirement in requirements} == {"torch", "triton", "numpy"}
+    # pinned, in pyproject.toml alone
+    assert all([each.operator for each in requirement.specifier] == ["=="] for requirement in requirements)
+    text = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"{line}"' in text for line in asked[len(PACKAGE) :])
+
+
+def test_a_group_that_is_not_there() -> None:
+    """A script stops there, and installs no half of its environment."""
+    code = 'set -e; . ci/lib.sh; found=$(dependency_group "$0" tensorflow); echo "found $found"'
+    command = ["bash", "-c", code, sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "KeyError: 'tensorflow'" in done.stderr
+    assert done.stdout == ""
