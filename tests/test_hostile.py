@@ -221,6 +221,7 @@ def test_the_program_that_is_printed_shows_the_fault(fault: str, tmp_path: Path)
 
     def python(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(path), "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+        env["PYTHONWARNINGS"] = "error"
         command = (sys.executable, *command)
         return subprocess.run(command, cwd=path, env=env, capture_output=True, text=True, check=False)
 
