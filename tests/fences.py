@@ -35,9 +35,8 @@ def fence(build: Build, behind: bool) -> Build:
     def copies(of: Build | View) -> dict[str, torch.Tensor]:
         found = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
         tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
-        written = {*WRITTEN, "status"} - (
-            {"kv_indptr"} if build.sums_given and build.form != TABLE else set()
-        )
+        read = {"kv_indptr"} if build.sums_given and build.form != TABLE else set()
+        written = {*WRITTEN, "status"} - read
         return {name: fenced(x, behind) for name, x in tensors.items() if name not in written}
 
     views = tuple(dataclasses.replace(view, **copies(view)) for view in build.views)

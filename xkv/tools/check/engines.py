@@ -38,6 +38,9 @@ class EngineSetting(Setting):
 
     def _layout(self, rng: random.Random) -> Layout:
         kind, has, layout = self.kind, self.kind.has, Layout()
+        if kind.form == CSR:  # mostly several rows, and room for some of them
+            self.batch = rng.choice([self.batch, *range(2, 7)])
+            self.stream = max(self.stream, rng.choice([0, 1, 1, 2]) * self.tokens)
         if kind.call == INDICES:  # row b is row b of the table, and no row at all is left to vLLM
             self.batch = max(self.batch, 1)
             self.rows = self.batch + rng.randint(0, 2)
@@ -188,11 +191,16 @@ class EngineSetting(Setting):
             sane[b] = at
             at += (lens[b] if b < self.batch else 0) + (rng.choice([0, 2]) if apart else 0)
         anywhere = wild.vector(rng, [room] * len(to), to.dtype, 0, room + 1)
-        odd = wild.vector(rng, [0] * len(to), to.dtype, 1, room + 1)
+        odd = wild.vector(rng, [0] * len(to), to.dtype, 1, room + 1).tolist()
         share = rng.choice([0, 0, 0.3, 1])
         for b in range(len(to)):
             value = int(anywhere[b]) if rng.random() < share else sane[b]
-            to[b] = odd[b] if rng.random() < heat else value
+            # a row across either end, and what is sane where half of it is read alone
+            near = [-rng.randint(1, 9), room - rng.randint(0, 3)]
+            if to.dtype == torch.int64:
+                near += [value + (high << 32) for high in (1, rng.choice([-1, 1 << 30, -(1 << 31)]))]
+            hostile = odd[b] if rng.random() < 0.3 else rng.choice(near)
+            to[b] = hostile if rng.random() < heat else value
 
 
 def launched(name: str, **arguments: Any) -> None:
