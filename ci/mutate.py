@@ -16,6 +16,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ TIERS: dict[str, list[list[str]]] = {
 _FAILED, _NONE = 1, 5  # pytest's exit statuses: tests ran and one failed; every test is left out
 _LIMIT = 600  # seconds a test: a fault may make a kernel run forever
 _LEAST = _LIMIT // 10  # what a test that ran into the limit may take without the fault, if it has seen it
+# It wrote or read where nothing is. What ends a process from outside has seen nothing.
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _SKIPPED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "out", "dist")
 
 
@@ -115,7 +118,7 @@ def run(root: Path, tier: str, arguments: list[str], limit: int = _LIMIT) -> Fai
     if done.returncode == _FAILED and started:
         failed = re.search(r"^(?:FAILED|ERROR) [^:]*::(.*?)(?: - |$)", done.stdout, re.MULTILINE)
         return Failure(started, str(failed[1]) if failed else "(a test)", "Failed: Timeout" in done.stdout)
-    if done.returncode < 0:  # a signal: it wrote or read where nothing is
+    if -done.returncode in _CRASHES:
         return Failure(started, f"(signal {-done.returncode})")
     kind = NothingLeftError if done.returncode == _NONE else MutationError
     raise kind(f"pytest {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout[-2000:]}")

@@ -230,14 +230,14 @@ MUTATIONS = [
         "negative start of slots", VLLM,
         "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n    end",
         "first = tl.load(starts_ptr + b).to(tl.int64)\n    end",
-        "a negative query_start_loc of vLLM's writes slots before the buffer", "slot_mapping",
+        "a negative query_start_loc of vLLM's writes slots before the buffer", "just_before",
         "tests/test_vllm_hostile.py",
     ),
     Mutation(
         "negative start of padding", VLLM,
         "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n        for",
         "first = tl.load(starts_ptr + b).to(tl.int64)\n        for",
-        "a negative end of vLLM's tokens writes padding before the buffer", "groups",
+        "a negative end of vLLM's tokens writes padding before the buffer", "just_before",
         "tests/test_vllm_hostile.py",
     ),
     Mutation(

@@ -104,6 +104,14 @@ def test_what_fails_without_the_fault_has_not_seen_it(name: str, test: str, show
     assert result.flaky == (shown,)
 
 
+def test_a_run_that_is_ended_from_outside_has_seen_nothing(toy: Path) -> None:
+    (toy / "test_toy.py").write_text(
+        "def test_double():\n    __import__('os').kill(__import__('os').getpid(), 15)\n"
+    )
+    with pytest.raises(mutate.MutationError, match="exit status -15"):
+        mutate.attempt(fault("seen"), toy)
+
+
 def test_nothing_but_a_flaky_test(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     (toy / "test_toy.py").write_text(ALWAYS)
     monkeypatch.setattr(mutate, "attempt", lambda m, try_=mutate.attempt: try_(m, toy))

@@ -61,6 +61,24 @@ def assert_written(out: torch.Tensor, want: dict[int, set[int]], first: int = GU
         assert got in allowed, f"token {at - first}: {got}, and not {allowed}"
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_starts_just_before_the_buffer(groups: bool, device: str) -> None:
+    """Of the first request's tokens, and of the padding."""
+    table, room = ints([[5], [6]], device), 4
+    at, positions = ints([-3, 2, -2], device), ints([0, 1, 2, 3], device, I64)
+    out = guarded_1d(room, I64, device)
+    if groups:
+        one, on = ints([1], device, I64), torch.tensor([True], device=device)
+        assert tables.slot_mappings(
+            (1, 3), room, ints([1, 0], device), at, positions, pointers([table], device), one,
+            ints([4], device), on, on, out[None], room, 0, 1, 1, PAD, 1024,
+        )  # fmt: skip
+        assert_written(out, {0: {24, PAD}, 1: {25, PAD}, 2: {PAD}, 3: {PAD}})
+    else:
+        assert tables.slot_mapping((3,), 3, room, at, positions, table, 1, out, 4, 1, 0, 1, PAD, 1024)
+        assert_written(out, {0: {20}, 1: {21}, 3: {PAD}})
+
+
 @pytest.mark.parametrize("heat", [0, 0.2, 1])
 def test_slot_mapping(heat: float, device: str) -> None:
     """Model runner V1's."""
