@@ -107,7 +107,8 @@ run_tests() { # NAME
     local status=0
     # without a GPU the kernels run in Triton's interpreter
     if ! "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then export TRITON_INTERPRET=1; fi
-    XKV_ENGINES=$folder PYTHONPATH=$root:$at:$links${PYTHONPATH:+:$PYTHONPATH} "$py" -m pytest -p no:cacheprovider \
+    # -W default: most warnings are the engines' own, and those of what they import
+    XKV_ENGINES=$folder PYTHONPATH=$root:$at:$links${PYTHONPATH:+:$PYTHONPATH} "$py" -m pytest -p no:cacheprovider -W default \
         -n "${XKV_ENGINES_WORKERS:-0}" "${tests[@]}" || status=$?
     rm -rf "$links"
     return "$status"

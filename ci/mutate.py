@@ -6,7 +6,8 @@
     python ci/mutate.py --jobs 4             so many at a time
 
 Each is planted in a copy of the checkout. The tests that see it soonest come first, then all of the
-kernel's: a fault has survived when they all pass.
+kernel's: a fault has survived when they all pass. A test that fails is run once more without the fault; only
+if it passes then has it seen the fault. If not it is flaky: it is named, and the others go on without it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,20 +38,43 @@ TIERS: dict[str, list[list[str]]] = {
     ],
     "compile": [["tests/test_specialization.py", "tests/test_compile.py"]],
 }
-_FAILED = 1  # pytest's exit status where tests ran and one failed
+_FAILED, _NONE = 1, 5  # pytest's exit statuses: tests ran and one failed; every test is left out
+_LIMIT = 600  # seconds a test: a fault may make a kernel run forever
+_LEAST = _LIMIT // 10  # what a test that ran into the limit may take without the fault, if it has seen it
+# It wrote or read where nothing is. What ends a process from outside has seen nothing.
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 _SKIPPED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "out", "dist")
 
 
 class Result(NamedTuple):
-    """What became of a fault: the test that saw it, or "" where none did."""
+    """What became of a fault: the test that saw it, "" where none did; tests that fail without it too."""
 
     mutation: Mutation
     seen_by: str
     seconds: float
+    flaky: tuple[str, ...] = ()
+
+
+class Failure(NamedTuple):
+    """A test that failed.
+
+    Attributes:
+        test: as pytest takes it, "tests/test_x.py::test_y[z]"; "" where the process ended without a word.
+        shown: what the table says.
+        limit: whether it ran into the time limit.
+    """
+
+    test: str
+    shown: str
+    limit: bool = False
 
 
 class MutationError(RuntimeError):
     """A fault that cannot be planted or tried."""
+
+
+class NothingLeftError(MutationError):
+    """No test is left to run."""
 
 
 def plant(mutation: Mutation, root: Path) -> None:
@@ -68,8 +93,8 @@ def plant(mutation: Mutation, root: Path) -> None:
     path.write_text(text.replace(mutation.old, mutation.new))
 
 
-def run(root: Path, tier: str, arguments: list[str]) -> str:
-    """Runs tests of a tier until one fails; returns that one, or "".
+def run(root: Path, tier: str, arguments: list[str], limit: int = _LIMIT) -> Failure | None:
+    """Runs tests of a tier until one fails; returns that one, or None.
 
     Raises:
         MutationError: pytest could not run them.
@@ -78,34 +103,60 @@ def run(root: Path, tier: str, arguments: list[str]) -> str:
     env.pop("TRITON_INTERPRET", None)
     if tier == "interpreter":
         env["TRITON_INTERPRET"] = "1"
+    log = root.parent / "started"  # the test at hand, for where the process ends without a word
+    env["XKV_MUTATE_LOG"] = str(log)
+    log.write_text("")
     command = [
-        sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-n", "0", "-p", "no:cacheprovider",
-        "-o", "timeout=120", *arguments,
+        sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-n", "0", "-p", "no:cacheprovider",
+        "-p", "mutate_log", "-o", f"timeout={limit}", *arguments,
     ]  # fmt: skip
+    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).resolve().parent)
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return ""
-    if done.returncode == _FAILED:
-        failed = re.search(r"^FAILED [^:]*::(.*?)(?: - |$)", done.stdout, re.MULTILINE)
-        return str(failed[1]) if failed else "(a test)"
-    if done.returncode < 0:  # a signal: it wrote or read where nothing is
-        return f"(signal {-done.returncode})"
-    raise MutationError(f"pytest {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout[-2000:]}")
+        return None
+    started = log.read_text()
+    if done.returncode == _FAILED and started:
+        failed = re.search(r"^(?:FAILED|ERROR) [^:]*::(.*?)(?: - |$)", done.stdout, re.MULTILINE)
+        return Failure(started, str(failed[1]) if failed else "(a test)", "Failed: Timeout" in done.stdout)
+    if -done.returncode in _CRASHES:
+        return Failure(started, f"(signal {-done.returncode})")
+    kind = NothingLeftError if done.returncode == _NONE else MutationError
+    raise kind(f"pytest {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout[-2000:]}")
 
 
 def attempt(mutation: Mutation, checkout: Path = ROOT) -> Result:
-    """Plants one fault in a copy of the checkout and runs its tiers' tests until one fails."""
+    """Plants one fault in a copy of the checkout and runs its tiers' tests until one sees it."""
     begin = time.perf_counter()
+    seen_by, flaky = "", list[Failure]()
     with tempfile.TemporaryDirectory(prefix="xkv-mutate-") as folder:
-        root = Path(folder) / "xkv"
-        shutil.copytree(checkout, root, ignore=_SKIPPED)
-        plant(mutation, root)
-        stages = TIERS[mutation.tier]
-        for arguments in ([*stages[0], "-k", mutation.first], *stages):
-            seen_by = run(root, mutation.tier, arguments)
-            if seen_by:
-                break
-    return Result(mutation, seen_by, time.perf_counter() - begin)
+        right, wrong = Path(folder) / "right" / "xkv", Path(folder) / "wrong" / "xkv"
+        for root in (right, wrong):
+            shutil.copytree(checkout, root, ignore=_SKIPPED)
+        plant(mutation, wrong)
+        stages = [list(arguments) for arguments in TIERS[mutation.tier]]
+        stages.insert(0, [*([mutation.where] if mutation.where else stages[0]), "-k", mutation.first])
+        while stages and not seen_by:
+            left_out = [option for failure in flaky for option in ("--deselect", failure.test)]
+            try:
+                failure = run(wrong, mutation.tier, [*stages[0], *left_out])
+            except NothingLeftError:
+                if not left_out:
+                    raise
+                failure = None
+            if failure is None:
+                stages.pop(0)
+            elif sees(failure, right, mutation.tier):
+                seen_by = failure.shown
+            else:
+                flaky.append(failure)
+    shown = tuple(failure.shown for failure in flaky)
+    return Result(mutation, seen_by, time.perf_counter() - begin, shown)
+
+
+def sees(failure: Failure, right: Path, tier: str) -> bool:
+    """Whether the test passes without the fault, on this machine and now."""
+    limit = _LEAST if failure.limit else _LIMIT
+    return run(right, tier, [failure.test], limit) is None
 
 
 def table(results: Sequence[Result]) -> str:
@@ -141,6 +192,8 @@ def main(argv: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTA
         return 2
     survived = [r.mutation.name for r in results if not r.seen_by]
     print(table(results))
+    for name in sorted({name for r in results for name in r.flaky}):
+        print(f"flaky: {name}")
     named = f": {', '.join(survived)}" if survived else ""
     print(f"{len(results)} faults, {len(results) - len(survived)} seen, {len(survived)} survived{named}")
     return 1 if survived else 0

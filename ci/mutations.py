@@ -7,6 +7,7 @@ from typing import NamedTuple
 ROWS = "xkv/kernel_rows.py"
 BLOCKS = "xkv/kernel_blocks.py"
 SHARES = "xkv/kernel_shares.py"
+VLLM = "xkv/integrations/vllm/kernels.py"
 KERNEL = "xkv/kernel.py"
 
 
@@ -20,6 +21,7 @@ class Mutation(NamedTuple):
         new: what it becomes.
         why: what would go wrong for a user.
         first: of the kernel's tests, what pytest's ``-k`` takes: those that see it soonest.
+        where: the file of those tests; "" for the first ones of the tier.
         tier: "interpreter"; "compile" where the interpreter cannot see it.
     """
 
@@ -29,7 +31,11 @@ class Mutation(NamedTuple):
     new: str
     why: str
     first: str
+    where: str = ""
     tier: str = "interpreter"
+
+
+HOSTILE = "tests/test_hostile.py"
 
 
 MUTATIONS = [
@@ -217,6 +223,58 @@ MUTATIONS = [
         "items = items.to(tl.int32)", "a stream without room overruns its buffer", "curated and room",
     ),
     Mutation(
+        "negative given sums", BLOCKS, "items = tl.where(base < 0, 0, items)", "pass",
+        "a negative kv_indptr of the engine's writes ids before the buffer",
+        "test_hostile and create_flashinfer", HOSTILE,
+    ),
+    Mutation(
+        "given sums past the stream", BLOCKS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
+        "items = tl.where(C.SUMS_GIVEN, items, clip(view.capacity - base, 0, items)).to(tl.int32)",
+        "a kv_indptr of the engine's that is past the buffer writes ids behind it",
+        "test_hostile and create_flashinfer", HOSTILE,
+    ),
+    Mutation(
+        "int32 for int64: given sums", ROWS,
+        "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)",
+        "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0).to(tl.int32)",
+        "a kv_indptr of 2**32 + 5 is taken for 5: ids of one request are written over another's",
+        "test_hostile and create_flashinfer", HOSTILE,
+    ),
+    Mutation(
+        "falling given sums", ROWS, "end = tl.where(known, clip(length, 0, req.src_tokens), 0)",
+        "end = tl.where(known, tl.minimum(tl.where(length < 0, -length, length), req.src_tokens), 0)",
+        "where an engine's sums fall, a row of a negative length has as many ids",
+        "test_hostile and expand_page_indices", HOSTILE,
+    ),
+    Mutation(
+        "given sums as if counted", SHARES,
+        "    if C.SUMS_GIVEN:\n        base = before(b, req, view, policy, C)\n    return total, base",
+        "    return total, base",
+        "every row of an engine's stream that is shared out begins at 0", "sums_given and stream",
+        "tests/test_sums_given.py",
+    ),
+    Mutation(
+        "given zero written", KERNEL,
+        "    if not C.SUMS_GIVEN:\n        tl.store(ptr + i, i * 0, mask=i == 0)",
+        "    tl.store(ptr + i, i * 0, mask=i == 0)",
+        "the 0 before an engine's sums is written, which is the engine's", "test_hostile and update_trtllm",
+        HOSTILE,
+    ),
+    Mutation(
+        "negative start of slots", VLLM,
+        "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n    end",
+        "first = tl.load(starts_ptr + b).to(tl.int64)\n    end",
+        "a negative query_start_loc of vLLM's writes slots before the buffer", "just_before",
+        "tests/test_vllm_hostile.py",
+    ),
+    Mutation(
+        "negative start of padding", VLLM,
+        "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n        for",
+        "first = tl.load(starts_ptr + b).to(tl.int64)\n        for",
+        "a negative end of vLLM's tokens writes padding before the buffer", "just_before",
+        "tests/test_vllm_hostile.py",
+    ),
+    Mutation(
         "id 0 lost", BLOCKS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
         "int64_beyond",
     ),
@@ -386,11 +444,11 @@ MUTATIONS = [
     Mutation(
         "no wait for the kernel before", KERNEL, "        tl.extra.cuda.gdc_wait()\n", "        pass\n",
         "lengths are read before the engine's kernel has written them",
-        "waits_for", "compile",
+        "waits_for", tier="compile",
     ),
     Mutation(
         "a number specialised", KERNEL, "do_not_specialize=list(range(55))",
         "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
-        "specialised", "compile",
+        "specialised", tier="compile",
     ),
 ]  # fmt: skip

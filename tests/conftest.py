@@ -11,12 +11,20 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gpus
+import hypothesis
 import peer_stubs
 import pytest
 
 gpus.take(os.environ)
 
 import torch  # noqa: E402
+
+# A verdict may hang on neither how long an example takes, nor what an earlier run found and kept.
+hypothesis.settings.register_profile(
+    "xkv", deadline=None, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+hypothesis.settings.load_profile("xkv")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 GPUS = 0 if INTERPRETED else torch.cuda.device_count()

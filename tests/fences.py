@@ -8,7 +8,7 @@ import mmap
 
 import torch
 
-from xkv.build import Build, View
+from xkv.build import TABLE, Build, View
 from xkv.checks import extent
 from xkv.oracle import WRITTEN
 
@@ -35,7 +35,9 @@ def fence(build: Build, behind: bool) -> Build:
     def copies(of: Build | View) -> dict[str, torch.Tensor]:
         found = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
         tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
-        return {name: fenced(x, behind) for name, x in tensors.items() if name not in (*WRITTEN, "status")}
+        read = {"kv_indptr"} if build.sums_given and build.form != TABLE else set()
+        written = {*WRITTEN, "status"} - read
+        return {name: fenced(x, behind) for name, x in tensors.items() if name not in written}
 
     views = tuple(dataclasses.replace(view, **copies(view)) for view in build.views)
     return dataclasses.replace(build, **copies(build), views=views)

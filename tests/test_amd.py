@@ -136,7 +136,7 @@ def test_a_wrong_word_is_found(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_entry_too_many_ends_the_process(more: int, arch: str) -> None:
     """The source's width taken for one more: its last row's next entry lies behind a fence."""
     here = Path(__file__).resolve().parent
-    command = [sys.executable, "-c", _READ, str(here), arch, str(more)]
+    command = [sys.executable, "-W", "error", "-c", _READ, str(here), arch, str(more)]
     done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=False)
     assert done.returncode == (-signal.SIGSEGV if more else 0), done.stderr
 

@@ -63,7 +63,7 @@ def test_wrong_metadata_is_noticed(
 @pytest.mark.repo
 def test_as_a_script() -> None:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "decode.py"), "--device", "cpu", "--steps", "2"],
+        [sys.executable, "-W", "error", str(EXAMPLES / "decode.py"), "--device", "cpu", "--steps", "2"],
         env={"PYTHONPATH": str(Path(xkv.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -26,7 +26,7 @@ BYTES = (515 + 513) * 8
 
 def touch(side: str, byte: int) -> int:
     """Has another process touch a byte, counted from a tensor's first; returns its exit status."""
-    command = [sys.executable, "-c", TOUCH, str(TESTS), side, str(byte)]
+    command = [sys.executable, "-W", "error", "-c", TOUCH, str(TESTS), side, str(byte)]
     return subprocess.run(command, capture_output=True, text=True, check=False).returncode
 
 

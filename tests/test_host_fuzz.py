@@ -21,11 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:User
 
 def fuzz(examples: int) -> hypothesis.settings:
     """So many; in the interpreter, where a call takes a second, a tenth of them."""
-    return hypothesis.settings(
-        max_examples=examples // 10 if INTERPRETED else examples,
-        deadline=None, database=None, derandomize=True,
-        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-    )  # fmt: skip
+    return hypothesis.settings(max_examples=examples // 10 if INTERPRETED else examples, derandomize=True)
 
 
 OPTIONS = {

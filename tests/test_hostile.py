@@ -24,11 +24,13 @@ from xkv.__main__ import main
 from xkv.build import CSR, SLOTS, TABLE
 from xkv.status import Reason
 from xkv.tools.check import hostile, naive
-from xkv.tools.check.kinds import Kind, kinds
+from xkv.tools.check.engines import SUMS, EngineSetting
+from xkv.tools.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
 from xkv.tools.check.setting import VECTORS, Setting
 from xkv.tools.check.trial import MismatchError
 
 ROOT = Path(__file__).resolve().parent.parent
+I32, I64 = torch.int32, torch.int64
 KINDS = kinds(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
 SEED = int(os.environ.get("XKV_SEED", "0"))
 # XKV_HOSTILE=N: at least so many cases, spread over the kinds
@@ -38,7 +40,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
 def run(kind: Kind, cases: int, device: str) -> None:
-    for what, check in hostile.checks(kind, -(-cases // len(KINDS)), SEED, device, INTERPRETED):
+    each = -(-cases // len(KINDS)) * (4 if kind.sums is not None else 1)  # sums that are given take part, too
+    for what, check in hostile.checks(kind, each, SEED, device, INTERPRETED):
         try:
             check()
         except MismatchError as error:
@@ -67,7 +70,11 @@ def test_every_op_backend_and_form_is_tried() -> None:
         found = kinds(vendor)
         assert len(set(found)) == len(found)
         assert {kind.group for kind in found} - set(dispatch.specs_of(vendor)) == {
-            "build_page_table", "build_kv_indices", "build_slot_mapping",
+            "build_page_table", "build_kv_indices", "build_slot_mapping", SGLANG, VLLM,
+        }  # fmt: skip
+        given = {(kind.call, kind.sums) for kind in found if kind.sums is not None}
+        assert given == {
+            (METADATA, torch.int32), *((call, ids) for call in (STREAMS, INDICES) for ids in (I32, I64)),
         }  # fmt: skip
         for name in dispatch.specs_of(vendor):
             mine = [kind for kind in found if kind.group == name]
@@ -80,7 +87,9 @@ def settings() -> list[Setting]:
     """A few of each kind; more of slots, of which there are few kinds."""
     counts = {SLOTS: 30}
     return [
-        Setting(kind, 0, n, "cpu", False) for kind in kinds("cpu") for n in range(counts.get(kind.form, 5))
+        hostile.setting_of(kind, 0, n, "cpu", False)
+        for kind in kinds("cpu")
+        for n in range(counts.get(kind.form, 5))
     ]
 
 
@@ -105,8 +114,9 @@ def test_every_hostile_value_comes_up() -> None:
         host, spots = setting.memory.host, {"beyond": setting.tokens, "far beyond": 3 * setting.tokens}
         for case in range(4):
             hostile.fill(setting, random.Random(f"{setting} {case}"))
+            given = {value for value in setting.arguments.values() if isinstance(value, str)}
             for name, tensor in host.items():
-                if name not in setting.arguments and name != "req_to_token":
+                if name not in given and name != "req_to_token":
                     continue
                 kinds_of = seen.setdefault(name, set())
                 values = tensor.flatten().tolist()
@@ -122,11 +132,40 @@ def test_every_hostile_value_comes_up() -> None:
         assert seen[name] >= want, name
 
 
+@pytest.mark.repo
+@pytest.mark.parametrize("call", [STREAMS, INDICES])
+@pytest.mark.parametrize("dtype", [I32, I64])
+def test_every_hostile_sum_comes_up(call: str, dtype: torch.dtype) -> None:
+    """Where an engine says that rows begin; and what several rows claim."""
+    seen: Counter[str] = Counter()
+    for setting in settings():
+        if (setting.kind.call, setting.kind.sums) != (call, dtype):
+            continue
+        assert isinstance(setting, EngineSetting)
+        for case in range(32):
+            hostile.fill(setting, random.Random(f"{setting} {case}"))
+            room = setting.room_of_sums
+            (values,) = (x.tolist() for name, x in setting.memory.host.items() if name in SUMS)
+            seen["sane"] += bool(values) and values == sorted(values) and 0 <= values[0] <= values[-1] <= room
+            seen["falling"] += values != sorted(values)
+            seen["negative"] += any(v < 0 for v in values)
+            seen["the room itself"] += room in values
+            seen["just past the room"] += room + 1 in values
+            seen["far past the room"] += any(v > 3 * room for v in values)
+            seen["near 2**31"] += any(abs(abs(v) - 2**31) < 9 for v in values)
+            seen["past 2**32"] += any(abs(v) > 2**32 for v in values)
+            seen["near 2**63"] += any(abs(v) >= 2**63 - 9 for v in values)
+            seen["a sane low half"] += any(abs(v) > 2**32 and 0 <= v % 2**32 <= room for v in values)
+            seen["claimed by several"] += bool(hostile.wanted(setting)[1])
+    wide = {"past 2**32", "near 2**63", "a sane low half"}
+    assert {what for what, count in seen.items() if not count} == (wide if dtype is I32 else set())
+
+
 def test_a_seed_decides_everything() -> None:
     def images(seed: int) -> list[list[int]]:
         found = []
         for kind in kinds("cpu")[::9]:
-            setting = Setting(kind, seed, 0, "cpu", True)
+            setting = hostile.setting_of(kind, seed, 0, "cpu", True)
             hostile.fill(setting, random.Random(f"{setting}, case 0"))
             found.append(setting.memory.image.tolist())
         return found
@@ -143,7 +182,7 @@ def test_every_word_outside_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     caught = 0
     for kind in kinds("cpu")[::7]:
-        setting = Setting(kind, 0, 1, "cpu", True)
+        setting = hostile.setting_of(kind, 0, 1, "cpu", True)
         plain = setting.run
         for place in setting.memory.places.values():
             last = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
@@ -183,6 +222,7 @@ def test_the_program_that_is_printed_shows_the_fault(fault: str, tmp_path: Path)
 
     def python(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(path), "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+        env["PYTHONWARNINGS"] = "error"
         command = (sys.executable, *command)
         return subprocess.run(command, cwd=path, env=env, capture_output=True, text=True, check=False)
 
@@ -211,7 +251,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--hostile", "200", "--device", "cpu", "--seed", "7"]) == 0
     found = results(capsys.readouterr().out)
     ops = ("build_page_table", "build_kv_indices", "build_slot_mapping")
-    assert list(found) == [*(f"hostile {name}" for name in (*ops, *dispatch.specs_of("cpu"))), "total"]
+    names = (*ops, *dispatch.specs_of("cpu"), SGLANG, VLLM)
+    assert list(found) == [*(f"hostile {name}" for name in names), "total"]
     assert found["total"][0] >= 200
     assert {result for _, result in found.values()} == {"pass"}
 

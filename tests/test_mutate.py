@@ -20,7 +20,7 @@ pytestmark = pytest.mark.repo
 def test_each_can_be_planted(mutation: Mutation, tmp_path: Path) -> None:
     """Its text is in the kernel exactly once, and it is Python afterwards."""
     copy = tmp_path / mutation.file
-    copy.parent.mkdir()
+    copy.parent.mkdir(parents=True)
     copy.write_text((ROOT / mutation.file).read_text())
     mutate.plant(mutation, tmp_path)
     compile(copy.read_text(), mutation.file, "exec")
@@ -82,6 +82,52 @@ def test_a_survivor_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert out.endswith("2 faults, 1 seen, 1 survived: equivalent\n")
     assert mutate.main(["--only", "seen", "--jobs", "2"], faults) == 0
     assert capsys.readouterr().out.endswith("1 faults, 1 seen, 0 survived\n")
+
+
+ALWAYS = """
+def test_a_always():
+    raise ValueError
+"""
+CRASH = """
+def test_a_crash():
+    __import__("os").abort()
+"""
+
+
+@pytest.mark.parametrize(("test", "shown"), [(ALWAYS, "test_a_always"), (CRASH, "(signal 6)")])
+@pytest.mark.parametrize("name", ["seen", "equivalent", "a crash"])
+def test_what_fails_without_the_fault_has_not_seen_it(name: str, test: str, shown: str, toy: Path) -> None:
+    """It is named, and what sees the fault is looked for among the others."""
+    (toy / "test_toy.py").write_text(test + TEST)
+    result = mutate.attempt(fault(name, "a_ or double"), toy)
+    assert result.seen_by == FAULTS[name][2]
+    assert result.flaky == (shown,)
+
+
+def test_a_run_that_is_ended_from_outside_has_seen_nothing(toy: Path) -> None:
+    (toy / "test_toy.py").write_text(
+        "def test_double():\n    __import__('os').kill(__import__('os').getpid(), 15)\n"
+    )
+    with pytest.raises(mutate.MutationError, match="exit status -15"):
+        mutate.attempt(fault("seen"), toy)
+
+
+def test_nothing_but_a_flaky_test(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (toy / "test_toy.py").write_text(ALWAYS)
+    monkeypatch.setattr(mutate, "attempt", lambda m, try_=mutate.attempt: try_(m, toy))
+    assert mutate.main([], [fault("seen", "always")]) == 1
+    assert capsys.readouterr().out.endswith("flaky: test_a_always\n1 faults, 0 seen, 1 survived: seen\n")
+
+
+@pytest.mark.parametrize("limit", [False, True])
+@pytest.mark.parametrize("again", [None, mutate.Failure("t", "t", True)])
+def test_a_test_that_ran_into_the_limit(limit: bool, again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has seen a fault only if it is far from the limit without it: a slow machine makes none seen."""
+    asked: list[Any] = []
+    monkeypatch.setattr(mutate, "run", lambda *call: asked.append(call) or again)
+    assert mutate.sees(mutate.Failure("f.py::test_x", "test_x", limit), ROOT, "compile") is (again is None)
+    most = mutate._LIMIT // 10 if limit else mutate._LIMIT
+    assert asked == [(ROOT, "compile", ["f.py::test_x"], most)]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_importing_platforms_imports_neither_torch_nor_triton() -> None:
         "import sys, xkv.platforms, xkv.tuning;"
         "assert not {'torch', 'triton'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_no_gpu(plug: Any) -> None:

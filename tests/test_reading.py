@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bench_tables import REPORT
 
@@ -19,10 +19,7 @@ from xkv.tools.loading import PeerError
 
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
-FUZZ = settings(
-    max_examples=60, deadline=None, database=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+FUZZ = settings(max_examples=60, derandomize=True)
 
 
 def put(path: tuple[str | int, ...], value: Any, report: Any = REPORT) -> Any:

@@ -31,7 +31,7 @@ def check(build: Build) -> None:
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["sane", "hostile"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_oracle_equals_loop(seed: int, hostile: bool) -> None:
     check(building.random_build(random.Random(seed), "cpu", hostile=hostile))

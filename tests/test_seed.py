@@ -26,7 +26,7 @@ def serial(
             out[pid, i] = req_to_token[row][start + i * page_size] // page_size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), page_size=st.sampled_from([1, 2, 8, 16, 32, 64, 128]))
 def test_equals_the_serial_kernel(data: st.DataObject, page_size: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"

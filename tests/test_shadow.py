@@ -85,6 +85,55 @@ def test_a_hint_that_does_not_hold() -> None:
         handle.set_attr("tt.divisibility", [16])
 
 
+@pytest.mark.parametrize(
+    ("shape", "stride", "inside", "outside"),
+    [
+        ((4, 3), (0, 1), [0, 8], [-4, 9, 12]), ((4, 3), (2, 1), [0, 32], [-4, 36]),
+        ((4, 1), (0, 1), [0], [-4, 4]), ((4, 3), (5, 1), [0, 20, 68], [12, 16, 72]),
+        ((4, 0), (0, 1), [], [0]), ((0, 3), (0, 1), [], [0]),
+        ((3,), (1,), [0, 8], [-4, 12]), ((1,), (0,), [0], [4]),
+    ],
+)  # fmt: skip
+def test_where_a_tensor_lies(
+    shape: tuple[int, ...], stride: tuple[int, ...], inside: list[int], outside: list[int]
+) -> None:
+    """Bytes at which an entry begins, and others; rows may lie over each other, as of an expanded tensor."""
+    x = torch.zeros(30, dtype=torch.int32).as_strided(shape, stride)
+    found = shadow.region("out", x)
+    at = found.begin + np.array([*inside, *outside], dtype=np.int64)
+    assert found.holds(at, 4).tolist() == [True] * len(inside) + [False] * len(outside)
+
+
+def test_an_expanded_source_and_what_lies_behind_it() -> None:
+    build = csr()
+    build.req_to_token = build.req_to_token[:1].expand(build.req_to_token.shape)
+    launch.launch(build, ROWS[0], xkv.platform("cpu"))
+    place = shadow.region("src_ptr", build.req_to_token)
+    assert (place.rows, place.width) == (1, build.req_to_token.shape[1] * 4)
+
+
+def given_sums(begins: list[int], lens: list[int]) -> Build:
+    """A stream whose rows begin where an engine says."""
+    source, rows = torch.arange(800, dtype=torch.int32).view(2, 400), torch.arange(len(lens)) % 2
+    view = View(building.guarded_1d(700, torch.int32, "cpu"), kv_indptr=torch.tensor(begins))
+    return Build(source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), expect_all=False, sums_given=True)
+
+
+def test_rows_that_claim_one_word() -> None:
+    """All of them may write it; it then has the value of one of them."""
+    build = given_sums([3, 1], [4, 5])
+    launch.launch(build, ROWS[0], xkv.platform("cpu"))
+    found = build.views[0].out.tolist()
+    assert (found[1:3], found[6:8]) == ([400, 401], [3, building.SENTINEL])
+    assert all(found[at] in (at - 3, 399 + at) for at in (3, 4, 5))
+
+
+def test_words_that_one_row_claims_may_not_be_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "run_of", lambda p, programs, total: (total * 0, total))
+    with pytest.raises(AssertionError, match="written twice in one launch"):
+        launch.launch(given_sums([0, 290], [300, 400]), ROWS[0], xkv.platform("cpu"))
+
+
 # What is read of the source
 
 

@@ -7,7 +7,7 @@ import mmap
 import pytest
 import torch
 from conftest import INTERPRETED
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xkv
@@ -17,11 +17,7 @@ from xkv.status import Reason
 
 BYTES = 1 << 37
 I32, I64 = torch.int32, torch.int64
-FEW = settings(
-    max_examples=8 if INTERPRETED else 25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+FEW = settings(max_examples=8 if INTERPRETED else 25)
 
 
 def untouched(size: int) -> mmap.mmap:
@@ -146,7 +142,6 @@ def test_lengths_whose_sum_passes_int32(device: str) -> None:
     assert not out.any()
 
 
-@settings(deadline=None)
 @given(width=st.integers(0, 1 << 40), rows=st.integers(1, 1 << 16))
 @pytest.mark.parametrize("form", [TABLE, CSR, SLOTS])
 def test_capacities_fit_a_block_more(form: int, width: int, rows: int) -> None:

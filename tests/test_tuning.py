@@ -231,7 +231,7 @@ def most_items(build: Build) -> int:
     return min(room, -(-tokens // build.page_size))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, build.kind, build.batch)

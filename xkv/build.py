@@ -110,7 +110,9 @@ class Build:
         sums_given: the first view's prefix sums are the caller's, as far as they stand before the launch:
             a stream's rows begin where ``kv_indptr``, ``[batch]`` int32 or int64, says, which is read and
             not written (such a stream has no tail, no other sums and no status), and the leading 0 of
-            ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
+            ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written. Nobody vouches for them: a row that begins
+            before 0 is not written, what is past the stream's end is cut, and an entry that several rows
+            claim has the value of one of them.
         status: the status word, ``[1]`` int64, or None.
     """
 

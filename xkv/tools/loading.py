@@ -6,6 +6,7 @@ None of their code is in this package, and no other module of theirs is imported
 from __future__ import annotations
 
 import ast
+import atexit
 import functools
 import importlib.util
 import tempfile
@@ -133,4 +134,6 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for the life of the process: a kernel's source may be read again when it compiles."""
-    return tempfile.TemporaryDirectory(prefix="xkv-peers-")
+    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="xkv-peers-")
+    atexit.register(folder.cleanup)  # what is left to Python at its end is a ResourceWarning
+    return folder

@@ -32,6 +32,7 @@ _REPEATS = 15
 _CALLS = 100
 _FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
 _FILLS = 16  # of so many bytes, which take a GPU 2 ms and more
+_MOST_FILLS = 1 << 12  # half a second and more
 _COPY = 1 << 30  # bytes
 
 
@@ -82,13 +83,18 @@ def device_us(call: Callable[[T], object], inputs: Sequence[T]) -> float:
     marks = [_event() for _ in range(_WARM_REPLAYS + _REPLAYS + 1)]
     fill = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
     # the GPU is kept busy until all is queued: a replay of short steps can cost the host more than the GPU
-    for _ in range(_FILLS):
-        fill.zero_()
-    marks[0].record()
-    for mark in marks[1:]:
-        graph.replay()
-        mark.record()
-    torch.cuda.synchronize()
+    fills, behind = _FILLS, False
+    while not behind:
+        for _ in range(fills):
+            fill.zero_()
+        marks[0].record()
+        for mark in marks[1:]:
+            graph.replay()
+            mark.record()
+        # a host that was held up is given longer, up to where it is clearly not the fills
+        behind = not marks[0].query() or fills >= _MOST_FILLS
+        fills *= 4
+        torch.cuda.synchronize()
     ms: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
     return statistics.median(ms[_WARM_REPLAYS:]) * 1e3 / len(inputs)
 

@@ -65,7 +65,7 @@ def slot_mappings(
     if b == tl.num_programs(0) - 1:
         first = pad_from
         if GROUPS:
-            first = tl.load(starts_ptr + b).to(tl.int64)
+            first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)
         for at in range(first + part * BLOCK, capacity, step):
             token = at + tl.arange(0, BLOCK)
             tl.store(out + token, tl.full([BLOCK], PAD_ID, tl.int64), mask=token < capacity)
@@ -86,7 +86,8 @@ def slot_mappings(
     else:
         table = tables_ptr
     table += tl.where(real, row, 0) * width
-    first = tl.load(starts_ptr + b).to(tl.int64)
+    # nobody vouches for what was given: what is before the buffer is left out as what is past it
+    first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)
     end = tl.minimum(tl.load(starts_ptr + b + 1).to(tl.int64), capacity)
     for at in range(first + part * BLOCK, end, step):
         token = at + tl.arange(0, BLOCK)

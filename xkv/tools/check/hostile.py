@@ -12,8 +12,10 @@ from torch import Tensor
 
 import xkv
 from xkv import dispatch, plans, tuning
+from xkv.build import CSR
 from xkv.oracle import WRITTEN
-from xkv.tools.check import naive, wild
+from xkv.tools.check import engines, naive, wild
+from xkv.tools.check.engines import EngineSetting
 from xkv.tools.check.kinds import Kind, kinds
 from xkv.tools.check.selftest import Checks
 from xkv.tools.check.setting import VECTORS, Setting
@@ -21,6 +23,8 @@ from xkv.tools.check.snippet import program
 from xkv.tools.check.trial import SENTINEL, MismatchError, captured
 
 _CLEAN = (1 << 63) - 1
+Shared = dict[str, dict[int, frozenset[int]]]
+"""By an output's name, the entries that several rows claim, each with their values."""
 _PER_SETTING = 8  # cases that differ in data alone
 
 
@@ -59,12 +63,17 @@ def checks(kind: Kind, count: int, seed: int, device: str, small: bool, apart: b
         apart: every tensor at the end of an allocation of its own.
     """
     for number in range(-(-count // _PER_SETTING)):
-        setting = Setting(kind, seed, number, device, small, apart)
+        setting = setting_of(kind, seed, number, device, small, apart)
         # apart there is no cached memory, without which nothing can be captured
         if number == 0 and torch.device(device).type == "cuda" and not apart:
             setting.run = captured(setting.run)
         for case in range(min(_PER_SETTING, count - number * _PER_SETTING)):
             yield f"{setting}, case {case}", partial(check, setting, case)
+
+
+def setting_of(kind: Kind, seed: int, number: int, device: str, small: bool, apart: bool = False) -> Setting:
+    """One of a kind's settings; the arguments are those of `checks` and of `Setting`."""
+    return (EngineSetting if kind.call else Setting)(kind, seed, number, device, small, apart)
 
 
 @contextmanager
@@ -75,10 +84,12 @@ def small_blocks() -> Iterator[None]:
     try:
         dispatch.tuning_row = lambda *_: row  # type: ignore[assignment]
         plans.forget()  # a plan has the row that it was made with
+        engines.forget()
         yield
     finally:
         dispatch.tuning_row = chosen
         plans.forget()
+        engines.forget()
 
 
 def check(setting: Setting, case: int) -> None:
@@ -93,27 +104,37 @@ def check(setting: Setting, case: int) -> None:
     """
     memory = setting.memory
     fill(setting, random.Random(f"{setting}, case {case}"))
-    want = wanted(setting)
+    want, shared = wanted(setting)
     memory.send()
     try:
         setting.run()
         got = memory.receive()
     except Exception as error:
-        raise MismatchError(f"{type(error).__name__}: {error}{_shown(setting, case, want)}") from error
+        shown = _shown(setting, case, want, shared)
+        raise MismatchError(f"{type(error).__name__}: {error}{shown}") from error
+    settle(memory.views(want), memory.views(got), shared)
     if torch.equal(got, want):
         return
     wrong = (got != want).nonzero().flatten()
     at = int(wrong[0])
     raise MismatchError(
         f"{memory.named(at)}: word {at} is {int(got[at])}, must be {int(want[at])} ({len(wrong)} words"
-        f" differ){_shown(setting, case, want)}"
+        f" differ){_shown(setting, case, want, shared)}"
     )
 
 
-def _shown(setting: Setting, case: int, want: Tensor) -> str:
+def settle(want: dict[str, Tensor], got: dict[str, Tensor], shared: Shared) -> None:
+    """Wants what is there, wherever several rows claim an entry and it has the value of one of them."""
+    for name, entries in shared.items():
+        for at, values in entries.items():
+            if int(got[name][at]) in values:
+                want[name][at] = got[name][at]
+
+
+def _shown(setting: Setting, case: int, want: Tensor, shared: Shared) -> str:
     outputs = {name for name in setting.memory.places if name.rpartition(".")[2] in (*WRITTEN, "status")}
     title = f"xkv {xkv.__version__}, {setting}, case {case}"
-    text = program(title, setting.memory, want, outputs, setting.call_text(), setting.device)
+    text = program(title, setting.memory, want, outputs, setting.call_text(), setting.device, shared)
     return f"\nTo see it again, run:\n\n{text}"
 
 
@@ -126,7 +147,9 @@ def fill(setting: Setting, rng: random.Random) -> None:
     def heat() -> float:
         return level * (rng.random() < 0.7)
 
-    host["status"].fill_(rng.randrange(256 * (batch + 1)) if rng.random() < 0.1 else _CLEAN)
+    before = rng.randrange(256 * (batch + 1)) if rng.random() < 0.1 else _CLEAN
+    if "status" in host:
+        host["status"].fill_(before)
     tokens = setting.tokens
     room = tokens - setting.delta if abs(setting.delta) <= tokens else tokens
     lens = wild.vector(rng, [room] * batch, torch.int64, 0, tokens)
@@ -153,20 +176,26 @@ def fill(setting: Setting, rng: random.Random) -> None:
     for name in ("req_to_token", *sorted(mapped)):
         to = host[name]
         to.copy_(wild.ids(rng, to.shape, to.dtype, tops.get(name, setting.top), heat(), steps.get(name, 1)))
+    if isinstance(setting, EngineSetting) and setting.kind.form == CSR:
+        setting.fill_sums(rng, rng.choice([0, 0.3, 0.6, 1]))  # of its own: the rows are to have tokens too
 
 
-def wanted(setting: Setting) -> Tensor:
-    """The image that the call must leave, by the definition."""
+def wanted(setting: Setting) -> tuple[Tensor, Shared]:
+    """The image that the call must leave, by the definition, and the entries that several rows claim."""
     memory, build = setting.memory, setting.build
-    image = memory.image.clone()
+    image, shared = memory.image.clone(), Shared()
     tensors = memory.views(image)
     expected, word = naive.build(build)
     for prefix, values in zip(setting.prefixes, expected, strict=True):
         for name, entries in values.items():
             if prefix + name in tensors and entries:
+                several = {at: v for at, v in entries.items() if isinstance(v, frozenset)}
+                if several:
+                    shared[prefix + name] = several
+                    entries = entries | {at: min(v) for at, v in several.items()}
                 at = torch.tensor(list(entries)).view(len(entries), -1).unbind(1)
                 to = tensors[prefix + name]
                 to[at] = torch.tensor(list(entries.values()), dtype=to.dtype)
     if word is not None and build.status is not None:
         tensors["status"].clamp_(max=word)
-    return image
+    return image, shared

@@ -1,4 +1,4 @@
-"""The kinds of build that hostile data is tried on: every op, every backend in every mode.
+"""The kinds of build that hostile data is tried on: every op, every backend in every mode, engines' calls.
 
 A bounded set, since each takes a kernel or two: within a kind only what a kernel is not compiled for differs.
 """
@@ -32,6 +32,8 @@ class Kind:
         has: which optional arguments it is given.
         sign: of ``query_lens``.
         spec: the backend's, where the call is a `MetadataBuilder`'s.
+        call: a plugin's function, where the call is an engine's.
+        sums: dtype of the prefix sums that the engine gives with it.
     """
 
     group: str
@@ -44,6 +46,8 @@ class Kind:
     has: frozenset[str]
     sign: int = 0
     spec: BackendSpec | None = None
+    call: str = ""
+    sums: torch.dtype | None = None
 
     def __str__(self) -> str:
         return f"{self.group}: {self.what}"
@@ -83,6 +87,27 @@ _MODES = (
     ("page map", "page_map", 0),
     ("page ids", "unit", 0),
 )
+# of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional
+# arguments, dtype of the sums that are given)
+SGLANG, VLLM = "SGLang kernels", "vLLM page indices"
+TABLES, POOL_TABLES = "create_flashmla_kv_indices_triton", "scatter_req_to_token_to_page_table_kernel"
+STREAMS, METADATA = "create_flashinfer_kv_indices_triton", "update_trtllm_mha_graph_metadata_kernel"
+INDICES = "expand_page_indices"
+_ENGINES = (
+    (SGLANG, TABLES, TABLE, 64, 1, I32, I32, "", None),
+    (SGLANG, TABLES, TABLE, 1, 1, I64, I32, "kv_start", None),
+    (SGLANG, POOL_TABLES, TABLE, 16, 1, I32, I32, "delta window_map", None),
+    (SGLANG, METADATA, TABLE, 64, 1, I32, I32, "delta query_lens", I32),
+    (SGLANG, METADATA, TABLE, 16, 1, I64, I64, "delta query window_map", I32),
+    (SGLANG, METADATA, TABLE, 1, 1, I32, I32, "query_lens window_map", I32),
+    (SGLANG, STREAMS, CSR, 1, 1, I32, I32, "", I32),
+    (SGLANG, STREAMS, CSR, 1, 1, I32, I64, "kv_start", I64),
+    (SGLANG, STREAMS, CSR, 1, 16, I64, I32, "token_map kv_start", I32),
+    (SGLANG, STREAMS, CSR, 1, 16, I32, I64, "token_map", I64),
+    (VLLM, INDICES, CSR, 1, 1, I32, I32, "", I32),
+    (VLLM, INDICES, CSR, 1, 16, I32, I32, "", I64),
+    (VLLM, INDICES, CSR, 1, 64, I64, I64, "", I64),
+)
 
 
 def kinds(vendor: str) -> list[Kind]:
@@ -110,4 +135,10 @@ def kinds(vendor: str) -> list[Kind]:
                     frozenset([*always, *has.split()]), sign, spec,
                 )
             )  # fmt: skip
+    for group, call, form, page_size, unit, ids, dtype, has, sums in _ENGINES:
+        what = ", ".join([call, f"{page_size} of {unit}, {str(ids)[6:]} -> {str(dtype)[6:]}", *has.split()])
+        what += "" if sums is None else f", sums {str(sums)[6:]}"
+        options = frozenset(has.split())
+        sign = -1 if call == INDICES else 0
+        found.append(Kind(group, what, form, page_size, unit, ids, dtype, options, sign, None, call, sums))
     return found

@@ -21,7 +21,8 @@ def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
 
     Returns:
         For every view the entries of each output that must be written, as {index: value}, and the status
-        word: row * 256 + reason of the first offence, or None.
+        word: row * 256 + reason of the first offence, or None. Where sums that are given let several rows
+        claim an entry of a stream, its value is the frozenset of theirs: any of them may be there.
     """
     words: list[int] = []
     views = [_view(build, view, words) for view in build.views]
@@ -41,11 +42,17 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     )
     maps = ((token_map, 1), (page_map, build.map_page_size))
     largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
-    out: dict[Any, int] = {}
-    lens, cu_k, cu_q, indptr, last, offset = {}, {0: 0}, {0: 0}, {0: 0}, {}, {}
+    given = None
+    if build.sums_given and form != TABLE and view.kv_indptr is not None:
+        given = view.kv_indptr.tolist()
+    zero = {} if build.sums_given else {0: 0}
+    out: dict[Any, Any] = {}
+    lens, cu_k, cu_q, indptr, last, offset = {}, dict(zero), dict(zero), {0: 0}, {}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     for b in range(build.batch):
+        begin = stream if given is None else given[b]
+        left = max(capacity - begin, 0) if begin >= 0 else 0
         delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[b]))
         length = _cut(lengths[b]) + delta
         asked = 0
@@ -68,7 +75,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         if form == SLOTS:
             if not why and (asked < 0 or asked > length):
                 why = Reason.BAD_QUERY
-            positions = [length - query + n for n in range(min(query, max(capacity - stream, 0)))]
+            positions = [length - query + n for n in range(min(query, left))]
             total, kv_len = query, end
         else:
             start = 0
@@ -90,7 +97,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             first = start // size * size
             kv_len = max(end - first if start < end else 0, build.min_seq_len)
             total = -(-kv_len // size)
-            room = capacity if form == TABLE else max(capacity - stream, 0)
+            room = capacity if form == TABLE else left
             if total > room and (not why or form == CSR):
                 words.append(b * 256 + Reason.CUT)
             elif unaligned and build.starts_are_aligned:
@@ -110,7 +117,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 value = build.missing_id if page is None else page
                 if lost is Reason.BAD_MAP or (lost is not None and build.expect_all):
                     words.append(b * 256 + lost)
-            out[(b, j) if form == TABLE else stream + j] = value
+            at = (b, j) if form == TABLE else begin + j
+            out[at] = _either(out[at], value) if at in out else value
         if form == TABLE and build.tail_fill is not None:
             for j in range(len(positions), _filled(build, len(positions), capacity)):
                 out[b, j] = build.tail_fill
@@ -130,8 +138,12 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.tail_fill))
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
-        "kv_indptr": indptr, "kv_last_page_len": last, "kv_start_offset": offset,
+        "kv_indptr": indptr if given is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
     }  # fmt: skip
+
+
+def _either(before: Any, value: int) -> frozenset[int]:
+    return (before if isinstance(before, frozenset) else frozenset({before})) | {value}
 
 
 def _filled(build: Build, live: int, capacity: int) -> int:

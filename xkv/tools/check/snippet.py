@@ -44,12 +44,24 @@ put(want, WANT)
 words = words.to({device!r})
 t = tensors(words)
 {call}
-wrong = (words.cpu() != want).nonzero().flatten().tolist()
+{several}wrong = (words.cpu() != want).nonzero().flatten().tolist()
 assert not wrong, f"{{len(wrong)}} words differ, the first of them word {{wrong[0]}}"
 """
 
+_SEVERAL = """\
+# entries that several rows claim: each has the value of one of them
+for name, entries in {shared}.items():
+    for at, values in entries.items():
+        there = tensors(words.cpu())[name][at]
+        if int(there) in values:
+            tensors(want)[name][at] = there
+"""
 
-def program(title: str, memory: Memory, want: Tensor, outputs: set[str], call: str, device: str) -> str:
+
+def program(
+    title: str, memory: Memory, want: Tensor, outputs: set[str], call: str, device: str,
+    shared: Mapping[str, Mapping[int, frozenset[int]]],
+) -> str:  # fmt: skip
     """Writes the program.
 
     Args:
@@ -59,14 +71,17 @@ def program(title: str, memory: Memory, want: Tensor, outputs: set[str], call: s
         outputs: names of the tensors that it may write.
         call: the call, on tensors ``t[name]``.
         device: where it ran.
+        shared: by an output's name, the entries that several rows claim, each with their values.
     """
     expected = memory.views(want)
+    several = {name: {at: tuple(sorted(v)) for at, v in each.items()} for name, each in shared.items()}
     return _PROGRAM.format(
         title=title,
         places=_lines({name: tuple(place) for name, place in memory.places.items()}),
         given=_lines({k: v.tolist() for k, v in memory.host.items() if k not in outputs or k == "status"}),
         want=_lines({k: expected[k].tolist() for k in memory.places if k in outputs}),
         size=len(want), sentinel=SENTINEL, device=device, call=call,
+        several=_SEVERAL.format(shared=several) if several else "",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -222,6 +223,8 @@ def captured(call: Callable[[], None]) -> Callable[[], None]:
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):  # torch's own is on the GPU that was captured first
-        call()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # as it is of a batch of no requests
+        with torch.cuda.graph(graph, stream=side):  # torch's own is on the GPU that was captured first
+            call()
     return graph.replay
