@@ -1,7 +1,7 @@
-"""SGLang's steps of several launches as one: what is called in place of its backends' methods.
+"""What is called in place of SGLang's methods and functions.
 
-Each takes the original method and its arguments, does the whole step in one launch where it knows the case,
-and else calls the original.
+Of its steps of several launches: each takes the original method and its arguments, does the whole step in one
+launch where it knows the case, and else calls the original.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     if verify and getattr(meta, "global_seq_lens_k", None) is not None:
         meta.global_seq_lens_k = meta.seq_lens_k  # the same lengths where there is one rank
     return None
+
+
+def page_per_block(original: Callable[..., int], *args: Any, **kwargs: Any) -> int:
+    """Theirs, and 1 where it is 0: of pages larger than a block."""
+    return max(original(*args, **kwargs), 1)
 
 
 def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

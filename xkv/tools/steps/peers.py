@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import xkv
+from xkv.integrations import replacing
 from xkv.integrations.codes import code_of
-from xkv.integrations.sglang import replace, table
+from xkv.integrations.sglang import table
 from xkv.tools import loading
 
 INDEX_KERNELS = "kv_indices.py"
@@ -241,7 +242,7 @@ class DropIn(SGLang):
             for row in table.KERNELS:
                 kernel = getattr(module, row.name, None)
                 if kernel is not None and code_of(kernel.fn) in row.codes:
-                    replace.swap(kernel, row.launch)
+                    replacing.swap(kernel, replacing.resolve(row.launch))
                     self._replaced.add(file)
 
     def has(self, file: str) -> bool:
