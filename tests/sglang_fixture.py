@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import sglang_standins
 
-from xkv.integrations import finding, importing, replacing
+from xkv.integrations import finding, importing, logs, replacing
 from xkv.integrations.codes import code
 from xkv.integrations.sglang import table
 
@@ -38,6 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     sizes = sglang_standins.get_num_page_per_block_flashmla
     yield folder
     importing._waiting.clear()
+    logs._kept.clear()
     sglang_standins.get_num_page_per_block_flashmla = sizes
     for name in NAMES:
         kernel = getattr(sglang_standins, name)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import xkv
 from xkv import switches
-from xkv.integrations import finding, importing
+from xkv.integrations import finding, importing, logs
 from xkv.integrations.replacing import Replacement, host_of
 
 
@@ -28,7 +28,7 @@ def install(package: str, title: str, rows: Sequence[Replacement], first: Iterab
     """
     log = logging.getLogger(f"{package}.xkv")  # below the engine's own logger: its settings count
     if switches.on("XKV_DISABLE"):
-        log.info("xkv %s replaces nothing: XKV_DISABLE is set", xkv.__version__)
+        logs.say(log, logging.INFO, f"xkv {xkv.__version__} replaces nothing: XKV_DISABLE is set")
         return
     if package not in sys.modules:
         raise RuntimeError(f"load is for {title}'s plugin loader: {package} is not imported")
@@ -52,7 +52,7 @@ def install(package: str, title: str, rows: Sequence[Replacement], first: Iterab
         f"{', '.join(replaced) or 'nothing'}; leaves alone: {', '.join(left) or 'nothing'}; "
         f"not in this version: {', '.join(absent) or 'nothing'}"
     )
-    log.log(logging.WARNING if left or not replaced else logging.INFO, "%s", line)
+    logs.say(log, logging.WARNING if left or not replaced else logging.INFO, line)
 
 
 def _version(package: str) -> str:
@@ -67,4 +67,4 @@ def _replace(row: Replacement, module: str, log: logging.Logger) -> None:
     host = host_of(module, row.name)
     why = "it is not defined here" if host is None else row.replace(host)
     if why is not None:
-        log.warning("xkv leaves %s.%s alone: %s", module, row.name, why)
+        logs.say(log, logging.WARNING, f"xkv leaves {module}.{row.name} alone: {why}")
