@@ -10,9 +10,11 @@ from types import ModuleType
 
 import pytest
 import sglang_standins
+from sglang_calls import newest
 
 from xkv.integrations import finding, importing, logs, replacing
 from xkv.integrations.codes import code
+from xkv.integrations.replacing import Replacement
 from xkv.integrations.sglang import table
 
 NAMES = [row.name for row in table.KERNELS]
@@ -24,7 +26,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The folder of an SGLang with the stand-ins for kernels, imported, known and none of them replaced."""
     text = inspect.getsource(sglang_standins)
     codes = {name: code(node) for name, node in finding.functions(text)}
-    rows = [row._replace(codes=frozenset({codes[row.name]})) for row in (*table.KERNELS, *table.FUNCTIONS)]
+    rows: list[Replacement] = [row._replace(codes={codes[row.name]: newest(row)}) for row in table.KERNELS]
+    rows += [row._replace(codes=frozenset({codes[row.name]})) for row in table.FUNCTIONS]
     monkeypatch.setattr(table, "REPLACED", tuple(rows))
     folder = tmp_path / "sglang"
     (folder / "kernels").mkdir(parents=True)

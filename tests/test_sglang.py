@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sglang_standins
-from sglang_calls import CALLS
+from sglang_calls import CALLS, newest
 
 from xkv.integrations import replacing
 from xkv.integrations.codes import code_of
@@ -31,7 +31,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> Any:
 
 def test_the_names_are_the_issues() -> None:
     assert set(NAMES) == set(CALLS)
-    assert all(replacing.resolve(row.launch) is getattr(kernels, row.name) for row in table.KERNELS)
+    assert all(replacing.resolve(newest(row).launch) is getattr(kernels, row.name) for row in table.KERNELS)
+    assert all(callable(replacing.resolve(x.launch)) for row in table.KERNELS for x in row.codes.values())
     assert all(callable(replacing.resolve(row.around)) for row in (*table.METHODS, *table.FUNCTIONS))
 
 
@@ -77,7 +78,7 @@ def test_other_code_is_left_alone_and_the_others_are_not(
     engine: Path, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = list(table.REPLACED)
-    rows[1] = rows[1]._replace(codes=frozenset({"0" * 12}))
+    rows[1] = rows[1]._replace(codes={"0" * 12: newest(table.KERNELS[1])})
     rows[2] = rows[2]._replace(name="not_there_at_all")
     monkeypatch.setattr(table, "REPLACED", tuple(rows))
     load()

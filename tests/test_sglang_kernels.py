@@ -69,6 +69,8 @@ def test_what_is_left_to_the_original() -> None:
     assert not _flashmla(page_kernel_lens_ptr=torch.tensor([9], dtype=torch.int16))
     assert not _flashmla(kv_indices_ptr=object())
     assert not _flashmla(kv_indices_ptr_stride=99)
+    assert not _flashmla(v2p_ptr=torch.arange(16))
+    assert not _flashmla(PAGE_MULT=2)
 
 
 def test_tables_without_their_shape() -> None:

@@ -14,12 +14,15 @@ from xkv.integrations.codes import code
 _SKIPPED = {"__pycache__", "models", "multimodal_gen", "node_modules", "test", "tests", "third_party"}
 
 
+NOT_PARSED = "of a file that is no Python"
+
+
 class Found(NamedTuple):
     """A definition.
 
     Attributes:
         module: full name of the module that it stands in.
-        code: `code` of the function.
+        code: `code` of the function, or NOT_PARSED.
     """
 
     module: str
@@ -53,10 +56,21 @@ def definitions(
                         text = file.read()
                     if any(pattern.search(text) for pattern in patterns):
                         module = module_of(package, os.path.relpath(path, folder))
-                        for name, node in functions(text):
-                            if name in missing and (found := Found(module, code(node))) not in wanted[name]:
+                        for name, found in _in_file(module, text, missing):
+                            if found not in wanted[name]:
                                 wanted[name].append(found)
     return wanted
+
+
+def _in_file(module: str, text: bytes, names: Iterable[str]) -> Iterator[tuple[str, Found]]:
+    try:
+        for name, node in functions(text):
+            if name in names:
+                yield name, Found(module, code(node))
+    except SyntaxError:  # the engine may never import it; the log says so of each name that is in it
+        for name in names:
+            if any(pattern.search(text) for pattern in worth_parsing([name])):
+                yield name, Found(module, NOT_PARSED)
 
 
 def worth_parsing(names: Iterable[str]) -> list[re.Pattern[bytes]]:

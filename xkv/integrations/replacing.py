@@ -5,10 +5,23 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from xkv.integrations.codes import is_kernel, why_unknown
+from xkv.integrations.codes import code_of, is_kernel, why_unknown
+
+
+class Launch(NamedTuple):
+    """What is launched in a kernel's place.
+
+    Attributes:
+        launch: ``module:function`` of xkv; takes the grid and the kernel's arguments; False: the original has
+            to.
+        warmup: ``module:function`` of xkv where the engine compiles the kernel at its start, else "".
+    """
+
+    launch: str
+    warmup: str = ""
 
 
 class Kernel(NamedTuple):
@@ -16,16 +29,11 @@ class Kernel(NamedTuple):
 
     Attributes:
         name: the kernel's, ``Class.kernel`` where it stands in a class.
-        codes: `code` of each that xkv was compared with.
-        launch: ``module:function`` of xkv; takes the grid and the kernel's arguments; False: the original has
-            to.
-        warmup: ``module:function`` of xkv where the engine compiles the kernel at its start, else "".
+        codes: `code` of each text that xkv was compared with, and the launch for it.
     """
 
     name: str
-    codes: frozenset[str]
-    launch: str
-    warmup: str = ""
+    codes: Mapping[str, Launch]
 
     def replace(self, host: Any) -> str | None:
         """Replaces the kernel that a module or class has; returns why not, where it is left alone."""
@@ -38,7 +46,8 @@ class Kernel(NamedTuple):
             return f"it is no Triton kernel but a {type(kernel).__name__}"
         why = why_unknown(kernel.fn, self.codes)
         if why is None:
-            swap(kernel, resolve(self.launch), resolve(self.warmup) if self.warmup else None)
+            launch, warmup = self.codes[code_of(kernel.fn)]
+            swap(kernel, resolve(launch), resolve(warmup) if warmup else None)
         return why
 
 

@@ -33,7 +33,9 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     self, batch, mode = given["self"], given["bs"], given["forward_mode"]
     meta = self.decode_cuda_graph_metadata[batch]
     verify = mode.is_target_verify()
-    if meta.seq_lens_k is None or not (verify or mode.is_decode_or_idle()) or not _plain(original, self):
+    # before 0.5.17, whose metadata has the global lengths, decode writes no lengths
+    decode = mode.is_decode_or_idle() and hasattr(meta, "global_seq_lens_k")
+    if meta.seq_lens_k is None or not (verify or decode) or not _plain(original, self):
         return original(*args, **kwargs)
     source, out = self.req_to_token, meta.block_kv_indices
     call = (
@@ -63,6 +65,10 @@ def _plain(method: Callable[..., Any], backend: Any) -> bool:
     """Whether tables hold slots as they stand: no context parallelism, no translation of ids."""
     parallel = method.__globals__.get("get_parallel")
     if parallel is not None and getattr(parallel(), "dcp_enabled", False):
+        return False
+    if getattr(backend, "_v2p_page_table", None) is not None:  # 0.5.17's and 0.5.18's way to translate
+        return False
+    if getattr(backend, "_kernel_page_multiplier", 1) != 1:
         return False
     translator = getattr(backend, "kv_index_translator", None)
     return translator is None or not translator.is_translating

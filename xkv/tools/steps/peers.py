@@ -241,8 +241,9 @@ class DropIn(SGLang):
         for file, module in self._files.items():
             for row in table.KERNELS:
                 kernel = getattr(module, row.name, None)
-                if kernel is not None and code_of(kernel.fn) in row.codes:
-                    replacing.swap(kernel, replacing.resolve(row.launch))
+                ours = None if kernel is None else row.codes.get(code_of(kernel.fn))
+                if ours is not None:
+                    replacing.swap(kernel, replacing.resolve(ours.launch))
                     self._replaced.add(file)
 
     def has(self, file: str) -> bool:
