@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from building import guarded, guarded_1d, paged_source, whole
 
+from xkv.integrations.replacing import Kernel, Launch
+
 
 class Call(NamedTuple):
     """A grid, arguments by name, and which of those are written."""
@@ -231,3 +233,8 @@ def assert_same(got: Call, want: Call) -> None:
 def describe(call: Call) -> str:
     show = lambda x: (tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x  # noqa: E731
     return f"{call.grid} { ({name: show(x) for name, x in call.args.items()}) }"
+
+
+def newest(row: Kernel) -> Launch:
+    """What is launched for the arguments that the kernel has today."""
+    return next(launch for launch in row.codes.values() if launch.launch.endswith(f":{row.name}"))

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import sglang_standins
+from sglang_calls import newest
 
-from xkv.integrations.codes import code_of
-from xkv.integrations.sglang import plugin, replace, table
+from xkv.integrations import finding, importing, logs, replacing
+from xkv.integrations.codes import code
+from xkv.integrations.replacing import Replacement
+from xkv.integrations.sglang import table
 
 NAMES = [row.name for row in table.KERNELS]
-
-
-def standin(name: str) -> replace.Replacement:
-    """The row of a kernel whose code is the stand-in's."""
-    row = next(row for row in table.KERNELS if row.name == name)
-    codes = frozenset({code_of(getattr(sglang_standins, name).fn)})
-    return row._replace(modules=("sglang_nowhere", "sglang_standins"), codes=codes)
+MODULE = "sglang.kernels.standins"
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """An SGLang of a known version with the stand-ins for kernels, and none of them replaced."""
-    monkeypatch.setattr(table, "KERNELS", tuple(map(standin, NAMES)))
-    monkeypatch.setattr(table, "METHODS", ())
-    monkeypatch.setattr(plugin, "_version", lambda: "0.5.23")
-    registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registry.hooks = []
-    registry.HookRegistry = SimpleNamespace(register=lambda *args: registry.hooks.append(args))
-    registry.HookType = SimpleNamespace(AROUND="around")
-    for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, registry.__name__, registry)
-    yield registry
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder of an SGLang with the stand-ins for kernels, imported, known and none of them replaced."""
+    text = inspect.getsource(sglang_standins)
+    codes = {name: code(node) for name, node in finding.functions(text)}
+    rows: list[Replacement] = [row._replace(codes={codes[row.name]: newest(row)}) for row in table.KERNELS]
+    rows += [row._replace(codes=frozenset({codes[row.name]})) for row in table.FUNCTIONS]
+    monkeypatch.setattr(table, "REPLACED", tuple(rows))
+    folder = tmp_path / "sglang"
+    (folder / "kernels").mkdir(parents=True)
+    (folder / "kernels" / "standins.py").write_text(text)
+    package = ModuleType("sglang")
+    package.__path__ = [str(folder)]
+    monkeypatch.setitem(sys.modules, "sglang", package)
+    monkeypatch.setitem(sys.modules, MODULE, sglang_standins)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    importing._waiting.clear()
+    sizes = sglang_standins.get_num_page_per_block_flashmla
+    yield folder
+    importing._waiting.clear()
+    logs._kept.clear()
+    sglang_standins.get_num_page_per_block_flashmla = sizes
     for name in NAMES:
         kernel = getattr(sglang_standins, name)
-        if replace.replaced(kernel):
-            replace.restore(kernel)
+        if replacing.replaced(kernel):
+            replacing.restore(kernel)

@@ -141,7 +141,7 @@ def steps() -> list[dict[str, Any]]:
 def test_what_is_called_exists_and_can_be_run() -> None:
     runs = [step["run"] for step in steps() if "run" in step] + [row["run"] for row in ROWS]
     called = set(re.findall(r"\bci/[\w.]+", "\n".join(runs)))
-    assert called == {"ci/matrix.py", "ci/run.sh", "ci/gpu.sh", "ci/release.sh"}
+    assert called == {"ci/matrix.py", "ci/run.sh", "ci/gpu.sh", "ci/release.sh", "ci/support.sh"}
     for path in (*called, ".ci/run"):
         assert os.access(ROOT / path, os.X_OK), path
     # thin: what CI does stands in the scripts
@@ -155,7 +155,7 @@ def test_actions_are_pinned() -> None:
 
 
 def test_only_publishing_may_do_more_than_read() -> None:
-    assert set(WORKFLOWS) == {"test", "leg", "release"}
+    assert set(WORKFLOWS) == {"test", "leg", "release", "engines"}
     for name in WORKFLOWS:
         assert workflow(name)["permissions"] == {"contents": "read"}
         assert "secrets." not in WORKFLOWS[name].read_text()

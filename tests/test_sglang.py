@@ -6,114 +6,121 @@ import importlib
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import sglang_standins
-from sglang_calls import CALLS
+from sglang_calls import CALLS, newest
 
-from xkv.integrations import sglang as ours
+from xkv.integrations import replacing
 from xkv.integrations.codes import code_of
-from xkv.integrations.sglang import kernels, later, plugin, replace, table
+from xkv.integrations.replacing import Function
+from xkv.integrations.sglang import kernels, load, table
 
 pytest_plugins = ("sglang_fixture",)
 NAMES = [row.name for row in table.KERNELS]
+MODULE = "sglang.kernels.standins"  # where the fixture has them
+SIZES = table.FUNCTIONS[0].name
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "sglang.xkv")
+    return lambda: [f"{r.levelname} {r.getMessage()}" for r in caplog.records if r.name == "sglang.xkv"]
 
 
 def test_the_names_are_the_issues() -> None:
     assert set(NAMES) == set(CALLS)
-    assert all(row.launch is getattr(kernels, row.name) for row in table.KERNELS)
+    assert all(replacing.resolve(newest(row).launch) is getattr(kernels, row.name) for row in table.KERNELS)
+    assert all(callable(replacing.resolve(x.launch)) for row in table.KERNELS for x in row.codes.values())
+    assert all(callable(replacing.resolve(row.around)) for row in (*table.METHODS, *table.FUNCTIONS))
 
 
-def test_replaced_for_those_who_imported_it_before(engine: ModuleType) -> None:
+def test_replaced_for_those_who_imported_it_before(engine: Path, lines: Any) -> None:
     held = {name: getattr(sglang_standins, name) for name in NAMES}
-    level, line = plugin.install()
-    assert level == logging.INFO
-    assert line.endswith(f"SGLang 0.5.23: replaced {', '.join(NAMES)}")
-    assert all(replace.replaced(kernel) for kernel in held.values())
+    load()
+    (line,) = lines()
+    assert line.startswith("INFO xkv ")
+    assert line.endswith(
+        f" replaces, where their modules are imported: {', '.join([*NAMES, SIZES])}; leaves alone: nothing; "
+        "not in this version: nothing"
+    )
+    assert all(replacing.replaced(kernel) for kernel in held.values())
     assert all(kernel is getattr(sglang_standins, name) for name, kernel in held.items())
     # a second load changes nothing
     classes = [type(kernel) for kernel in held.values()]
-    plugin.install()
+    load()
     assert [type(kernel) for kernel in held.values()] == classes
 
 
-def test_the_object_is_still_the_kernel(engine: ModuleType) -> None:
+def test_the_object_is_still_the_kernel(engine: Path) -> None:
     kernel = sglang_standins.create_flashmla_kv_indices_triton
     before, attributes = type(kernel), (kernel.fn, kernel.arg_names)
-    plugin.install()
+    load()
     assert isinstance(kernel, before)
     assert (kernel.fn, kernel.arg_names) == attributes
-    replace.restore(kernel)
+    replacing.restore(kernel)
     assert type(kernel) is before
 
 
-def test_grids_are_sized_for_large_pages_too(engine: ModuleType) -> None:
-    plugin.install()
-    ((target, hook, kind),) = engine.hooks
-    assert (target, kind) == ("sglang_standins.get_num_page_per_block_flashmla", "around")
-    theirs = sglang_standins.get_num_page_per_block_flashmla
-    assert [hook(theirs, n) for n in (1, 48, 64, 4096, 8192)] == [4096, 85, 64, 1, 1]
+def test_grids_are_sized_for_large_pages_too(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those that imported the function by name before, too."""
+    caller = type(sys)("sglang.caller")
+    setattr(caller, SIZES, sglang_standins.get_num_page_per_block_flashmla)
+    monkeypatch.setitem(sys.modules, caller.__name__, caller)
+    load()
+    for sizes in (sglang_standins.get_num_page_per_block_flashmla, getattr(caller, SIZES)):
+        assert [sizes(n) for n in (1, 48, 64, 4096, 8192)] == [4096, 85, 64, 1, 1]
+    assert sglang_standins.get_num_kv_index_blocks_flashmla(100, 8192) == 100
 
 
-@pytest.mark.parametrize("found", ["0.5.12.post1", "0.5.24", "1.0", "0.0.0.dev1+unknown", "main"])
-def test_an_unknown_version_is_left_alone(
-    found: str, engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_other_code_is_left_alone_and_the_others_are_not(
+    engine: Path, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugin, "_version", lambda: found)
-    level, line = plugin.install()
-    assert level == logging.WARNING
-    assert f"SGLang {found}: everything is left alone: the versions known are" in line
-    assert not any(replace.replaced(getattr(sglang_standins, name)) for name in NAMES)
-    assert engine.hooks == []
+    rows = list(table.REPLACED)
+    rows[1] = rows[1]._replace(codes={"0" * 12: newest(table.KERNELS[1])})
+    rows[2] = rows[2]._replace(name="not_there_at_all")
+    monkeypatch.setattr(table, "REPLACED", tuple(rows))
+    load()
+    (line,) = lines()
+    assert line.startswith("WARNING")
+    code = code_of(sglang_standins.create_flashinfer_kv_indices_triton.fn)
+    assert f"; leaves alone: {NAMES[1]} (its code {code} in {MODULE} is not one that xkv knows); " in line
+    assert line.endswith("; not in this version: not_there_at_all")
+    left = [name for name in NAMES if not replacing.replaced(getattr(sglang_standins, name))]
+    assert left == [NAMES[1], NAMES[2]]
 
 
-def test_an_unknown_signature_is_left_alone_and_the_others_are_not(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, *rest = table.KERNELS
-    strange = second._replace(codes=frozenset({"0" * 12}))
-    gone = rest[0]._replace(modules=("sglang_nowhere",))
-    monkeypatch.setattr(table, "KERNELS", (first, strange, gone, *rest[1:]))
-    level, line = plugin.install()
-    assert level == logging.WARNING
-    assert f"not in this version: {gone.name}; left alone: {second.name} (its code " in line
-    assert "(req_to_token_ptr, req_pool_indices_ptr, page_kernel_lens_ptr, kv_indptr," in line
-    left = [name for name in NAMES if not replace.replaced(getattr(sglang_standins, name))]
-    assert left == [second.name, gone.name]
-
-
-def test_a_module_that_cannot_be_imported_is_named(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "sglang_broken.py").write_text("import a_package_that_is_not_there\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(table, "KERNELS", (table.KERNELS[0]._replace(modules=("sglang_broken",)),))
-    level, line = plugin.install()
-    assert level == logging.WARNING
-    assert "sglang_broken cannot be imported (No module named 'a_package_that_is_not_there')" in line
+def test_nothing_is_imported_for_it(engine: Path, lines: Any) -> None:
+    """A module that fails where something is missing is the engine's to import or not."""
+    text = (engine / "kernels" / "standins.py").read_text()
+    (engine / "kernels" / "broken.py").write_text(f"{text}\nimport a_package_that_is_not_there\n")
+    load()
+    assert lines()[0].startswith("INFO")
+    kernels = type(sys)("sglang.kernels")
+    kernels.__path__ = [str(engine / "kernels")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sglang.kernels", kernels)
+        with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+            importlib.import_module("sglang.kernels.broken")
 
 
 def test_a_function_in_the_kernels_place_is_left_alone(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+    engine: Path, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sglang_standins, NAMES[0], lambda *args: None)
-    level, line = plugin.install()
-    assert level == logging.WARNING
-    assert f"{NAMES[0]} (it is no Triton kernel but a function)" in line
+    load()
+    why = "it is no Triton kernel but a function"
+    assert f"WARNING xkv leaves {MODULE}.{NAMES[0]} alone: {why}" in lines()
 
 
 @pytest.mark.parametrize(("value", "off"), [("1", True), ("0", False), ("", False)])
-def test_switch(
-    value: str, off: bool, engine: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
+def test_switch(value: str, off: bool, engine: Path, monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
     monkeypatch.setenv("XKV_DISABLE", value)
-    with caplog.at_level(logging.INFO, logger=ours.__name__):
-        ours.load()
-    assert replace.replaced(getattr(sglang_standins, NAMES[0])) is not off
-    (record,) = caplog.records
-    assert ("XKV_DISABLE is set" in record.message) is off
+    load()
+    assert replacing.replaced(getattr(sglang_standins, NAMES[0])) is not off
+    (line,) = lines()
+    assert ("XKV_DISABLE is set" in line) is off
 
 
 def test_code_is_what_is_run_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,27 +142,28 @@ def test_code_is_what_is_run_and_nothing_else(monkeypatch: pytest.MonkeyPatch, t
         assert code_of(source(other)) != plain
 
 
+def tenfold(step: Any, self: Any, x: int) -> int:
+    return 10 * int(step(self, x))
+
+
 def test_a_method_is_replaced_when_its_module_is_imported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+    engine: Path, monkeypatch: pytest.MonkeyPatch, lines: Any
 ) -> None:
     text = "class Backend:\n def step(self, x):\n  return x\n def other(self):\n  return 1\n"
-    (tmp_path / "sglang_later.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.delitem(sys.modules, "sglang_later", raising=False)
-    (tmp_path / "sglang_same.py").write_text(text)
-    same = importlib.import_module("sglang_same")
-    codes = frozenset({code_of(same.Backend.step)})
-
-    def around(step: Any, self: Any, x: int) -> int:
-        return 10 * step(self, x)
-
-    later.replace(later.Method("sglang_later", "Backend", "step", codes, around))
-    later.replace(later.Method("sglang_later", "Backend", "other", frozenset({"0"}), around))
-    later.replace(later.Method("sglang_later", "Backend", "gone", codes, around))
-    with caplog.at_level(logging.INFO, logger="xkv.integrations.sglang"):
-        module = importlib.import_module("sglang_later")
+    (engine / "later.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "sglang.later", raising=False)
+    scope: dict[str, Any] = {}
+    exec(compile(text, str(engine / "later.py"), "exec"), scope)
+    codes = frozenset({code_of(scope["Backend"].step)})
+    around = f"{__name__}:tenfold"
+    rows = [Function("Backend.step", codes, around), Function("Backend.other", codes, around)]
+    monkeypatch.setattr(table, "REPLACED", (*rows, Function("Backend.gone", codes, around)))
+    load()
+    (line,) = lines()
+    assert "imported: Backend.step; leaves alone: Backend.other (its code " in line
+    assert line.endswith("; not in this version: Backend.gone")
+    module = importlib.import_module("sglang.later")
     assert (module.Backend().step(4), module.Backend().other()) == (40, 1)
-    assert [r.levelname for r in caplog.records] == ["INFO", "WARNING", "INFO"]
-    later.replace(later.Method("sglang_later", "Backend", "step", codes, around))  # imported by now
+    load()  # imported by now
     assert module.Backend().step(4) == 40
+    monkeypatch.delitem(sys.modules, "sglang.later")

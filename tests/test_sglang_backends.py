@@ -30,7 +30,7 @@ def trtllm_mla(device: str) -> Backend:
 
 
 def extracted(row: Any) -> Callable[..., Any]:
-    return method(file_of("trtllm_mla"), row.cls, row.name, **kernels())
+    return method(file_of("trtllm_mla"), *row.name.split("."), **kernels())
 
 
 @pytest.mark.parametrize("row", table.METHODS, ids=lambda row: row.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ from sglang_calls import CALLS, Call, assert_same, fits, original, twin
 
 plugins = pytest.importorskip("sglang.srt.plugins", reason="no SGLang here: see ci/engines.sh")
 
+import sglang  # noqa: E402
 from sglang.version import __version__ as version  # noqa: E402
 
-from xkv.integrations.sglang import replace, table  # noqa: E402
+from xkv.integrations import finding, replacing  # noqa: E402
+from xkv.integrations.sglang import table  # noqa: E402
 
 CASES = 20 if GPUS else 6
 
@@ -29,10 +33,15 @@ def loaded() -> None:
 
 
 def kernel(name: str) -> Any:
-    found = replace.find(next(row for row in table.KERNELS if row.name == name))
-    if found is None:
+    found = places(name)
+    if not found:
         pytest.skip(f"SGLang {version} has no {name}")
-    return found
+    return getattr(importlib.import_module(found[0].module), name)
+
+
+@functools.cache
+def places(name: str) -> list[finding.Found]:
+    return finding.definitions("sglang", sglang.__path__, [name], table.FIRST)[name]
 
 
 @contextmanager
@@ -61,7 +70,7 @@ def calls(name: str, device: str, seed: int) -> Iterator[tuple[Any, Call]]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_replaced_by_the_engines_own_loader(name: str) -> None:
-    assert replace.replaced(kernel(name))
+    assert replacing.replaced(kernel(name))
 
 
 @pytest.mark.kernel
@@ -127,7 +136,7 @@ def both(it: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
         ours = run()
     assert seen == [], "the call site launched the original"
     cls = type(it)
-    replace.restore(it)
+    replacing.restore(it)
     try:
         with launches(it) as seen:
             theirs = run()

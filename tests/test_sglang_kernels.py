@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from conftest import GPUS
 from sglang_calls import CALLS, assert_same, original, twin
 
 from xkv.build import Build
-from xkv.integrations.sglang import kernels, planned, plugin, table
+from xkv.integrations.sglang import kernels, load, planned, table
 
 pytest_plugins = ("sglang_fixture",)
 NAMES = [row.name for row in table.KERNELS]
@@ -22,8 +22,8 @@ NAMES = [row.name for row in table.KERNELS]
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", NAMES)
-def test_equal_bit_for_bit(name: str, engine: ModuleType, device: str) -> None:
-    plugin.install()
+def test_equal_bit_for_bit(name: str, engine: Path, device: str) -> None:
+    load()
     kernel, rng = getattr(sglang_standins, name), random.Random(f"{name} 1")
     for _ in range(20 if GPUS else 3):
         call = CALLS[name](rng, device)
@@ -69,6 +69,8 @@ def test_what_is_left_to_the_original() -> None:
     assert not _flashmla(page_kernel_lens_ptr=torch.tensor([9], dtype=torch.int16))
     assert not _flashmla(kv_indices_ptr=object())
     assert not _flashmla(kv_indices_ptr_stride=99)
+    assert not _flashmla(v2p_ptr=torch.arange(16))
+    assert not _flashmla(PAGE_MULT=2)
 
 
 def test_tables_without_their_shape() -> None:
@@ -78,8 +80,8 @@ def test_tables_without_their_shape() -> None:
     assert flat.tolist() == [8, 9, 10, 0]
 
 
-def test_an_empty_batch_and_a_grid_that_is_a_function(engine: ModuleType) -> None:
-    plugin.install()
+def test_an_empty_batch_and_a_grid_that_is_a_function(engine: Path) -> None:
+    load()
     kernel = sglang_standins.create_flashmla_kv_indices_triton
     assert kernel[(0, 1)](None, None, None, None, None, 1, 1) is None
     ran = []

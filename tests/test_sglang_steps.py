@@ -23,8 +23,9 @@ def standins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the stand-ins where SGLang has its kernels; they are known."""
     (tmp_path / peers.INDEX_KERNELS).write_bytes(Path(sglang_standins.__file__).read_bytes())
     assert not peers.DropIn(tmp_path).has(peers.INDEX_KERNELS)
-    known = frozenset(code_of(x.fn) for x in vars(sglang_standins).values() if hasattr(x, "fn"))
-    monkeypatch.setattr(table, "KERNELS", tuple(row._replace(codes=known) for row in table.KERNELS))
+    code = {x.fn.__name__: code_of(x.fn) for x in vars(sglang_standins).values() if hasattr(x, "fn")}
+    rows = [row._replace(codes={code[row.name]: next(iter(row.codes.values()))}) for row in table.KERNELS]
+    monkeypatch.setattr(table, "KERNELS", tuple(rows))
     return tmp_path
 
 

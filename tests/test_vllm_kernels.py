@@ -14,7 +14,7 @@ from test_launch import _Compiled, _Launcher, _Nested
 
 from xkv import launcher, platforms
 from xkv.build import View
-from xkv.integrations.vllm import indices, kernels, launching, tables
+from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
 from xkv.schedule import schedule
 from xkv.tools.kernels.compiling import plugged
 from xkv.tuning import CPU_ROWS
@@ -117,6 +117,20 @@ def test_cpu_tensors_are_not_served() -> None:
     out, table, sums = torch.zeros(4, dtype=I32), ints([[1, 2]], "cpu"), ints([0, 2], "cpu")
     assert not indices.copy_page_indices((1,), out, table, 2, sums, 1024)
     assert not tables.slot_mapping((2,), 1, 4, sums, sums, table, 2, out.long(), 4, 1, 0, 1, -1, 1024)
+
+
+def test_an_earlier_warmup_compiles_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VLLM 0.29 gives its arguments by position, 0.30 and 0.31 by name."""
+    seen: list[Any] = []
+    monkeypatch.setattr(tables._slots, "warmup", lambda *args: seen.append(args))
+    starts, positions, table, out = (torch.zeros(1, dtype=x) for x in (I32, I64, I32, I64))
+    names = {"TOTAL_CP_WORLD_SIZE": 2, "PAD_ID": -1, "KV_CACHE_BLOCK_SIZE": 16, "BLOCKS_PER_KV_BLOCK": 1}
+    earlier.warm_slot_mapping_of_kernel_blocks(2, 2, starts, positions, table, 7, 16, out, **names)
+    given = {"query_start_loc_ptr": starts, "positions_ptr": positions, "block_table_ptr": table}
+    given |= {"slot_mapping_ptr": out, "num_tokens": 2, "max_num_tokens": 2, "block_table_stride": 7}
+    earlier.warm_slot_mapping_of_kernel_blocks(**given, block_size=16, **names)
+    tables.warm_slot_mapping(starts, positions, table, out, 2, -1)
+    assert seen[0] == seen[1] == seen[2]
 
 
 ARCHES = ("sm90", "sm100", "gfx942", "gfx950")

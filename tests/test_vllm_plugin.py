@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from vllm_standin import FILES
 
 from xkv.integrations import importing
 from xkv.integrations.codes import code
-from xkv.integrations.vllm import known, load
-from xkv.integrations.vllm.known import Known
+from xkv.integrations.replacing import Kernel, Launch, replaced
+from xkv.integrations.vllm import load, table
 
 calls: list[tuple[Any, ...]] = []
 
@@ -31,18 +32,17 @@ def warm(*args: Any, **kwargs: Any) -> str:
     return "ours"
 
 
-def rows(**codes: str) -> tuple[Known, ...]:
-    """The stand-in's kernels as `known.KERNELS` has vLLM's."""
+def rows() -> tuple[Kernel, ...]:
+    """The stand-in's kernels as `table.KERNELS` has vLLM's."""
     sources = {
         "_gather": "def _gather(src, dst, n):\n    dst[:n] = src[:n]\n",
         "Slots.kernel": "def kernel(src):\n    src += 1\n",
         "_copy": "def _copy(src, dst):\n    dst[:] = src\n",
     }
     return tuple(
-        Known(
-            "vllm.paging" if name == "_copy" else "vllm.tables", name,
-            (codes.get(name.rsplit(".")[-1]) or code(source),),
-            f"{__name__}:ours", f"{__name__}:warm" if name == "Slots.kernel" else "",
+        Kernel(
+            name,
+            {code(source): Launch(f"{__name__}:ours", f"{__name__}:warm" if name == "Slots.kernel" else "")},
         )
         for name, source in sources.items()
     )  # fmt: skip
@@ -55,7 +55,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.delenv("XKV_DISABLE", raising=False)
 
     def install(
-        version: str = "0.33.0+cu129", kernels: tuple[Known, ...] | None = None, **files: str
+        version: str = "0.33.0+cu129", kernels: tuple[Kernel, ...] | None = None, **files: str
     ) -> None:
         for name, text in {**FILES, **{f"vllm/{key}.py": value for key, value in files.items()}}.items():
             path = tmp_path / name
@@ -65,7 +65,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
         distribution(tmp_path)
-        monkeypatch.setattr(known, "KERNELS", rows() if kernels is None else kernels)
+        monkeypatch.setattr(table, "KERNELS", rows() if kernels is None else kernels)
         importlib.import_module("vllm")
 
     with installed(ROOT, tmp_path):
@@ -84,14 +84,17 @@ def test_vllm_s_loader_finds_it_and_imports_stay_vllm_s(make: Any, lines: Any) -
     assert {n for n in sys.modules if n.startswith("vllm.")} == {"vllm.plugins"}
     (line,) = set(lines())  # xkv itself may be installed, too
     assert line.startswith("INFO xkv ")
-    assert "in vLLM 0.33.0 replaces, where their modules are imported: _gather, Slots.kernel, _copy;" in line
-    assert line.endswith("leaves alone: nothing")
+    assert (
+        "in vLLM 0.33.0+cu129 replaces, where their modules are imported: _gather, Slots.kernel, _copy;"
+        in line
+    )
+    assert line.endswith("leaves alone: nothing; not in this version: nothing")
     tables = importlib.import_module("vllm.tables")
     assert "vllm.paging" not in sys.modules
     tables._gather[(3, 2)]("a", "b", n=1)
     tables.Slots.kernel[(9,)]("c")
     assert calls == [((3, 2), ("a", "b"), {"n": 1}), ((9,), ("c",), {})]
-    assert not tables._gather.xkv_original.calls
+    assert not tables._gather.calls
 
 
 def test_what_was_imported_before_is_replaced_at_once(make: Any) -> None:
@@ -109,7 +112,7 @@ def test_a_call_that_is_not_ours_goes_to_vllm_s_kernel(make: Any) -> None:
     paging._copy[(1,)](None, 2)
     grid = lambda meta: (1,)  # noqa: E731
     paging._copy[grid](1, 2)
-    assert paging._copy.xkv_original.calls == [((1,), (None, 2), {}), (grid, (1, 2), {})]
+    assert paging._copy.calls == [((1,), (None, 2), {}), (grid, (1, 2), {})]
     assert calls == [((1,), (None, 2), {})]
 
 
@@ -126,54 +129,87 @@ def test_loaded_twice_it_replaces_once(make: Any) -> None:
     load()
     load()
     paging = importlib.import_module("vllm.paging")
-    first = paging._copy
+    first = type(paging._copy)
     load()
-    assert paging._copy is first
-    assert not hasattr(first.xkv_original, "xkv_original")
+    assert type(paging._copy) is first
+    assert not hasattr(first.xkv_base, "xkv_base")
 
 
-@pytest.mark.parametrize("version", ["0.32.1", "0.34.0", "0.33.1rc1"])
-def test_another_version_is_left_alone(make: Any, lines: Any, version: str) -> None:
+@pytest.mark.parametrize("version", ["0.32.1", "0.34.0", "0.33.1rc1", "0.0.0.dev1+unknown", "main"])
+def test_the_text_counts_whatever_the_version_is_called(make: Any, lines: Any, version: str) -> None:
     make(version)
+    load()
+    assert lines()[0].startswith("INFO")
+    assert f"in vLLM {version} replaces, where their modules are imported: _gather," in lines()[0]
+    assert replaced(importlib.import_module("vllm.paging")._copy)
+
+
+def test_a_kernel_that_was_moved_is_found(make: Any, lines: Any) -> None:
+    make(**{"paging": "", "v1/__init__": "", "v1/deep": FILES["vllm/paging.py"]})
+    load()
+    assert lines()[0].startswith("INFO")
+    importlib.import_module("vllm.v1.deep")._copy[(1,)](1, 2)
+    assert calls == [((1,), (1, 2), {})]
+
+
+def test_every_definition_is_replaced_and_what_is_imported_from_it(make: Any) -> None:
+    make(shim="from vllm.paging import _copy\n", other=FILES["vllm/paging.py"])
+    load()
+    shim, other = (importlib.import_module(f"vllm.{name}") for name in ("shim", "other"))
+    assert shim._copy is not other._copy
+    assert replaced(shim._copy)
+    assert replaced(other._copy)
+
+
+def test_two_texts_of_one_name_are_told_apart(make: Any, lines: Any) -> None:
+    make(other=FILES["vllm/paging.py"].replace("= src", "= src + 1"))
     load()
     (line,) = lines()
     assert line.startswith("WARNING")
-    assert line.endswith(f"replaces nothing: it knows vLLM 0.33.0, not {version}")
-    assert not hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+    assert "_copy; leaves alone: _copy (its code " in line
+    assert "in vllm.other is not one that xkv knows)" in line
+    assert replaced(importlib.import_module("vllm.paging")._copy)
+    assert not replaced(importlib.import_module("vllm.other")._copy)
 
 
-def test_other_code_is_left_alone_and_the_rest_is_replaced(make: Any, lines: Any) -> None:
+def test_other_code_is_left_alone(make: Any, lines: Any) -> None:
     """A body that means something else under the same signature, too."""
     make(paging=FILES["vllm/paging.py"].replace("= src", "= src + 1"))
     load()
     (line,) = lines()
     assert line.startswith("WARNING")
     changed = code("def _copy(src, dst):\n    dst[:] = src + 1\n")
-    assert line.endswith(f"leaves alone: _copy (its code, {changed}, is not one that xkv knows)")
+    assert f"leaves alone: _copy (its code {changed} in vllm.paging is not one that xkv knows);" in line
     importlib.import_module("vllm.paging")._copy[(1,)](1, 2)
     assert not calls
-    importlib.import_module("vllm.tables")._gather[(1,)](1, 2, 3)
-    assert calls
 
 
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ({"paging": "x = 1\n"}, "this vLLM has no such kernel"),
-        ({"paging": FILES["vllm/paging.py"] * 2}, "its module has 2 of that name"),
-    ],
-)
-def test_what_is_not_there_is_named(make: Any, lines: Any, files: dict[str, str], reason: str) -> None:
-    make(**files)
+def test_what_is_not_there_is_named(make: Any, lines: Any) -> None:
+    make(paging="x = 1\n")
     load()
-    (line,) = lines()
-    assert line.endswith(f"leaves alone: _copy ({reason})")
+    assert lines()[0].startswith("INFO")
+    assert lines()[0].endswith("; not in this version: _copy")
 
 
-def test_a_module_that_is_not_there_is_named(make: Any, lines: Any) -> None:
-    make(kernels=(*rows(), Known("vllm.none.such", "_kernel", ("0",), f"{__name__}:ours")))
+def test_nothing_at_all_is_a_warning(make: Any, lines: Any) -> None:
+    make(paging="", tables="")
     load()
-    assert lines()[0].endswith("leaves alone: _kernel (this vLLM has no such module)")
+    line = lines()[0]
+    assert line.startswith("WARNING")
+    assert "imported: nothing; leaves alone: nothing; not in this version: _gather, Slots" in line
+
+
+def test_what_is_defined_when_imported_counts(make: Any, lines: Any) -> None:
+    """Of two definitions in a file, one of which is known; a name that is not there after all."""
+    known, other = FILES["vllm/paging.py"], FILES["vllm/paging.py"].replace("= src", "= src + 1")
+    text = f"if True:\n{indent(other, '    ')}\nelse:\n{indent(known, '    ')}"
+    gone = FILES["vllm/paging.py"] + "del _copy\n"
+    make(paging=text, gone=gone)
+    load()
+    assert not replaced(importlib.import_module("vllm.paging")._copy)
+    importlib.import_module("vllm.gone")
+    assert lines()[1].startswith("WARNING xkv leaves vllm.paging._copy alone: its code ")
+    assert lines()[2] == "WARNING xkv leaves vllm.gone._copy alone: it is not defined here"
 
 
 def test_what_somebody_replaced_before_is_left_alone(make: Any, lines: Any) -> None:
@@ -199,28 +235,16 @@ def test_disabled(make: Any, lines: Any, monkeypatch: pytest.MonkeyPatch, value:
     load()
     assert lines()[0].endswith("replaces nothing: XKV_DISABLE is set")
     assert not importing._waiting
-    assert not hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+    assert not replaced(importlib.import_module("vllm.paging")._copy)
 
 
 def test_not_disabled_by_zero(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XKV_DISABLE", "0")
     make()
     load()
-    assert hasattr(importlib.import_module("vllm.paging")._copy, "xkv_original")
+    assert replaced(importlib.import_module("vllm.paging")._copy)
 
 
 def test_outside_of_vllm_it_says_so() -> None:
     with installed(), pytest.raises(RuntimeError, match="vllm is not imported"):
         load()
-
-
-def test_code_sees_what_means_something() -> None:
-    base = code("def f(a, b: int = 1):\n    return a + b\n")
-    same = 'def f(a, b: int = 1):\n    """Says so."""\n    # why\n    return (a +\n        b)\n'
-    assert code(same) == base
-    assert code("@jit\n" + same) == base
-    assert code("    def f(a, b: int = 1):\n        return a + b\n") == base
-    for other in ("def f(a, b: int = 2):\n    return a + b\n", "def f(b, a: int = 1):\n    return a + b\n"):
-        assert code(other) != base
-    with pytest.raises(TypeError, match="got a Assign"):
-        code("x = 1\n")

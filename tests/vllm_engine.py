@@ -126,7 +126,7 @@ def distribution(at: Path) -> None:
 @contextmanager
 def installed(*paths: Path, root: Path | None = None) -> Iterator[None]:
     """With these folders first on the path, and everything of vLLM's forgotten afterwards."""
-    from xkv.integrations import importing
+    from xkv.integrations import importing, logs
 
     before = dict(sys.modules), list(sys.path), list(sys.meta_path)
     environment = dict(os.environ)
@@ -144,6 +144,7 @@ def installed(*paths: Path, root: Path | None = None) -> Iterator[None]:
         yield
     finally:
         importing._waiting.clear()
+        logs._kept.clear()
         sys.path[:], sys.meta_path[:] = before[1], before[2]
         for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
             del sys.modules[name]

@@ -130,8 +130,9 @@ def measured(step: Step) -> list[Any]:
     ours = getattr(step.host, step.kernel)
     row: list[Any] = [step.name]
     results: list[list[torch.Tensor]] = []
-    for kernel in (ours.xkv_original, ours):
-        setattr(step.host, step.kernel, kernel)
+    replaced = type(ours)
+    for kind in (replaced.xkv_base, replaced):
+        ours.__class__ = kind
         for x in step.written:
             x.fill_(-7)
         for call in step.calls:

@@ -10,11 +10,20 @@ from collections.abc import Callable, Container
 from typing import Any
 
 
-def code(source: str) -> str:
-    """A short hash of a function's signature and body; comments, docstring and layout are no part of it."""
-    (node,) = ast.parse(textwrap.dedent(source)).body
-    if not isinstance(node, ast.FunctionDef):
-        raise TypeError(f"source must be a function's, got a {type(node).__name__}")
+def code(source: str | ast.FunctionDef) -> str:
+    """A short hash of a function's signature and body.
+
+    Comments, docstring, decorators and layout are no part of it.
+
+    Args:
+        source: the function's text, or what was parsed from it, which loses its docstring and decorators.
+    """
+    if isinstance(source, str):
+        (node,) = ast.parse(textwrap.dedent(source)).body
+        if not isinstance(node, ast.FunctionDef):
+            raise TypeError(f"source must be a function's, got a {type(node).__name__}")
+    else:
+        node = source
     node.decorator_list.clear()
     if ast.get_docstring(node) is not None:
         del node.body[0]
@@ -26,23 +35,18 @@ def code_of(function: Callable[..., Any]) -> str:
     return code(inspect.getsource(function))
 
 
-def why_unknown(
-    function: Callable[..., Any], codes: Container[str], shown: Callable[..., Any] | None = None
-) -> str | None:
+def why_unknown(function: Callable[..., Any], codes: Container[str]) -> str | None:
     """Why an imported function is none that xkv was compared with, or None.
 
     Args:
         function: the function.
         codes: `code` of each that it may be.
-        shown: what of it is said behind its own code, as `inspect.signature`; None: nothing.
     """
     try:
         found = code_of(function)
     except (OSError, SyntaxError, TypeError) as error:
         return f"its source cannot be read ({error})"
-    if found in codes:
-        return None
-    return f"its code {found}{'' if shown is None else shown(function)} is not one that xkv knows"
+    return None if found in codes else f"its code {found} is not one that xkv knows"
 
 
 def is_kernel(x: Any) -> bool:

@@ -49,9 +49,11 @@ tables = Planned("src_ptr rows_ptr lens_ptr delta_ptr start_ptr token_map2_ptr o
 def create_flashmla_kv_indices_triton(
     grid: tuple[int, ...], req_to_token_ptr: Any, req_pool_indices_ptr: Any, page_kernel_lens_ptr: Any,
     kv_start_idx: Any, kv_indices_ptr: Any, req_to_token_ptr_stride: int, kv_indices_ptr_stride: int,
-    PAGED_SIZE: int = 64, **_: Any,
+    PAGED_SIZE: int = 64, v2p_ptr: Any = None, PAGE_MULT: int = 1, **_: Any,
 ) -> bool:  # fmt: skip
-    """A page table, pages counted from ``kv_start_idx`` on."""
+    """A page table, pages counted from ``kv_start_idx`` on. What translates pages is theirs."""
+    if v2p_ptr is not None or PAGE_MULT != 1:
+        return False
     given = (
         req_to_token_ptr, req_pool_indices_ptr, page_kernel_lens_ptr, kv_start_idx, kv_start_idx, None,
         kv_indices_ptr, None,
@@ -70,6 +72,19 @@ def create_trtllm_mha_kv_indices_triton(
         full_to_swa_ptr if HAS_SWA else None, page_table_ptr, swa_page_table_ptr if HAS_SWA else None,
     )  # fmt: skip
     return tables(given, grid[0], req_to_token_stride, page_table_stride, PAGE_SIZE, 0, full_to_swa_numel)
+
+
+def trtllm_mha_without_numel(
+    grid: tuple[int, ...], req_to_token_ptr: Any, req_pool_indices_ptr: Any, seq_lens_ptr: Any,
+    full_to_swa_ptr: Any, page_table_ptr: Any, swa_page_table_ptr: Any, req_to_token_stride: int,
+    page_table_stride: int, PAGE_SIZE: int, HAS_SWA: bool, **options: Any,
+) -> bool:  # fmt: skip
+    """The same before 0.5.16, which is not told how long the map is."""
+    return create_trtllm_mha_kv_indices_triton(
+        grid, req_to_token_ptr, req_pool_indices_ptr, seq_lens_ptr, full_to_swa_ptr, page_table_ptr,
+        swa_page_table_ptr, full_to_swa_ptr.numel() if HAS_SWA else 0, req_to_token_stride, page_table_stride,
+        PAGE_SIZE, HAS_SWA, **options,
+    )  # fmt: skip
 
 
 def scatter_req_to_token_to_page_table_kernel(

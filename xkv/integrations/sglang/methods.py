@@ -1,7 +1,7 @@
-"""SGLang's steps of several launches as one: what is called in place of its backends' methods.
+"""What is called in place of SGLang's methods and functions.
 
-Each takes the original method and its arguments, does the whole step in one launch where it knows the case,
-and else calls the original.
+Of its steps of several launches: each takes the original method and its arguments, does the whole step in one
+launch where it knows the case, and else calls the original.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     self, batch, mode = given["self"], given["bs"], given["forward_mode"]
     meta = self.decode_cuda_graph_metadata[batch]
     verify = mode.is_target_verify()
-    if meta.seq_lens_k is None or not (verify or mode.is_decode_or_idle()) or not _plain(original, self):
+    # before 0.5.17, whose metadata has the global lengths, decode writes no lengths
+    decode = mode.is_decode_or_idle() and hasattr(meta, "global_seq_lens_k")
+    if meta.seq_lens_k is None or not (verify or decode) or not _plain(original, self):
         return original(*args, **kwargs)
     source, out = self.req_to_token, meta.block_kv_indices
     call = (
@@ -48,6 +50,11 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     return None
 
 
+def page_per_block(original: Callable[..., int], *args: Any, **kwargs: Any) -> int:
+    """Theirs, and 1 where it is 0: of pages larger than a block."""
+    return max(original(*args, **kwargs), 1)
+
+
 def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; versions differ in their order."""
     names = method.__code__.co_varnames
@@ -58,6 +65,10 @@ def _plain(method: Callable[..., Any], backend: Any) -> bool:
     """Whether tables hold slots as they stand: no context parallelism, no translation of ids."""
     parallel = method.__globals__.get("get_parallel")
     if parallel is not None and getattr(parallel(), "dcp_enabled", False):
+        return False
+    if getattr(backend, "_v2p_page_table", None) is not None:  # 0.5.17's and 0.5.18's way to translate
+        return False
+    if getattr(backend, "_kernel_page_multiplier", 1) != 1:
         return False
     translator = getattr(backend, "kv_index_translator", None)
     return translator is None or not translator.is_translating

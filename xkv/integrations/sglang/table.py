@@ -1,67 +1,53 @@
-"""What of SGLang is replaced, as data; another version is compared (tests/test_sglang*.py), then listed."""
+"""What of SGLang is replaced, as data; another text is compared (tests/test_engine_texts.py), then listed."""
 
 from __future__ import annotations
 
-from packaging.specifiers import SpecifierSet
+from xkv.integrations.replacing import Function, Kernel, Launch, Replacement
 
-from xkv.integrations.sglang import kernels, methods
-from xkv.integrations.sglang.later import Method
-from xkv.integrations.sglang.replace import Replacement
+_HERE = "xkv.integrations.sglang"
 
-# Between them a kernel that was changed is known by its code; outside nothing is touched.
-VERSIONS = SpecifierSet(">=0.5.13,<=0.5.23", prereleases=True)
 
-_NEW, _OLD = "sglang.kernels.ops.attention.", "sglang.srt.layers.attention.triton_ops."
-_MIXIN = "sglang.srt.model_executor.forward_batch_deepseek_mha_mixin"
+def _kernel(name: str, codes: str, **others: str) -> Kernel:
+    """A kernel whose launch has its name, but for the codes of texts with other arguments."""
+    launches = {name: codes} | others
+    return Kernel(
+        name,
+        {
+            code: Launch(f"{_HERE}.kernels:{ours}")
+            for ours, texts in launches.items()
+            for code in texts.split()
+        },
+    )
 
-KERNELS = tuple(
-    Replacement(name, modules, frozenset(codes.split()), getattr(kernels, name))
-    for name, modules, codes in (
+
+KERNELS = (
+    _kernel("create_flashmla_kv_indices_triton", "800060db192f 35cb50660f84 aae7a3fea1f5"),
+    _kernel("create_flashinfer_kv_indices_triton", "5e60d62f4840 28878c7aa816 24fd2a32aee4 7cc912709436"),
+    _kernel("create_chunked_prefix_cache_kv_indices", "6d54b4dd597e"),
+    _kernel("create_trtllm_mha_kv_indices_triton", "5eafc6c7d4c6", trtllm_mha_without_numel="1a213976f11a"),
+    _kernel("scatter_req_to_token_to_page_table_kernel", "d9b139b865db"),
+    _kernel("update_trtllm_mha_graph_metadata_kernel", "8647ea728cfb b9b5c29e8110"),
+)
+
+METHODS = tuple(
+    Function(f"TRTLLMMLABackend._{name}", frozenset(codes.split()), f"{_HERE}.methods:{name}")
+    for name, codes in (
+        ("create_block_kv_indices", "4f662541ac7b 1479361e8468 52f69abe6f64 f523e7f44f77 f166bcaf6c84"),
         (
-            "create_flashmla_kv_indices_triton",
-            (_NEW + "kv_indices", _OLD + "kv_indices"),
-            "800060db192f",
-        ),
-        (
-            "create_flashinfer_kv_indices_triton",
-            (_NEW + "kv_indices", _OLD + "kv_indices"),
-            "5e60d62f4840 7cc912709436",
-        ),
-        (
-            "create_chunked_prefix_cache_kv_indices",
-            (_NEW + "kv_indices", _MIXIN),
-            "6d54b4dd597e",
-        ),
-        (
-            "create_trtllm_mha_kv_indices_triton",
-            (_NEW + "trtllm_mha_page_table",),
-            "5eafc6c7d4c6",
-        ),
-        (
-            "scatter_req_to_token_to_page_table_kernel",
-            (_NEW + "aiter_unified_page_table", _OLD + "aiter_unified_attention"),
-            "d9b139b865db",
-        ),
-        (
-            "update_trtllm_mha_graph_metadata_kernel",
-            (_NEW + "trtllm_mha_graph_metadata",),
-            "8647ea728cfb",
+            "apply_cuda_graph_metadata",
+            "8c1ce3244dbd aa5c9bd7c6ea 4fad1faaa815 8ce3362b0f2e ec11a8559323 47ecf0dfab80 bf066da25c01",
         ),
     )
-)  # fmt: skip
+)
 
-_TRTLLM_MLA = ("sglang.srt.layers.attention.trtllm_mla_backend", "TRTLLMMLABackend")
-
-METHODS = (
-    Method(
-        *_TRTLLM_MLA, "_create_block_kv_indices", frozenset({"1479361e8468", "f166bcaf6c84"}),
-        methods.create_block_kv_indices,
+FUNCTIONS = (
+    # 4096 // page_size, by which grids are sized: 0 for larger pages, and a division by it
+    Function(
+        "get_num_page_per_block_flashmla", frozenset({"fe9a39b28bdb"}), f"{_HERE}.methods:page_per_block"
     ),
-    Method(
-        *_TRTLLM_MLA, "_apply_cuda_graph_metadata", frozenset({"8c1ce3244dbd", "bf066da25c01"}),
-        methods.apply_cuda_graph_metadata,
-    ),
-)  # fmt: skip
+)
 
-# NUM_PAGE_PER_BLOCK = 4096 // page_size, by which grids are sized: 0 of larger pages, and a division by it
-PAGE_PER_BLOCK = "get_num_page_per_block_flashmla"
+REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *FUNCTIONS)
+
+# where SGLang has had them so far
+FIRST = ("kernels", "srt/layers/attention", "srt/model_executor")

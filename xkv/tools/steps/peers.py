@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import xkv
+from xkv.integrations import replacing
 from xkv.integrations.codes import code_of
-from xkv.integrations.sglang import replace, table
+from xkv.integrations.sglang import table
 from xkv.tools import loading
 
 INDEX_KERNELS = "kv_indices.py"
@@ -240,8 +241,9 @@ class DropIn(SGLang):
         for file, module in self._files.items():
             for row in table.KERNELS:
                 kernel = getattr(module, row.name, None)
-                if kernel is not None and code_of(kernel.fn) in row.codes:
-                    replace.swap(kernel, row.launch)
+                ours = None if kernel is None else row.codes.get(code_of(kernel.fn))
+                if ours is not None:
+                    replacing.swap(kernel, replacing.resolve(ours.launch))
                     self._replaced.add(file)
 
     def has(self, file: str) -> bool:

@@ -1,0 +1,49 @@
+"""What of vLLM is replaced, as data; another text is compared (tests/test_engine_texts.py), then listed."""
+
+from __future__ import annotations
+
+from xkv.integrations.replacing import Kernel, Launch
+
+
+def _launch(launch: str, warmup: str = "") -> Launch:
+    return Launch(*(path and f"xkv.integrations.vllm.{path}" for path in (launch, warmup)))
+
+
+KERNELS = (
+    Kernel("_copy_page_indices_kernel", {"761441f58b23": _launch("indices:copy_page_indices")}),
+    Kernel(
+        "_expand_page_indices_kernel",
+        {
+            "766c7aef1940": _launch("indices:expand_page_indices"),
+            "f8b631a89dfe": _launch("earlier:expand_page_indices_without_tail"),
+            "a1208728cf53": _launch("earlier:expand_page_indices_of_whole_rows"),
+        },
+    ),
+    Kernel(
+        "ComputeSlotMappingKernel.kernel",
+        {
+            "6ada694cc85f": _launch("tables:slot_mapping", "tables:warm_slot_mapping"),
+            "ce94b4307942": _launch(
+                "earlier:slot_mapping_of_kernel_blocks", "earlier:warm_slot_mapping_of_kernel_blocks"
+            ),
+        },
+    ),
+    Kernel(
+        "_gather_block_tables_kernel",
+        {
+            "f3f865e2dd54": _launch("tables:gather_block_tables"),
+            "53e318941071": _launch("earlier:gather_block_tables_without_window"),
+        },
+    ),
+    Kernel(
+        "_compute_slot_mappings_kernel",
+        {
+            "eaf650dde443": _launch("tables:slot_mappings"),
+            "f9a6d82b9d38": _launch("earlier:slot_mappings_of_kernel_blocks"),
+            "5738c3296da5": _launch("earlier:slot_mappings_of_sharded_groups"),
+        },
+    ),
+)
+
+# where vLLM has had them so far
+FIRST = ("v1",)
