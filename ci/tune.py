@@ -112,7 +112,8 @@ class Sweep:
                     del times[row]
                     continue
                 ready[row] = [
-                    functools.partial(launch.Prepared(build, row, self._where).run, build) for build in builds
+                    functools.partial(launch.CompiledLaunch(build, row, self._where).run, build)
+                    for build in builds
                 ]
             for row in self._wrong(at, point, ours.out, ready):
                 del times[row], ready[row]
@@ -191,7 +192,7 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         if key not in seen:
             seen.add(key)
             if len(seen) % jobs == number:
-                launch.Prepared(build, row, where)
+                launch.CompiledLaunch(build, row, where)
 
 
 def sweep(

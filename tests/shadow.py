@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 
 from xkv.build import Build
 from xkv.kernel import xkv_build
-from xkv.launch import Prepared
+from xkv.launch import CompiledLaunch
 from xkv.tools.check import naive
 
 _OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
@@ -138,7 +138,7 @@ def install() -> None:
     """Puts the checker in the interpreter, for good."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    launch, run = executor.__call__, Prepared.run
+    launch, run = executor.__call__, CompiledLaunch.run
 
     def checked_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
         if _launch:
@@ -184,5 +184,5 @@ def install() -> None:
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
     builder.create_atomic_rmw = checked_atomic
     executor.__call__ = checked_launch
-    Prepared.run = known_run  # type: ignore[method-assign]
+    CompiledLaunch.run = known_run  # type: ignore[method-assign]
     interpreter.TensorHandle.set_attr = checked_hint

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import standins
-import test_plans
+import test_op_calls
 import torch
 from conftest import GPUS, INTERPRETED
-from test_plans import made  # noqa: F401 - a fixture
+from test_op_calls import made  # noqa: F401 - a fixture
 
 import xkv
 from xkv import launch
@@ -108,10 +108,10 @@ def test_threads(device: str) -> None:
     in_threads(work, 4)
 
 
-def test_threads_launch_their_own_pointers(made: list[test_plans.Recorded]) -> None:  # noqa: F811
-    """One plan for calls of one kind from many threads: no call's pointers reach another's launch."""
-    xkv.build_page_table(*test_plans.inputs()[:3], page_size=64, out=test_plans.inputs()[3])
-    kept = [test_plans.inputs() for _ in range(8)]
+def test_threads_launch_their_own_pointers(made: test_op_calls.Made) -> None:  # noqa: F811
+    """One entry for calls of one kind from many threads: no call's pointers reach another's launch."""
+    xkv.build_page_table(*test_op_calls.inputs()[:3], page_size=64, out=test_op_calls.inputs()[3])
+    kept = [test_op_calls.inputs() for _ in range(8)]
 
     def work(n: int) -> None:
         source, rows, lens, out = kept[n]
@@ -119,9 +119,9 @@ def test_threads_launch_their_own_pointers(made: list[test_plans.Recorded]) -> N
             xkv.build_page_table(source, rows, lens, page_size=64, out=out)
 
     in_threads(work, 8)
-    launched = [call for one in made for call in one.launched]
+    launched = made.launched
     names = ("src_ptr", "rows_ptr", "lens_ptr", "out_ptr")
-    found = [tuple(test_plans.value(call, name) for name in names) for call in launched]
+    found = [tuple(test_op_calls.value(call, name) for name in names) for call in launched]
     assert set(found) == {tuple(x.data_ptr() for x in given) for given in kept}
     assert all(found.count(pointers) == 100 for pointers in set(found))
 
@@ -301,7 +301,7 @@ def test_a_launch_that_fails(
         for call in calls:
             with monkeypatch.context() as patch:
                 patch.setattr(launch, "run", fail)
-                patch.setattr(launch.Prepared, "launch", fail)
+                patch.setattr(launch.CompiledLaunch, "launch", fail)
                 with pytest.raises(error, match="planted"):
                     call()
         engine.step(3 - turn % 2)

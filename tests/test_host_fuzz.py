@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from op_arguments import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
-from xkv import launch, plans
+from xkv import launch, op_calls
 from xkv.tools.check import naive
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:UserWarning")
@@ -82,7 +82,7 @@ def assert_right(op: str, given: dict[str, Any], result: Any) -> None:
     status = given["status"]
     if status is not None:
         status.clear()
-    plans.forget()  # a call that was planned would be made
+    op_calls.forget()  # a call that is known would be made
     with launch.compile_only() as builds:
         getattr(xkv, op)(**given)
     if not builds:

@@ -90,8 +90,9 @@ def test_what_triton_calls_is_recorded(kind: type[_Launcher]) -> None:
     call = launcher.record(_Compiled(run), 3)
     assert call is not None
     assert not run.calls  # recording launches nothing
-    before, stream_at = call.before((3, 2, 1))
-    before[stream_at] = 99
+    before = list(call.args)
+    for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
+        before[at] = size
     given = ([4, None, "C"],) if call.nested else (4, None, "C")
     call.raw(*before, *given)
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, 4, None, "C")
@@ -126,8 +127,9 @@ def test_triton_has_a_call_we_know(vendor: str, name: str, monkeypatch: pytest.M
     vars(run).update({n: 0 for n in names if not hasattr(cls, n)}, launch=lambda *a: calls.append(a))
     call = launcher.record(_Compiled(run), 4)
     assert call is not None
-    before, stream_at = call.before((3, 2, 1))
-    before[stream_at] = 99
+    before = list(call.args)
+    for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
+        before[at] = size
     args = [1, None, 2, "C"]
     call.raw(*before, *([args] if call.nested else args))
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, *args)
@@ -145,22 +147,22 @@ class _Chain:
 
 
 def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs, _ = launcher._watchers()
+    knobs, _ = launcher._hooks()
     monkeypatch.setattr(knobs, "launch_enter_hook", _Chain())
     monkeypatch.setattr(knobs, "launch_exit_hook", _Chain())
     monkeypatch.setattr(knobs, "debug", False)
-    assert not launcher.watched()
+    assert not launcher.launch_hooks_active()
     for name, value in (
         ("launch_exit_hook", _Chain(print)), ("launch_enter_hook", _Chain(print)),
         ("launch_enter_hook", print), ("debug", True),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(knobs, name, value)
-            assert launcher.watched()
+            assert launcher.launch_hooks_active()
     monkeypatch.setattr(knobs, "launch_exit_hook", None)  # as some versions have it
-    assert not launcher.watched()
-    monkeypatch.setattr(launcher, "_watchers", lambda: (knobs, [print]))
-    assert launcher.watched()
+    assert not launcher.launch_hooks_active()
+    monkeypatch.setattr(launcher, "_hooks", lambda: (knobs, [print]))
+    assert launcher.launch_hooks_active()
 
 
 def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +205,7 @@ def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch
     assert shut_out == [True]
 
 
-def _prepared() -> tuple[launch.Prepared, object, object]:
+def _prepared() -> tuple[launch.CompiledLaunch, object, object]:
     build = make(CASES["skewed"], TABLE, 16, 1, torch.int32, "cuda")
     want = building.twin(build)
     reference.run(want)
@@ -214,15 +216,15 @@ def _prepared() -> tuple[launch.Prepared, object, object]:
 @pytest.mark.parametrize("route", ["cheap", "hooked", "debug", "unknown call"])
 def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, build, want = _prepared()
-    assert prepared.cheap
+    assert prepared.fast_path
     seen: list[object] = []
-    enter = launcher._watchers()[0].launch_enter_hook
+    enter = launcher._hooks()[0].launch_enter_hook
     if route == "hooked":
         enter.add(seen.append)
     elif route == "debug":
-        monkeypatch.setattr(launcher._watchers()[0], "debug", True)
+        monkeypatch.setattr(launcher._hooks()[0], "debug", True)
     elif route == "unknown call":
-        prepared.cheap = False
+        prepared.fast_path = False
     try:
         prepared.run(build)
     finally:
@@ -240,7 +242,7 @@ def test_ops_and_builders_take_either_route(route: str) -> None:
     builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)
     out = torch.full((4, 25), -7, dtype=torch.int32, device="cuda")
     seen: list[object] = []
-    enter = launcher._watchers()[0].launch_enter_hook
+    enter = launcher._hooks()[0].launch_enter_hook
     for turn in range(4):
         if route == "hooked" and turn == 2:
             enter.add(seen.append)
@@ -310,8 +312,8 @@ def test_cheaper_than_the_front_door() -> None:
     """By the calls that each makes: how long they take depends on what else the machine does."""
     prepared, build, _ = _prepared()
     for cheap in (True, False):  # what either does the first time alone
-        prepared.cheap = cheap
+        prepared.fast_path = cheap
         prepared.run(build)
     front = calls_of(lambda: prepared.run(build))
-    prepared.cheap = True
+    prepared.fast_path = True
     assert calls_of(lambda: prepared.launch(prepared.call)) < 0.5 * front

@@ -153,7 +153,7 @@ def test_a_step_like_the_last_serves_its_like_alone(device: str, monkeypatch: py
     rows, lens = batch(device)
     builder.build(rows, lens)
     last = builder._recent
-    monkeypatch.setattr(last, "like", lambda *_: True)
+    monkeypatch.setattr(last, "guard", lambda *_: True)
     starts = torch.tensor([3, 0, 64, 64, 0], device=device)
     queries = torch.tensor([1, 2, 0, 3, 1], device=device)
     for asked, begins, more in (

@@ -144,13 +144,13 @@ def test_no_time(rig: tune.Sweep) -> None:
 
 @pytest.mark.interpret
 def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = launch.Prepared.run
+    right = launch.CompiledLaunch.run
 
     def spoilt(self: Any, build: Any) -> None:
         if self._config.NUM_PAGE_PER_BLOCK != 128:
             right(self, build)
 
-    monkeypatch.setattr(launch.Prepared, "run", spoilt)
+    monkeypatch.setattr(launch.CompiledLaunch, "run", spoilt)
     found = rig.times([A, B, C], POINTS, 3, math.inf)
     assert list(found) == [A, C]
     (said,) = rig.wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from typing import Any
 
 import pytest
@@ -10,14 +11,13 @@ import torch
 from building import SENTINEL, guarded, guarded_1d, whole
 from compiling import GPUS, need
 from conftest import INTERPRETED
+from recorded import Recorded, arguments, on_gpu
 from test_launch import _Compiled, _Launcher, _Nested
 
-from xkv import launcher, platforms
-from xkv.build import View
+from xkv import launcher
+from xkv.build import Build
 from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
-from xkv.schedule import schedule
 from xkv.tools.kernels.compiling import plugged
-from xkv.tuning import CPU_ROWS
 
 I32, I64 = torch.int32, torch.int64
 
@@ -99,17 +99,30 @@ def test_page_indices_leave_what_they_cannot_say(device: str) -> None:
     assert out.tolist() == [1, 2, 3, SENTINEL]
 
 
-def test_a_launch_is_readied_for_the_longest_rows() -> None:
-    """Page indices are another length in each step; the launch that is kept must not cut the next one's."""
-    table, sums = torch.zeros(2, 5000, dtype=I32), ints([0, 1, 2], "cpu")
-    assert indices._rows_there(table.device)
-    short, long = torch.zeros(2, dtype=I32), torch.zeros(10000, dtype=I32)
-    plans = [
-        schedule(indices._as_build(2, view, table, sums, 1), CPU_ROWS[0], platforms.CPU)
-        for view in (indices._AnyLength(short), View(long), View(short))
-    ]
-    assert plans[0] == plans[1]
-    assert plans[0] != plans[2]
+def test_page_indices_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what is launched is what would be launched if nothing were remembered."""
+    launched: list[list[Any]] = []
+    built: list[Build] = []
+    monkeypatch.setattr(indices.launch, "run", lambda build: built.append(build) or Recorded(build, launched))
+    monkeypatch.setattr(indices, "served", lambda _: 0)
+    indices.forget()
+    rng, fast = random.Random(3), 0
+    for _ in range(80):
+        batch, width, stride = rng.randint(1, 40), rng.randint(1, 6000), rng.randint(0, 5)
+        table = torch.zeros(batch + rng.randint(0, 3), width + stride, dtype=I32)[:, :width]
+        sums, out = torch.zeros(batch + 1, dtype=I32), torch.zeros(rng.randint(1, 9000), dtype=I32)
+        call = ((batch,), on_gpu(out), on_gpu(table), width + stride, on_gpu(sums), 1024)
+        count = len(built)
+        assert indices.copy_page_indices(*call)
+        if len(built) > count:
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(indices.Entries, "get", lambda *_: None)
+            assert indices.copy_page_indices(*call)
+        assert launched[-1] == arguments(built[-1])
+        fast += 1
+    indices.forget()
+    assert fast > 60
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted, CPU tensors are served")
@@ -185,7 +198,7 @@ def test_the_second_launch_is_the_driver_s(kind: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 77, raising=False)
     watched: list[bool] = [False]
-    monkeypatch.setattr(launching, "watched", lambda: watched[0])
+    monkeypatch.setattr(launching, "launch_hooks_active", lambda: watched[0])
     launch = launching.Launcher("slot_mappings")
     x, y = torch.zeros(4, dtype=I32), torch.zeros(4, dtype=I32)
     launch(0, (3, 1, 1), (x, None), (5,), ("C",))

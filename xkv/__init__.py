@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from xkv.dispatch import backends
     from xkv.metadata import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
-    from xkv.plans import warmup
     from xkv.platforms import Platform, UnsupportedPlatformError, platform
     from xkv.specs import BackendSpec
     from xkv.status import Offence, Reason, Status, StatusError
+    from xkv.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Reason": "xkv.status",
     "Status": "xkv.status",
     "StatusError": "xkv.status",
-    "warmup": "xkv.plans",
+    "warmup": "xkv.warmup",
 }
 
 __all__ = [

@@ -1,8 +1,7 @@
 """From a checked `Build` to one launch: compiled once, then launched for what the driver costs.
 
-A kernel is compiled through Triton's front door; each launch after that calls the driver's launcher as
-Triton itself would (`launcher`). Where it is not known how, or somebody watches launches, they take the
-front door.
+A kernel is compiled by Triton's `JITFunction`; each launch after that calls the driver's launcher as Triton
+itself would (`launcher`). Where it is not known how, or launch hooks are active, `JITFunction.run` launches.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ import torch
 
 from xkv import dispatch, switches, tuning
 from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
-from xkv.launcher import LOADING, Call, record, watched
+from xkv.launcher import LOADING, Call, launch_hooks_active, record
 from xkv.platforms import Platform, platform
 from xkv.schedule import Schedule, reschedule, schedule
 
 
-def run(build: Build) -> Prepared | None:
+def run(build: Build) -> CompiledLaunch | None:
     """Builds what ``build`` says: one launch on a GPU, the reference on a CPU.
 
     Under TRITON_INTERPRET=1 CPU tensors go through the kernel too. Does not sync on a GPU, allocates
     nothing there, and is safe in a graph.
 
     Returns:
-        What launches others of its kind on its GPU, or None on a CPU.
+        What launches others like it on its GPU, or None on a CPU.
     """
     kept = _compile_only.get()
     if kept is not None:
@@ -40,15 +39,15 @@ def run(build: Build) -> Prepared | None:
 
         reference.run(build)
         return None
-    prepared = prepare(build)
-    prepared.run(build)
-    return prepared if build.req_to_token.is_cuda else None
+    compiled_launch = prepare(build)
+    compiled_launch.run(build)
+    return compiled_launch if build.req_to_token.is_cuda else None
 
 
-def prepare(build: Build) -> Prepared:
+def prepare(build: Build) -> CompiledLaunch:
     """Readies the launch with the tuning row of the build's device, kind and batch."""
     where = platform(build.req_to_token.device)
-    return Prepared(build, tuned(build, where), where)
+    return CompiledLaunch(build, tuned(build, where), where)
 
 
 def tuned(build: Build, where: Platform) -> tuning.Tuning:
@@ -58,44 +57,54 @@ def tuned(build: Build, where: Platform) -> tuning.Tuning:
 
 def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
     """Launches the kernel with this tuning row, on the device of the build's tensors."""
-    Prepared(build, row, where).run(build)
+    CompiledLaunch(build, row, where).run(build)
 
 
-class Prepared:
-    """A compiled kernel, a grid and arguments: what builds of one kind share, with none of their tensors.
+class CompiledLaunch:
+    """A compiled kernel, and the call of Triton's launcher that launches it. It keeps no tensor alive.
 
     Attributes:
-        cheap: whether the cheap call is known; it may be made as long as nobody is `watched`.
-        call: all that the cheap call is given.
+        row: the tuning row that it was compiled with.
+        schedule: how the work of the build that it was made from is dealt out.
+        fast_path: whether the call of Triton's launcher is known; it may be made while no launch hooks are
+            active.
+        call: all that this call is given.
         args: where in it the kernel's arguments stand, pointers as integers, in the order of `positions`,
             from ``first`` on. Whoever is alone with it may put others of the same kind there.
         first: the index in ``args`` of the first.
+        grid_at: the indices in ``call`` of the grid's three sizes.
     """
 
     __slots__ = (
-        "_alone", "_config", "_device", "_direct", "_grid", "_nested", "_options", "_raw", "_stream",
-        "_stream_at", "args", "call", "cheap", "first",
+        "_alone", "_config", "_device", "_nested", "_options", "_raw", "_stream", "_stream_at",
+        "args", "call", "fast_path", "first", "grid_at", "row", "schedule",
     )  # fmt: skip
 
     def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
-        plan = schedule(build, row, where)
-        self._grid, self._direct = plan.grid, plan.direct
-        self._config, self._options = config(build, row, plan, where), options(row, where)
+        self.row, self.schedule = row, schedule(build, row, where)
+        self._config, self._options = config(build, row, self.schedule, where), options(row, where)
         self._device = device = build.req_to_token.get_device()
-        self.cheap = False
+        self.fast_path = False
         if device < 0:  # interpreted
             return
         tensors = self._tensors(build)
         call = compiled(device, self._config, self._options, tensors)
         if call is None:
             return
-        self.cheap = True
+        self.fast_path = True
         self._alone = torch.cuda.device_count() == 1
         # current_stream() would cost fifty times as much
         self._stream = torch._C._cuda_getCurrentRawStream
-        self._raw, self._nested = call.raw, call.nested
+        self._raw, self._nested, self._stream_at, self.grid_at = (
+            call.raw,
+            call.nested,
+            call.stream_at,
+            call.grid_at,
+        )
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
-        before, self._stream_at = call.before(self._grid)
+        before = list(call.args)
+        for at, size in zip(self.grid_at, self.schedule.grid, strict=True):
+            before[at] = size
         self.call = [*before, args] if call.nested else [*before, *args]
         self.args, self.first = (args, 0) if call.nested else (self.call, len(before))
 
@@ -119,18 +128,18 @@ class Prepared:
 
     def run(self, build: Build) -> None:
         """Launches the build that this was made from: it was not kept."""
-        if self.cheap and not watched():
+        if self.fast_path and not launch_hooks_active():
             self.launch(self.call)
             return
-        kernel, tensors = xkv_kernel(), self._tensors(build)
+        kernel, tensors, grid = xkv_kernel(), self._tensors(build), self.schedule.grid
         if self._device < 0:
-            kernel[self._grid](*tensors, self._config, **self._options)
+            kernel[grid](*tensors, self._config, **self._options)
             return
         with torch.cuda.device(self._device):
-            kernel[self._grid](*tensors, self._config, **self._options)
+            kernel[grid](*tensors, self._config, **self._options)
 
     def _tensors(self, build: Build) -> list[Any]:
-        return [*build.arguments(), self._direct]
+        return [*build.arguments(), self.schedule.direct]
 
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
@@ -182,9 +191,9 @@ def _ways(build: Build, where: Platform, max_batch: int | None) -> Iterator[tupl
         for batch in (least, most):
             plan = schedule(build, row, where, batch)
             yield row, plan
-            if max_batch is None:
-                for balance in (False, True):
-                    yield row, reschedule(plan, row, balance)
+            # without balance also where inputs lie in host memory
+            for balance in (False, True) if max_batch is None else (False,):
+                yield row, reschedule(plan, row, balance)
         least = most + 1
 
 
@@ -268,5 +277,5 @@ def _config(*fields: Any) -> Any:
 
 @functools.cache
 def positions() -> dict[str, int]:
-    """Where each of the kernel's arguments stands, counted from `Prepared.first`."""
+    """Where each of the kernel's arguments stands, counted from `CompiledLaunch.first`."""
     return {name: n for n, name in enumerate(xkv_kernel().arg_names)}

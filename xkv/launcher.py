@@ -17,18 +17,15 @@ class Call(NamedTuple):
         raw: that launcher.
         args: all that it is given before the kernel's arguments, `_GRID` and `_STREAM` in their places.
         nested: whether the kernel's arguments are given as one.
+        grid_at: where in ``args`` the grid's three sizes stand.
+        stream_at: where the stream stands.
     """
 
     raw: Any
     args: tuple[Any, ...]
     nested: bool
-
-    def before(self, grid: tuple[int, int, int]) -> tuple[list[Any], int]:
-        """What stands before the kernel's arguments, for this grid, and where in it the stream does."""
-        numbers = dict(zip(map(id, _GRID), grid, strict=True))
-        args = [numbers.get(id(x), x) for x in self.args]
-        at = next(n for n, x in enumerate(args) if x is _STREAM)
-        return args, at
+    grid_at: tuple[int, int, int]
+    stream_at: int
 
 
 # Triton's kernel has its launcher before it has its function: a thread that came while another loads it would
@@ -65,13 +62,16 @@ def record(kernel: Any, count: int) -> Call | None:
     if not nested and args[-count:] != marks:
         return None
     args = args[: -1 if nested else -count]
-    known = all(sum(x is mark for x in args) == 1 for mark in (*_GRID, _STREAM))
-    return Call(raw, args, nested) if known else None
+    at = [[n for n, x in enumerate(args) if x is mark] for mark in (*_GRID, _STREAM)]
+    if any(len(found) != 1 for found in at):
+        return None
+    (x,), (y,), (z,), (stream,) = at
+    return Call(raw, args, nested, (x, y, z), stream)
 
 
-def watched() -> bool:
+def launch_hooks_active() -> bool:
     """Whether somebody wants to see or check every launch, such as a profiler of Triton's."""
-    knobs, before_launches = _watchers()
+    knobs, before_launches = _hooks()
     enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
     try:
         return bool(enter.calls or leave.calls or knobs.debug or before_launches)
@@ -80,7 +80,7 @@ def watched() -> bool:
 
 
 @functools.cache
-def _watchers() -> tuple[Any, list[Any]]:
+def _hooks() -> tuple[Any, list[Any]]:
     """Triton's knobs, and the list of what runs before each of the kernel's launches."""
     from triton import knobs
 

@@ -15,7 +15,9 @@ from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
-from xkv.step import Step, StepInputs, kind
+from xkv.step import Step, StepInputs
+
+_MOST_KEPT = 1024  # batches whose metadata a builder keeps
 
 
 class MetadataBuilder:
@@ -90,8 +92,10 @@ class MetadataBuilder:
         self.req_to_token = req_to_token
         self.status = Status(device)
         self._on_cpu = device.type == "cpu"
-        self._steps: dict[tuple[Any, ...], Step] = {}
+        self._form = TABLE if spec.form == "table" else CSR
+        self._steps: dict[tuple[Any, ...], Step] = {}  # by dtypes and what is given: a few
         self._recent: Step | None = None  # of the last build with nothing but ints beside its vectors
+        self._made: dict[tuple[int, bool, bool], Metadata] = {}
         self._always_check = switches.on("XKV_CHECK")
         self._views = [self._allocate(View(torch.empty(0), page_map=page_map))]
         if sliding_window is not None or window_token_map is not None:
@@ -159,57 +163,79 @@ class MetadataBuilder:
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
         """
-        rows, lens, delta, query = req_pool_indices, seq_lens, seq_lens_delta, query_lens
         plain = (
-            type(delta) is int and type(query) is int and kv_start is None and window_kv_start is None
-            and type(query_lens_sign) is int and not query_lens_sign
+            type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int
+            and not query_lens_sign and kv_start is None and window_kv_start is None
         )  # fmt: skip
         step = self._recent
-        try:
-            if not (plain and step is not None and step.like(rows, lens)):
-                # An int's value is no part of it: only that it is one. Written out, since calls cost time.
-                key = (
-                    rows.dtype, rows.shape, rows.is_contiguous(), rows.get_device(),
-                    lens.dtype, lens.shape, lens.is_contiguous(), lens.get_device(), query_lens_sign,
-                    None if type(delta) is int else kind(delta), None if type(query) is int else kind(query),
-                    None if kv_start is None else kind(kv_start),
-                    None if window_kv_start is None else kind(window_kv_start),
-                )  # fmt: skip
-                step = self._steps.get(key)
-        except (AttributeError, RuntimeError, TypeError):
-            # something is no tensor, or one without strides, which this names; or an int of a type of its own
-            self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
-            return self.build(
-                rows, lens, seq_lens_delta=_plain(delta), query_lens=_plain(query),
-                query_lens_sign=query_lens_sign, kv_start=kv_start, window_kv_start=window_kv_start,
-                max_tokens=max_tokens,
-            )  # fmt: skip
+        if plain and step is not None and step.guard(req_pool_indices, seq_lens):
+            (batch,), (rows,) = seq_lens.shape, req_pool_indices.shape
+            if (
+                rows == batch <= self.max_batch_size and max_tokens is None
+                and -ROW_MAX <= seq_lens_delta <= ROW_MAX and 0 <= query_lens <= INT32_MAX // (batch + 1)
+                and step.launch(req_pool_indices, seq_lens, batch, seq_lens_delta, query_lens)
+            ):  # fmt: skip
+                return self._made.get((batch, False, False)) or self._metadata(batch, False, False, None)
+        inputs = StepInputs(
+            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
+        )
+        step = self._step_of(inputs, plain)
+        (batch,), (rows,) = seq_lens.shape, req_pool_indices.shape
         if (
-            step is None
-            or self._on_cpu  # where the key does not tell one device from another
-            or type(query_lens_sign) is not int
-            or (type(delta) is int and not -ROW_MAX <= delta <= ROW_MAX)
-            or (type(query) is int and not 0 <= query <= step.most_queries)
+            not plain
+            or self._on_cpu  # where no guard tells one device from another
+            or rows != batch
+            or batch > self.max_batch_size
+            or not -ROW_MAX <= seq_lens_delta <= ROW_MAX
+            or not 0 <= query_lens <= INT32_MAX // (batch + 1)
         ):
-            inputs = StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start)
-            self._check(inputs)
-            if step is None:
-                step = self._steps[key] = self._step(inputs)
-        if plain:
-            self._recent = step
+            inputs = self._check(inputs)
         if max_tokens is not None:
             checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
         # where the view that is returned ends with them
         most = max_tokens if self.page_size == 1 else None
-        if not step.run(rows, lens, delta, query, kv_start, window_kv_start, most):
-            self._check(StepInputs(rows, lens, delta, query, query_lens_sign, kv_start, window_kv_start))
-        meta = step.metadata
-        if max_tokens is not None and meta.kv_indices is not None and self.page_size == 1:
-            return replace(meta, kv_indices=meta.kv_indices[:max_tokens])
-        return meta
+        if not step.run(inputs, most):
+            self._check(inputs)
+        return self._metadata(batch, kv_start is not None, window_kv_start is not None, most)
 
-    def _check(self, inputs: StepInputs) -> None:
-        """Raises what is wrong with a step's arguments."""
+    def _step_of(self, inputs: StepInputs, plain: bool) -> Step:
+        """The step of this kind; checked and made where there is none yet."""
+        try:
+            key = (inputs.query_lens_sign, *[_signature(x) for x in inputs])
+        except (AttributeError, RuntimeError):  # no tensor, or one without strides, which this names
+            key = None
+        step = None if key is None else self._steps.get(key)
+        if step is None:
+            inputs = self._check(inputs)
+            key = (inputs.query_lens_sign, *[_signature(x) for x in inputs])
+            step = self._steps.setdefault(key, self._step(inputs))
+        if plain:
+            self._recent = step
+        return step
+
+    def _metadata(self, batch: int, starts: bool, window_starts: bool, entries: int | None) -> Metadata:
+        """The buffers of this batch; kept, since engines come back to a few batch sizes."""
+        key = batch, starts, window_starts
+        found = self._made.get(key) if entries is None else None
+        if found is None:
+            form, window = self._form, None
+            for view, has in ((self._views[1], window_starts),) if len(self._views) == 2 else ():
+                window = Metadata(
+                    view, form, batch, self.page_size, self.max_context_len,
+                    starts=has or view.window is not None,
+                )  # fmt: skip
+            found = Metadata(
+                self._views[0], form, batch, self.page_size, self.max_context_len,
+                starts=starts, entries=entries, window=window,
+            )  # fmt: skip
+            if entries is None:
+                if len(self._made) >= _MOST_KEPT:
+                    self._made.clear()
+                self._made[key] = found
+        return found
+
+    def _check(self, inputs: StepInputs) -> StepInputs:
+        """Raises what is wrong with a step's arguments; returns them with ints of Python's own type."""
         source, lens = self.req_to_token, inputs.seq_lens
         checks.tensor("seq_lens", lens, 1, source)
         batch = lens.shape[0]
@@ -217,33 +243,30 @@ class MetadataBuilder:
             raise ValueError(
                 f"seq_lens must have at most max_batch_size={self.max_batch_size} entries, got {batch}"
             )
-        checks.integer("query_lens_sign", inputs.query_lens_sign, -1, 1)
+        sign = checks.integer("query_lens_sign", inputs.query_lens_sign, -1, 1)
         for name in ("req_pool_indices", "kv_start", "window_kv_start"):
             value = getattr(inputs, name)
             if value is not None or name == "req_pool_indices":
                 checks.per_row(name, value, source, batch)
         if inputs.window_kv_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        checks.integers("seq_lens_delta", inputs.seq_lens_delta, source, batch, -ROW_MAX, ROW_MAX)
-        checks.integers("query_lens", inputs.query_lens, source, batch, 0, INT32_MAX // (batch + 1))
-        if inputs.query_lens_sign and not isinstance(inputs.query_lens, Tensor):
+        delta = checks.integers("seq_lens_delta", inputs.seq_lens_delta, source, batch, -ROW_MAX, ROW_MAX)
+        query = checks.integers("query_lens", inputs.query_lens, source, batch, 0, INT32_MAX // (batch + 1))
+        if sign and not isinstance(query, Tensor):
             raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
+        return inputs._replace(query_lens_sign=sign, seq_lens_delta=delta, query_lens=query)
 
     def _step(self, inputs: StepInputs) -> Step:
-        """Prepares the launch for steps of this kind and batch size."""
-        spec, batch = self.spec, inputs.seq_lens.shape[0]
-        starts = (inputs.kv_start, inputs.window_kv_start)
-        views = tuple(
-            buffers.cut(view, batch, spec.form, start is not None or view.window is not None)
-            for view, start in zip(self._views, starts, strict=False)
-        )
-        metas = [buffers.describe(v, spec, self.page_size, self.max_context_len) for v in views]
-        if len(metas) == 2:
-            metas[0].window = metas[1]
+        """Describes the launches of steps of this kind."""
+        spec = self.spec
+        views = []
+        for view, start in zip(self._views, (inputs.kv_start, inputs.window_kv_start), strict=False):
+            starts = start is not None or view.window is not None
+            views.append(view if starts else replace(view, kv_start_offset=None))
         build = Build(
-            self.req_to_token, inputs.req_pool_indices, inputs.seq_lens,
-            TABLE if spec.form == "table" else CSR,
-            self.page_size, self.source_page_size, self.page_size, views,
+            self.req_to_token, inputs.req_pool_indices, inputs.seq_lens, self._form,
+            self.page_size, self.source_page_size, self.page_size,
+            tuple(replace(view) for view in views),
             max_seq_len=self.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
             starts_are_aligned=not spec.skips_tokens,
             query_sign=inputs.query_lens_sign, min_seq_len=spec.min_seq_len,
@@ -251,8 +274,7 @@ class MetadataBuilder:
             tail_fill=spec.fill_id if spec.tail_tokens else None,
             tail_tile=spec.tail_tile(self.page_size), status=self.status.word,
         )  # fmt: skip
-        most_queries = INT32_MAX // (batch + 1)
-        return Step(build, metas[0], most_queries, self.status if self._always_check else None)
+        return Step(build, inputs, self.status if self._always_check else None)
 
     def warmup(self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True) -> int:
         """Compiles and loads all that this builder can need, so that no step has to. Syncs.
@@ -276,9 +298,8 @@ class MetadataBuilder:
         for delta, query, start, window_start in itertools.product(
             deltas, queries, starts, starts if len(self._views) == 2 else (None,)
         ):
-            step = self._step(StepInputs(one, one, delta, query, 0, start, window_start))
-            build = step.fill(one, one, delta, query, start, window_start)
-            made += launch.warm(build, self.max_batch_size)
+            inputs = StepInputs(one, one, delta, query, 0, start, window_start)
+            made += launch.warm(self._step(inputs).fill(inputs), self.max_batch_size)
         return made
 
     def capture(
@@ -315,5 +336,8 @@ class MetadataBuilder:
         self.status.check()
 
 
-def _plain(x: int | Tensor) -> int | Tensor:
-    return checks.plain(x) if isinstance(x, int) else x
+def _signature(x: Any) -> Any:
+    """What of an input decides the launch: not its size or data, and of an int only that it is one."""
+    if x is None or type(x) is int:
+        return x is None
+    return x.dtype, x.dim(), x.is_contiguous(), x.get_device()

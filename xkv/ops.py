@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import checks, plans, request
+from xkv import checks, op_calls, request
 from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
@@ -99,17 +99,19 @@ def build_page_table(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    given = (
-        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
-        getattr(status, "word", status), out, None, None, kv_start_offset,
+    deltas, delta = request.rows_or_all(seq_lens_delta)
+    inputs = (
+        req_to_token, req_pool_indices, seq_lens, out, None, None,
+        deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    slot = plans.find(
-        given,
-        kv_start is None and token_map is None and page_map is None and status is None
-        and kv_start_offset is None,
-        TABLE, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile,
+    plain = (
+        deltas is None and kv_start is None and kv_start_offset is None and token_map is None
+        and page_map is None and status is None
     )  # fmt: skip
-    if out is not None and slot.plan is not None and slot.plan.run(given, max_seq_len):
+    signature = op_calls.lookup(
+        inputs, plain, TABLE, page_size, source_page_size, tail_fill, tail_tile, map_page_size, missing_id
+    )
+    if out is not None and signature.launch(inputs, delta, max_seq_len):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
@@ -132,7 +134,7 @@ def build_page_table(
     request.offsets(build, kv_start_offset, [kv_start, token_map, page_map, out])
     build.views = (View(out, kv_start, None, token_map, page_map, kv_start_offset=kv_start_offset),)
     if build.batch:  # a table of an empty batch has nothing to write
-        slot.run(build, given)
+        signature.run(build, inputs)
     return out
 
 
@@ -201,17 +203,20 @@ def build_kv_indices(
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
-    given = (
-        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, None, kv_start, token_map, page_map,
-        getattr(status, "word", status), ids, indptr, last, kv_start_offset,
+    deltas, delta = request.rows_or_all(seq_lens_delta)
+    inputs = (
+        req_to_token, req_pool_indices, seq_lens, ids, indptr, last,
+        deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    slot = plans.find(
-        given,
-        kv_start is None and token_map is None and page_map is None and status is None
-        and kv_start_offset is None,
-        CSR, page_size, source_page_size, map_page_size, missing_id, tail_fill, tail_tile, min_last_page_len,
+    plain = (
+        deltas is None and kv_start is None and kv_start_offset is None and token_map is None
+        and page_map is None and status is None
     )  # fmt: skip
-    if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
+    signature = op_calls.lookup(
+        inputs, plain, CSR, page_size, source_page_size, tail_fill, tail_tile, map_page_size, missing_id,
+        min_last_page_len,
+    )  # fmt: skip
+    if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
@@ -237,7 +242,7 @@ def build_kv_indices(
             kv_last_page_len=out.kv_last_page_len, kv_start_offset=kv_start_offset,
         ),
     )  # fmt: skip
-    slot.run(build, given)
+    signature.run(build, inputs)
     return out
 
 
@@ -294,12 +299,15 @@ def build_slot_mapping(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    given = (
-        req_to_token, req_pool_indices, seq_lens, seq_lens_delta, query_lens, None, token_map, page_map,
-        getattr(status, "word", status), out, None, None, None,
+    deltas, delta = request.rows_or_all(seq_lens_delta)
+    inputs = (
+        req_to_token, req_pool_indices, seq_lens, out, None, None,
+        deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    slot = plans.find(given, False, SLOTS, source_page_size, map_page_size, missing_id, tail_fill, tail_tile)
-    if out is not None and slot.plan is not None and slot.plan.run(given, max_tokens):
+    signature = op_calls.lookup(
+        inputs, False, SLOTS, 1, source_page_size, tail_fill, tail_tile, map_page_size, missing_id
+    )
+    if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = request.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
@@ -315,7 +323,7 @@ def build_slot_mapping(
         reads = [*request.reads(build, None, token_map, page_map), query_lens]
         checks.output("out", out, 1, max_tokens or 0, reads)
     build.views = (View(out, None, None, token_map, page_map),)
-    slot.run(build, given)
+    signature.run(build, inputs)
     return out
 
 

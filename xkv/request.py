@@ -10,6 +10,11 @@ from xkv.build import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
 from xkv.status import Status
 
 
+def rows_or_all(value: int | Tensor) -> tuple[Tensor | None, int]:
+    """An argument that is one number for each row, or one for all: the tensor, and the number beside it."""
+    return (value, 0) if isinstance(value, Tensor) else (None, value)
+
+
 def common(
     req_to_token: Tensor,
     req_pool_indices: Tensor,

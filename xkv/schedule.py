@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from xkv import memory
 from xkv.build import INT32_MAX, Build
 from xkv.platforms import Platform
 from xkv.tuning import Tuning
@@ -38,25 +39,49 @@ def schedule(build: Build, row: Tuning, where: Platform, batch: int | None = Non
         where: the device.
         batch: requests; None: the build's.
     """
-    batch = max(build.batch if batch is None else batch, 1)
+    batch = build.batch if batch is None else batch
+    host_inputs = memory.inputs_on_host(build)
+    return deal(batch, build.row_items, build.writes_sums, len(build.views), row, where, host_inputs)
+
+
+def deal(
+    batch: int,
+    row_items: int,
+    sums: bool,
+    views: int,
+    row: Tuning,
+    where: Platform,
+    host_inputs: bool = False,
+) -> Schedule:
+    """The same from the numbers that decide it.
+
+    Args:
+        batch: requests.
+        row_items: upper bound of the entries in one row.
+        sums: whether lengths, prefix sums or the status word are written.
+        views: outputs.
+        row: the tuning row.
+        where: the device.
+        host_inputs: whether inputs lie in host memory. Every program that reads them pays for it, so that a
+            row's own programs write all of it, and there are no more of them than fill the device once.
+    """
+    batch = max(batch, 1)
     # a row of programs more than requests: they have no blocks of their own and write the sums
-    rows = batch + build.writes_sums
-
-    def share(per_cu: int, block: int) -> tuple[int, int]:
-        """Programs a row, and the blocks of the longest."""
-        blocks = max(-(-build.row_items // block), 1)
-        return min(max(where.compute_units * per_cu // rows, 1), blocks, GRID_Y_MAX), blocks
-
-    block = row.num_page_per_block
-    programs, blocks = share(row.programs_per_cu, block)
+    rows = batch + sums
+    block, units = row.num_page_per_block, where.compute_units
+    blocks = max(-(-row_items // block), 1)
+    programs = min(max(units * row.programs_per_cu // rows, 1), blocks, GRID_Y_MAX)
+    if host_inputs:
+        programs = min(max(units // rows, 1), programs)
     direct = blocks
-    balance = blocks > programs * row.blocks_per_program
+    balance = blocks > programs * row.blocks_per_program and not host_inputs
     if balance:
         block = row.balanced_block
-        programs, blocks = share(row.balanced_per_cu, block)
+        blocks = max(-(-row_items // block), 1)
+        programs = min(max(units * row.balanced_per_cu // rows, 1), blocks, GRID_Y_MAX)
         direct = programs * row.balanced_blocks
-    wide = batch * blocks + rows * programs > INT32_MAX
-    return Schedule((rows, programs, len(build.views)), block, direct, balance, wide and balance)
+    wide = balance and batch * blocks + rows * programs > INT32_MAX
+    return Schedule((rows, programs, views), block, direct, balance, wide)
 
 
 def reschedule(plan: Schedule, row: Tuning, balance: bool) -> Schedule:

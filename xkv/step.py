@@ -1,4 +1,4 @@
-"""One kind of step of one batch size: prepared once, then run with other rows and lengths."""
+"""One kind of step, of any batch: checked and compiled once, then launched with other rows and lengths."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from xkv import launch, oracle
-from xkv.buffers import Metadata
 from xkv.build import CSR, Build
-from xkv.launcher import watched
-from xkv.likeness import like, unlike
+from xkv.guards import make_guard, refuse
+from xkv.launch_cache import CacheEntry
+from xkv.launcher import launch_hooks_active
 from xkv.status import Status
 
 
@@ -19,82 +19,97 @@ class StepInputs(NamedTuple):
 
     req_pool_indices: Tensor
     seq_lens: Tensor
-    seq_lens_delta: int | Tensor
-    query_lens: int | Tensor
-    query_lens_sign: int
-    kv_start: Tensor | None
-    window_kv_start: Tensor | None
-
-
-def kind(x: Any) -> Any:
-    """What of a vector on a GPU a launch and its checks depend on."""
-    return x.dtype, x.shape, x.is_contiguous(), x.get_device()
+    seq_lens_delta: int | Tensor = 0
+    query_lens: int | Tensor = 1
+    query_lens_sign: int = 0
+    kv_start: Tensor | None = None
+    window_kv_start: Tensor | None = None
 
 
 class Step:
-    """A prepared launch and the metadata it writes.
+    """The launches of all steps that differ in sizes, integers and data alone.
 
     Args:
-        build: the launch; its inputs are replaced at every run.
-        metadata: what `MetadataBuilder.build` returns.
-        most_queries: query tokens of a request, where one number stands for all of them.
+        build: one of them, on the whole buffers; its inputs are replaced at every run.
+        inputs: its inputs.
         check: with XKV_CHECK=1 the status to read after each run, else None.
+
+    Attributes:
+        guard: whether rows and lengths are of the same dtypes, strides and device as those of the last run.
     """
 
-    def __init__(self, build: Build, metadata: Metadata, most_queries: int, check: Status | None) -> None:
-        self.metadata = metadata
-        self.most_queries = most_queries
+    def __init__(self, build: Build, inputs: StepInputs, check: Status | None) -> None:
+        self.guard = refuse
         self._build, self._check = build, check
-        self._prepared: launch.Prepared | None = None
-        self.like = unlike  # whether rows and lengths are like those that it was prepared with
-        self._at: tuple[int, ...] = ()
-        # of a stream, whose length a step may bound
+        self._entry: CacheEntry | None = None
+        self._at: tuple[int, ...] = ()  # where in a call's arguments the inputs go
+        self._row_items = build.row_items
         self._capacity = build.views[0].room(CSR) if build.form == CSR else None
+        self._delta_is_int = not isinstance(inputs.seq_lens_delta, Tensor)
+        self._query_is_int = not isinstance(inputs.query_lens, Tensor)
+        self._sums_queries = build.views[0].cu_seqlens_q is not None
+        # where the number of query tokens decides how far a window reaches, and the host knows it
         window = build.views[-1].window
-        # what of a window the host has to work out anew with the number of query tokens
-        self._window = None if build.window_is_prefix_only else window
+        self._window = window if self._query_is_int and not build.window_is_prefix_only else None
 
-    def run(
-        self,
-        rows: Tensor,
-        lens: Tensor,
-        delta: int | Tensor,
-        query: int | Tensor,
-        start: Tensor | None,
-        window_start: Tensor | None,
-        most: int | None,
-    ) -> bool:
+    def launch(self, rows: Tensor, lens: Tensor, batch: int, delta: Any, query: Any) -> bool:
+        """Launches a decode or verify step; returns False where `run` must look at it."""
+        entry = self._entry
+        prepared = None if entry is None else entry.prepared(batch, self._row_items)
+        pointer, lens_pointer = rows.data_ptr(), lens.data_ptr()
+        if prepared is None or not (pointer and lens_pointer) or launch_hooks_active():
+            return False
+        call, args, compiled = prepared
+        at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._at
+        args[at_rows], args[at_lens], args[at_delta] = pointer, lens_pointer, delta
+        if self._sums_queries:
+            args[at_query] = query
+        if self._window is not None:
+            args[at_window] = self._window + max(query, 1) - 1
+        if self._capacity is not None:
+            args[at_capacity] = self._capacity
+        compiled.launch(call)
+        return True
+
+    def run(self, inputs: StepInputs, most: int | None) -> bool:
         """Launches with these inputs, checked before and of this step's kind.
 
-        ``most``: tokens of all rows together, at most, or None.
+        Args:
+            inputs: of a batch of any size.
+            most: tokens of all rows together, at most; None: what the buffer holds.
 
         Returns:
-            False, and launches nothing, where a tensor has no memory: its kind does not tell.
+            False, and launches nothing, where a tensor has no memory: its signature does not tell.
         """
-        prepared = self._prepared
-        if prepared is None or watched():
-            self._run(rows, lens, delta, query, start, window_start, most)
+        rows, lens, delta, query, _, start, window_start = inputs
+        entry = self._entry
+        if entry is None or launch_hooks_active():
+            self._run(inputs, most)
             return True
-        # in place: a builder serves one stream, and so one thread, at a time
-        args = prepared.args
+        (batch,) = lens.shape
+        prepared = entry.prepared(batch, self._row_items)
+        if prepared is None:
+            self._run(inputs, most)
+            return True
+        call, args, compiled = prepared  # patched in place: a builder serves one stream, and so one thread
         at_rows, at_lens, at_delta, at_query, at_start, at_window_start, at_window, at_capacity = self._at
         try:
             args[at_rows] = pointer = rows.data_ptr()
             args[at_lens] = lens_pointer = lens.data_ptr()
             there = pointer and lens_pointer
-            if type(delta) is int:
+            if self._delta_is_int:
                 args[at_delta] = delta
             else:
                 args[at_delta] = pointer = delta.data_ptr()  # type: ignore[union-attr]
                 there = there and pointer
-            if args[at_query] is not None:
-                if type(query) is int:
+            if not self._query_is_int:
+                args[at_query] = pointer = query.data_ptr()  # type: ignore[union-attr]
+                there = there and pointer
+            else:
+                if self._sums_queries:
                     args[at_query] = query
-                else:
-                    args[at_query] = pointer = query.data_ptr()  # type: ignore[union-attr]
-                    there = there and pointer
-            if self._window is not None and type(query) is int:
-                args[at_window] = self._window + max(query, 1) - 1
+                if self._window is not None:
+                    args[at_window] = self._window + max(query, 1) - 1
             if start is not None:
                 args[at_start] = pointer = start.data_ptr()
                 there = there and pointer
@@ -103,46 +118,43 @@ class Step:
                 there = there and pointer
         except RuntimeError:
             return False
-        if not there and self._build.batch:
+        if not there and batch:
             return False
         if self._capacity is not None:
             args[at_capacity] = self._capacity if most is None else min(most, self._capacity)
-        prepared.launch(prepared.call)
+        compiled.launch(call)
         return True
 
-    def _run(
-        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any, most: int | None
-    ) -> None:
-        """The same through a `Build`: the first time, on a CPU, and where launches are watched."""
-        build = self.fill(rows, lens, delta, query, start, window_start, most)
+    def _run(self, inputs: StepInputs, most: int | None) -> None:
+        """The same through a `Build`: the first time, on a CPU, and where launch hooks are active."""
+        build = self.fill(inputs, most)
         if self._check is not None and not oracle.capturing(build.req_to_token):
             oracle.run_checked(build, self._check)
             return
-        prepared = launch.run(build)
-        if prepared is not None and prepared.cheap and self._check is None:
+        compiled = launch.run(build)
+        if compiled is not None and compiled.fast_path and self._check is None:
+            if self._entry is None:
+                self._entry = CacheEntry(build, (), ("batch",))
+            self._entry.add(compiled)
             names = (
-                "rows_ptr", "lens_ptr", "delta" if build.seq_lens_delta_rows is None else "delta_ptr",
-                "query_len" if build.query_lens is None else "query_ptr", "start_ptr", "start2_ptr",
+                "rows_ptr", "lens_ptr", "delta" if self._delta_is_int else "delta_ptr",
+                "query_len" if self._query_is_int else "query_ptr", "start_ptr", "start2_ptr",
                 "window2", "capacity",
             )  # fmt: skip
-            self._at = tuple(prepared.first + launch.positions()[name] for name in names)
-            self._prepared = prepared
-            self.like = like((rows, lens))
+            self._at = tuple(compiled.first + launch.positions()[name] for name in names)
+            self.guard = make_guard(inputs[:2])
 
-    def fill(
-        self, rows: Any, lens: Any, delta: Any, query: Any, start: Any, window_start: Any,
-        most: int | None = None,
-    ) -> Build:  # fmt: skip
+    def fill(self, inputs: StepInputs, most: int | None = None) -> Build:
         """The build with these inputs."""
-        build = self._build
-        build.req_pool_indices, build.seq_lens = rows, lens
+        build, delta, query = self._build, inputs.seq_lens_delta, inputs.query_lens
+        build.req_pool_indices, build.seq_lens = inputs.req_pool_indices, inputs.seq_lens
         build.seq_lens_delta, build.seq_lens_delta_rows = (
             (0, delta) if isinstance(delta, Tensor) else (delta, None)
         )
         build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
-        build.views[0].kv_start = start
+        build.views[0].kv_start = inputs.kv_start
         if build.form == CSR:
             build.views[0].max_entries = most
         if len(build.views) == 2:
-            build.views[1].kv_start = window_start
+            build.views[1].kv_start = inputs.window_kv_start
         return build

@@ -10,8 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.build import CSR, TABLE, Build, View
-from xkv.integrations.sglang.planned import Planned, source, table, vector, vector_or_none
+from xkv.build import CAPACITY_MAX, CSR, TABLE, Build, View
+from xkv.integrations.sglang.planned import (
+    Planned,
+    Sizes,
+    long_enough,
+    source,
+    source_sizes,
+    table,
+    table_width,
+    vector,
+    vector_or_none,
+)
+from xkv.launch_cache import fits_int32
 
 Q_CUMSUM, Q_STRIDED = 1, 2  # SGLang's Q_MODEs; 0: cu_seqlens_q is not written
 
@@ -43,7 +54,36 @@ def _table(
     )  # fmt: skip
 
 
-tables = Planned("src_ptr rows_ptr lens_ptr delta_ptr start_ptr token_map2_ptr out_ptr out2_ptr", 2, _table)
+_SIZES: tuple[str, ...] = ("src_stride", "src_rows", "src_tokens", "batch", "delta", "out_stride", "capacity")
+_SIZES_OF_TWO = (*_SIZES, "out_stride2", "capacity2", "token_map_len2")
+
+
+def _table_sizes(
+    ids: Tensor, rows: Tensor, lens: Tensor, delta: Tensor | None, start: Tensor | None,
+    token_map: Tensor | None, out: Tensor, out2: Tensor | None,
+    batch: int, stride: int, out_stride: int, page_size: int, more: int = 0, map_len: int = 0,
+    tail_fill: int | None = None,
+) -> Sizes | None:  # fmt: skip
+    found, width = source_sizes(ids, stride, 1), table_width(out, batch, out_stride)
+    if found is None or width is None or not long_enough(batch, rows, lens, delta, start):
+        return None
+    if start is not None and page_size > 1:
+        return None
+    values: tuple[int, ...] = (stride, *found, batch, more, out_stride, width)
+    if out2 is not None:
+        width2 = table_width(out2, batch, out_stride)
+        if width2 is None or token_map is None or not long_enough(map_len, token_map):
+            return None
+        if not fits_int32(out_stride, map_len):
+            return None
+        values, width = (*values, out_stride, width2, map_len), max(width, width2)
+    most = width if tail_fill is not None else min(width, found[1] // page_size + 1)
+    return Sizes((page_size, tail_fill), _SIZES if out2 is None else _SIZES_OF_TWO, values, most)
+
+
+tables = Planned(
+    "src_ptr rows_ptr lens_ptr delta_ptr start_ptr token_map2_ptr out_ptr out2_ptr", _table, _table_sizes
+)
 
 
 def create_flashmla_kv_indices_triton(
@@ -120,8 +160,27 @@ def _stream(
     )  # fmt: skip
 
 
+def _stream_sizes(
+    ids: Tensor, rows: Tensor, lens: Tensor, delta: Tensor | None, start: Tensor | None,
+    token_map: Tensor | None, indptr: Tensor, out: Tensor, batch: int, stride: int, entry_page_size: int,
+) -> Sizes | None:  # fmt: skip
+    found = source_sizes(ids, stride, entry_page_size)
+    if found is None or out.dim() != 1 or not out.is_contiguous():
+        return None
+    if not long_enough(batch, rows, lens, delta, start, indptr):
+        return None
+    values: tuple[int, ...] = (stride, *found, batch, 0, 0, min(out.numel(), CAPACITY_MAX))
+    names = _SIZES
+    if token_map is not None:
+        if not token_map.is_contiguous() or not fits_int32(token_map.numel()):
+            return None
+        values, names = (*values, token_map.numel()), (*_SIZES, "token_map_len")
+    # CSR at page size 1: no row is longer than the source's, nor than the stream
+    return Sizes((entry_page_size,), names, values, min(values[6], found[1] + 1))
+
+
 streams = Planned(
-    "src_ptr rows_ptr lens_ptr delta_ptr start_ptr token_map_ptr indptr_ptr out_ptr", 1, _stream
+    "src_ptr rows_ptr lens_ptr delta_ptr start_ptr token_map_ptr indptr_ptr out_ptr", _stream, _stream_sizes
 )
 
 
@@ -181,9 +240,37 @@ def _metadata(
     )  # fmt: skip
 
 
+def _metadata_sizes(
+    ids: Tensor, rows: Tensor, lens: Tensor, qlens: Tensor | None, token_map: Tensor | None,
+    seqlens: Tensor, cu_k: Tensor | None, cu_q: Tensor | None, out: Tensor, out2: Tensor | None,
+    batch: int, stride: int, out_stride: int, out2_stride: int, page_size: int, more: int, pages: int,
+    query_len: int,
+) -> Sizes | None:  # fmt: skip
+    found, width = source_sizes(ids, stride, 1), table_width(out, batch, out_stride)
+    if found is None or width is None or not long_enough(batch, rows, lens, qlens, seqlens):
+        return None
+    if not long_enough(batch + 1, cu_k, cu_q):
+        return None
+    width = min(width, pages)
+    values: tuple[int, ...] = (stride, *found, batch, more, out_stride, width)
+    names = _SIZES
+    if cu_q is not None and qlens is None:
+        values, names = (*values, query_len), (*names, "query_len")
+    if out2 is not None:
+        width2 = table_width(out2, batch, out2_stride)
+        if width2 is None or token_map is None or not token_map.is_contiguous():
+            return None
+        if not fits_int32(out2_stride, token_map.numel()):
+            return None
+        width2 = min(width2, pages)
+        values = (*values, out2_stride, width2, token_map.numel())
+        names, width = (*names, *_SIZES_OF_TWO[len(_SIZES) :]), max(width, width2)
+    return Sizes((page_size,), names, values, min(width, found[1] // page_size + 1))
+
+
 metadata = Planned(
     "src_ptr rows_ptr lens_ptr query_ptr token_map2_ptr seqlens_ptr cu_k_ptr cu_q_ptr out_ptr out2_ptr",
-    5, _metadata,
+    _metadata, _metadata_sizes,
 )  # fmt: skip
 
 

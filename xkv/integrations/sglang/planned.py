@@ -1,19 +1,36 @@
-"""One replaced kernel's launches: a `Build` for each kind of call, then the pointers of each call alone."""
+"""One replaced kernel's launches through the launch cache: only a signature's first call makes a `Build`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from xkv import launch
-from xkv.build import INT32_MAX, MAX_BATCH, ROW_MAX, Build
-from xkv.plans import Plan
+from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from xkv.guards import make_guard, refuse
+from xkv.launch_cache import CacheEntry, Entries
+from xkv.launcher import launch_hooks_active
 
-_MOST = 4096  # kinds of call; an engine has a few batch sizes of a few calls
 _INTS = (torch.int32, torch.int64)
+
+
+class Sizes(NamedTuple):
+    """What of a call's sizes and numbers goes into a launch.
+
+    Attributes:
+        fixed: what a compiled launch holds for good: page sizes, which outputs there are.
+        names: the kernel's names of ``values``.
+        values: integers of this call.
+        row_items: upper bound of the entries in one row.
+    """
+
+    fixed: tuple[Any, ...]
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    row_items: int
 
 
 class Planned:
@@ -21,16 +38,20 @@ class Planned:
 
     Args:
         names: of xkv's kernel's pointers that the call's tensors are, in their order.
-        outs: how many of them, the last ones, are written.
         make: from the tensors and the integers of a call to its `Build`; None where xkv cannot say it.
+        sizes: from the same to its `Sizes`; None where the call must be looked at by ``make``.
     """
 
-    def __init__(self, names: str, outs: int, make: Callable[..., Build | None]) -> None:
-        self._names, self._outs, self._make = tuple(names.split()), outs, make
-        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+    def __init__(
+        self, names: str, make: Callable[..., Build | None], sizes: Callable[..., Sizes | None]
+    ) -> None:
+        self._names, self._make, self._sizes = tuple(names.split()), make, sizes
+        self._entries = Entries()
+        # of the last call with the same fixed numbers: a guard of its tensors, and their entry
+        self._recent: dict[Any, tuple[Callable[..., bool], CacheEntry]] = {}
 
     def __call__(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> bool:
-        """Launches, unless this kind of call is the original's: then returns False.
+        """Launches, unless this call is the original's: then returns False.
 
         Args:
             given: a tensor or None for each of the names.
@@ -40,29 +61,50 @@ class Planned:
         if batch == 0:  # as a grid of no programs
             return True
         try:
-            # plans.kind, written out, since each call would cost a tenth of a microsecond
-            kinds = [x if x is None else (x.dtype, x.shape, x.stride(), x.get_device()) for x in given]
-            key = (batch, options, *kinds)
+            sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
+            tensors = [x for x in given if x is not None]
+            if sizes is not None and self._launch(sizes, given, tensors, batch):
+                return True
         except (AttributeError, RuntimeError):
             return False  # no tensors, or such as have no strides
-        plan = self._plans.get(key, _NEW)
-        if plan is None:
-            return False
-        if plan is not _NEW and plan.run(given, None):
-            return True
         build = self._make(*given, batch, *options) if _fit(given, batch) else None
-        if len(self._plans) >= _MOST:
-            self._plans.clear()
         if build is None or not _in_range(build):
-            self._plans[key] = None
             return False
-        prepared = launch.run(build)
-        if prepared is not None and prepared.cheap:
-            self._plans[key] = Plan(prepared, build, given, self._names, self._outs)
+        compiled = launch.run(build)
+        if sizes is not None:
+            signature = _signature(sizes, given)
+            pointers = [name for name, x in zip(self._names, given, strict=True) if x is not None]
+            self._entries.made(signature, build, compiled, pointers, sizes.names)
         return True
 
+    def _launch(self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int) -> bool:
+        """Launches a call like an earlier one; False where there was none."""
+        present = sizes.fixed, sizes.names, len(tensors)
+        guard, entry = self._recent.get(present, (refuse, None))
+        if not guard(*tensors):
+            entry = self._entries.get(_signature(sizes, given))
+            if entry is None:
+                return False
+            if len(self._recent) >= MOST_RECENT:
+                self._recent.clear()
+            self._recent[present] = make_guard(tensors), entry
+        pointers = [x.data_ptr() for x in tensors]
+        if entry is None or 0 in pointers or launch_hooks_active():
+            return False
+        return entry.launch(pointers, sizes.values, batch, sizes.row_items)
 
-_NEW: Any = object()
+    def clear(self) -> None:
+        """Forgets every call."""
+        self._entries.clear()
+        self._recent.clear()
+
+
+MOST_RECENT = 64
+
+
+def _signature(sizes: Sizes, given: tuple[Any, ...]) -> Any:
+    kinds = [x if x is None else (x.dtype, x.dim(), x.get_device()) for x in given]
+    return (sizes.fixed, sizes.names, *kinds)
 
 
 def _fit(given: tuple[Any, ...], batch: int) -> bool:
@@ -74,6 +116,35 @@ def _fit(given: tuple[Any, ...], batch: int) -> bool:
 def _in_range(build: Build) -> bool:
     rows, width = build.req_to_token.shape
     return 0 < rows <= INT32_MAX and width * build.source_page_size <= ROW_MAX and build.page_size >= 1
+
+
+def source_sizes(x: Tensor, stride: int, unit: int) -> tuple[int, int] | None:
+    """Rows of a `source`, ``stride`` apart, and the tokens of one; None where there is none."""
+    if x.stride() == (stride, 1):
+        rows, width = x.shape
+    elif x.is_contiguous() and 0 < stride <= x.numel():
+        rows, width = x.numel() // stride, stride
+    else:
+        return None
+    tokens = width * unit
+    return (rows, tokens) if 0 < rows <= INT32_MAX and tokens <= ROW_MAX else None
+
+
+def table_width(x: Tensor, batch: int, stride: int) -> int | None:
+    """Entries of a row of a `table`, ``stride`` apart; None where there is none."""
+    if x.stride() == (stride, 1) and x.shape[0] >= batch:
+        width = x.shape[1]  # no need to ask for the storage's size, which costs a microsecond
+        return min(width, CAPACITY_MAX) if width <= stride else None
+    found = table(x, batch, stride)
+    return None if found is None else min(found.size(1), CAPACITY_MAX)
+
+
+def long_enough(batch: int, *vectors: Tensor | None) -> bool:
+    """Whether each has an entry a request, side by side."""
+    for x in vectors:
+        if x is not None and (x.numel() < batch or x.dim() != 1 or not x.is_contiguous()):
+            return False
+    return True
 
 
 def vector(x: Tensor, size: int) -> Tensor:

@@ -5,29 +5,29 @@ vLLM gives the prefix sums and wants the ids alone: a row's length is the differ
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xkv import launch
-from xkv.build import CAPACITY_MAX, CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from xkv.build import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 from xkv.integrations.vllm.launching import served
-from xkv.launcher import watched
+from xkv.launch_cache import Entries
+from xkv.launcher import launch_hooks_active
 
-_MOST = 4096
 _BLOCK_SIZES = {1 << n for n in range(11)}
 
 
-class _Plan(NamedTuple):
-    """A prepared launch, and where in it what differs from call to call stands."""
-
-    prepared: launch.Prepared
-    at: tuple[int, ...]
-
-
-_plans: dict[tuple[Any, ...], _Plan] = {}
+_POINTERS = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr")
+_SIZES = ("src_stride", "src_rows", "src_tokens", "batch", "capacity")
+_entries = Entries()
 _every: dict[torch.device, Tensor] = {}  # 0, 1, 2, ...: rows of a block table are the batch's, in order
+
+
+def forget() -> None:
+    """Forgets every call."""
+    _entries.clear()
 
 
 def copy_page_indices(
@@ -63,43 +63,21 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
     device = served(out)
     if device is None or not 0 < batch <= MAX_BATCH or out.shape[0] > LENGTH_MAX:
         return False
-    key = (device, batch, block_size, out.dtype, table.dtype, table.shape, table.stride(), sums.dtype)
-    plan = None if watched() else _plans.get(key)
-    if plan is not None:
-        call, args = plan.prepared.copy()
-        source, upto, before, starts, ids, capacity = plan.at
-        args[source], args[ids], args[capacity] = table.data_ptr(), out.data_ptr(), out.shape[0]
-        args[before] = args[starts] = start = sums.data_ptr()
-        args[upto] = start + sums.element_size()
-        plan.prepared.launch(call)
-        return True
-    if not _fits(batch, out, table, stride, sums, block_size) or not _rows_there(table.device):
+    if not _fits(batch, out, table, stride, sums, block_size):
         return False
-    given = sums[:batch]
-    launch.run(_as_build(batch, View(out, kv_indptr=given), table, sums, block_size))
-    if device >= 0:
-        _remember(key, _as_build(batch, _AnyLength(out, kv_indptr=given), table, sums, block_size))
+    signature = device, block_size, out.dtype, table.dtype, sums.dtype
+    entry = _entries.get(signature)
+    if entry is not None and not launch_hooks_active():
+        start, tokens = sums.data_ptr(), table.size(1) * block_size
+        pointers = (table.data_ptr(), start + sums.element_size(), start, start, out.data_ptr())
+        sizes = (stride, table.size(0), tokens, batch, out.size(0))
+        if 0 not in pointers and entry.launch(pointers, sizes, batch, min(out.size(0), tokens + 1)):
+            return True
+    if not _rows_there(table.device):
+        return False
+    build = _as_build(batch, View(out, kv_indptr=sums[:batch]), table, sums, block_size)
+    _entries.made(signature, build, launch.run(build), _POINTERS, _SIZES)
     return True
-
-
-def _remember(key: Any, build: Build) -> None:
-    prepared = launch.prepare(build)
-    if not prepared.cheap:
-        return
-    if len(_plans) >= _MOST:
-        _plans.clear()
-    first, names = prepared.first, launch.positions()
-    patched = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr", "capacity")
-    at = tuple(first + names[name] for name in patched)
-    _plans[key] = _Plan(prepared, at)
-
-
-class _AnyLength(View):
-    """A view whose output is another length in each step: the launch is readied for the longest rows."""
-
-    def room(self, form: int) -> int:
-        """As many entries as there may be."""
-        return CAPACITY_MAX
 
 
 def _rows_there(device: torch.device) -> bool:

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from xkv import launch
-from xkv.launcher import LOADING, Call, record, watched
-
-_MOST = 4096  # grids remembered: an engine has a few batch sizes
+from xkv.launcher import LOADING, Call, launch_hooks_active, record
 
 
 class Launcher:
@@ -24,7 +22,6 @@ class Launcher:
         self._name = name
         self._kernel: Any = None
         self._calls: dict[tuple[Any, ...], Call] = {}  # by what is compiled
-        self._ready: dict[tuple[Any, ...], tuple[Any, list[Any], int, bool]] = {}  # and by the grid
 
     def __call__(
         self,
@@ -44,28 +41,24 @@ class Launcher:
             constexprs: its last ones.
         """
         kind = (device, constexprs, *[None if x is None else x.dtype for x in tensors])
-        ready = None if watched() else self._ready.get((grid, kind))
-        if ready is None:
-            call = None if watched() else self._calls.get(kind)
-            if call is None:
-                with LOADING:
-                    self._front_door(device, grid, (*tensors, *numbers, *constexprs))
-                    self._record(kind, device, (*tensors, *numbers, *constexprs))
-                return
-            if len(self._ready) >= _MOST:
-                self._ready.clear()
-            ready = self._ready[grid, kind] = call.raw, *call.before(grid), call.nested
+        call = None if launch_hooks_active() else self._calls.get(kind)
+        if call is None:
+            with LOADING:
+                self._front_door(device, grid, (*tensors, *numbers, *constexprs))
+                self._record(kind, device, (*tensors, *numbers, *constexprs))
+            return
         if torch._C._cuda_getDevice() != device:
             with torch.cuda.device(device):
                 self(device, grid, tensors, numbers, constexprs)
             return
-        raw, before, stream_at, nested = ready
         given = [None if x is None else x.data_ptr() for x in tensors]
         given += numbers
         given += constexprs
-        call_args = [*before, given] if nested else before + given
-        call_args[stream_at] = torch._C._cuda_getCurrentRawStream(device)
-        raw(*call_args)
+        args: list[Any] = [*call.args, given] if call.nested else [*call.args, *given]
+        x, y, z = call.grid_at
+        args[x], args[y], args[z] = grid
+        args[call.stream_at] = torch._C._cuda_getCurrentRawStream(device)
+        call.raw(*args)
 
     def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""

@@ -227,5 +227,5 @@ def launched(name: str, **arguments: Any) -> None:
 def forget() -> None:
     """Forgets what the plugins remember of calls."""
     for planned in (kernels.tables, kernels.streams, kernels.metadata):
-        planned._plans.clear()
-    indices._plans.clear()
+        planned.clear()
+    indices.forget()

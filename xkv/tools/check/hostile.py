@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import xkv
-from xkv import dispatch, plans, tuning
+from xkv import dispatch, op_calls, tuning
 from xkv.build import CSR
 from xkv.oracle import WRITTEN
 from xkv.tools.check import engines, naive, wild
@@ -83,12 +83,12 @@ def small_blocks() -> Iterator[None]:
     chosen = dispatch.tuning_row
     try:
         dispatch.tuning_row = lambda *_: row  # type: ignore[assignment]
-        plans.forget()  # a plan has the row that it was made with
+        op_calls.forget()  # a known call has the row that it was made with
         engines.forget()
         yield
     finally:
         dispatch.tuning_row = chosen
-        plans.forget()
+        op_calls.forget()
         engines.forget()
 
 

@@ -1,4 +1,4 @@
-"""Calls that differ in data alone are told by torch's own guards, or not where those are not as expected."""
+"""Guards: calls that differ in sizes and data alone, or in data alone, are told by torch's own guards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.likeness import like, unlike
+from xkv.guards import make_guard, refuse
 
 
 def tensors(device: str) -> list[torch.Tensor]:
@@ -20,8 +20,8 @@ def tensors(device: str) -> list[torch.Tensor]:
 
 
 def test_others_of_the_same_kinds(device: str) -> None:
-    same = like(tensors(device))
-    assert same is not unlike, "this torch has none of the guards that calls are told by"
+    same = make_guard(tensors(device))
+    assert same is not refuse, "this torch has none of the guards that calls are told by"
     others = tensors(device)
     assert same(*others)
     others[1] += 7
@@ -35,9 +35,8 @@ class Own(torch.Tensor):
 
 OTHERS = {
     "a dtype": lambda x: x.to(torch.int64 if x.dtype == torch.int32 else torch.int32),
-    "a size": lambda x: torch.cat([x, x]),
     "a rank": lambda x: x[None],
-    "strides": lambda x: x.new_zeros((*x.shape, 2))[..., 0],
+    "an inner stride": lambda x: x.new_zeros((*x.shape, 2))[..., 0],
     "a device": lambda x: x.to("meta"),
     "a type": lambda x: x.as_subclass(Own),
     "a list": lambda x: x.tolist(),
@@ -48,26 +47,43 @@ OTHERS = {
 
 @pytest.mark.parametrize("n", range(3))
 @pytest.mark.parametrize("other", OTHERS)
-def test_anything_else_is_unlike(other: str, n: int, device: str) -> None:
+def test_anything_else_is_refused(other: str, n: int, device: str) -> None:
     given: list[Any] = tensors(device)
-    same = like(given)
+    same = make_guard(given)
     given[n] = OTHERS[other](given[n])
     assert not same(*given)
 
 
-def test_fewer_or_more_are_unlike(device: str) -> None:
+def test_fewer_or_more_are_refused(device: str) -> None:
     given = tensors(device)
     for others in (given[:2], [*given, given[0]], []):
         try:
-            told = like(given)(*others)
+            told = make_guard(given)(*others)
         except (RuntimeError, TypeError):
             told = False
         assert not told
 
 
+SIZES = {
+    "a size": lambda x: torch.cat([x, x]),
+    "a row stride": lambda x: x.new_zeros(x.shape[0], *[n + 3 for n in x.shape[1:]])[..., : x.shape[-1]],
+}
+
+
+@pytest.mark.parametrize("n", range(3))
+@pytest.mark.parametrize("other", SIZES)
+def test_sizes_are_checked_where_asked(other: str, n: int, device: str) -> None:
+    given: list[Any] = tensors(device)
+    loose, exact = make_guard(given), make_guard(given, sizes=True)
+    assert exact(*given)
+    given[n] = SIZES[other](given[n])
+    assert loose(*given)
+    assert exact(*given) == (other == "a row stride" and n > 0)  # vectors have none
+
+
 def test_what_changed_in_place_is_seen(device: str) -> None:
     given = tensors(device)
-    same = like(given)
+    same = make_guard(given, sizes=True)
     given[1].resize_(4)
     assert not same(*given)
 
@@ -75,14 +91,14 @@ def test_what_changed_in_place_is_seen(device: str) -> None:
 def test_a_transform_is_seen(device: str) -> None:
     """Its tensors have no memory."""
     given = tensors(device)
-    same, seen = like(given), []
+    same, seen = make_guard(given), []
     torch.vmap(lambda x: seen.append(same(given[0], x, given[2])) or x)(given[1].expand(3, 5))
     assert seen == [False]
 
 
 def test_nothing_is_kept_alive(device: str) -> None:
     given = tensors(device)
-    kept, same = [weakref.ref(x) for x in given], like(given)
+    kept, same = [weakref.ref(x) for x in given], make_guard(given)
     given.clear()
     gc.collect()
     assert [x() for x in kept] == [None] * 3
@@ -104,7 +120,7 @@ def _refuses(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("guards", [{}, {"TensorGuards": _refuses}, {"TensorGuards": _Odd}, None])
-def test_with_another_torch_nothing_is_like_anything(guards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_another_torch_everything_is_refused(guards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module
 
     def found(name: str) -> Any:
@@ -115,5 +131,5 @@ def test_with_another_torch_nothing_is_like_anything(guards: Any, monkeypatch: p
         return SimpleNamespace(**guards)
 
     monkeypatch.setattr(importlib, "import_module", found)
-    assert like(tensors("cpu")) is unlike
-    assert not unlike()
+    assert make_guard(tensors("cpu")) is refuse
+    assert not refuse()

@@ -1,4 +1,4 @@
-"""What ops remember of a call: the same checks, the same pointers, and nothing kept alive.
+"""What ops remember of a call: the same checks, this call's pointers and sizes, and nothing kept alive.
 
 There is no GPU here: tensors say that they are on one, and the launch is recorded.
 """
@@ -6,62 +6,43 @@ There is no GPU here: tensors say that they are on one, and the launch is record
 from __future__ import annotations
 
 import gc
+import random
 import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from recorded import Recorded, arguments, on_gpu, value
 
 import xkv
-from xkv import launch, plans, reference
-from xkv.likeness import unlike
+from xkv import launch, launch_cache, op_calls, reference
+from xkv.guards import refuse
 
 
-class OnGPU(torch.Tensor):
-    """A CPU tensor that takes itself for a GPU's."""
+class Made(list[Recorded]):
+    """What the slow path compiled, for each call that took it; ``launched``: calls that took the fast one."""
 
-    def get_device(self) -> int:
-        return 0
-
-
-class Recorded:
-    """In the place of a `launch.Prepared`: keeps what it is asked to launch."""
-
-    cheap, first = True, 2
-
-    def __init__(self, build: Any) -> None:
-        args = [x if x is None or type(x) is int else x.data_ptr() for x in build.arguments()]
-        self.args = ["grid", "stream", *args]
+    def __init__(self) -> None:
+        super().__init__()
         self.launched: list[list[Any]] = []
-
-    def copy(self) -> tuple[list[Any], list[Any]]:
-        call = self.args.copy()
-        return call, call
-
-    def launch(self, call: list[Any]) -> None:
-        self.launched.append(call)
 
 
 @pytest.fixture(params=["guards", "no guards"])
-def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
-    """What the slow path prepared, one for each call that took it; also with a torch that has no guards."""
-    found: list[Recorded] = []
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Also with a torch that has no guards."""
+    found = Made()
     if request.param == "no guards":
-        monkeypatch.setattr(plans, "like", lambda _: unlike)
+        monkeypatch.setattr(op_calls, "make_guard", lambda *_, **__: refuse)
 
     def run(build: Any) -> Any:
         reference.run(build)
-        found.append(Recorded(build))
+        found.append(Recorded(build, found.launched))
         return found[-1]
 
     monkeypatch.setattr(launch, "run", run)
-    plans.forget()
+    op_calls.forget()
     return found
-
-
-def on_gpu(x: torch.Tensor) -> torch.Tensor:
-    return x.as_subclass(OnGPU) if x.layout is torch.strided else x
 
 
 def inputs(batch: int = 3, dtype: torch.dtype = torch.int64) -> tuple[torch.Tensor, ...]:
@@ -71,11 +52,7 @@ def inputs(batch: int = 3, dtype: torch.dtype = torch.int64) -> tuple[torch.Tens
     return source, rows, lens, on_gpu(torch.zeros(batch, 10, dtype=torch.int32))
 
 
-def value(call: list[Any], name: str) -> Any:
-    return call[2 + launch.positions()[name]]
-
-
-def test_the_second_call_is_launched_with_its_own_pointers(made: list[Recorded]) -> None:
+def test_the_second_call_is_launched_with_its_own_pointers(made: Made) -> None:
     source, rows, lens, out = inputs()
     calls = [[rows.clone(), lens.clone(), out.clone()] for _ in range(3)]  # each at a place of its own
     for again in calls:
@@ -90,21 +67,63 @@ def test_the_second_call_is_launched_with_its_own_pointers(made: list[Recorded])
     assert len(same) == 3  # all else is the first call's
 
 
-def test_a_call_like_the_last_is_not_looked_up(made: list[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of another kind is, and is then the last."""
-    looked, lookup = [], plans._slot
-    monkeypatch.setattr(plans, "_slot", lambda *key: looked.append(key) or lookup(*key))
-    for batch in (3, 3, 3, 2, 2, 3):
-        source, rows, lens, out = inputs(batch)
-        xkv.build_page_table(source, rows, lens, page_size=64, out=out)
-    guarded = (
-        plans.like(plans._tensors((source, rows, lens, *[None] * 6, out, None, None, None))) is not unlike
-    )
-    assert len(looked) == (3 if guarded else 6)
-    assert [len(each.launched) for each in made] == [3, 1]
+def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
+    """A call of any sizes and row strides."""
+    batch, width, stride = rng.randint(1, 40), rng.randint(64, 700), rng.randint(0, 9)
+    ints = lambda *shape: on_gpu(torch.zeros(*shape, dtype=torch.int32))  # noqa: E731
+    call = {
+        "req_to_token": on_gpu(torch.zeros(rng.randint(1, 9), width + stride, dtype=torch.int32)[:, :width]),
+        "req_pool_indices": on_gpu(torch.zeros(batch, dtype=torch.int64)),
+        "seq_lens": on_gpu(torch.zeros(batch, dtype=torch.int64)),
+        "seq_lens_delta": rng.randint(-3, 9),
+    }  # fmt: skip
+    if "kv_start" in options:
+        call["kv_start"], call["kv_start_offset"] = ints(batch), ints(batch + rng.randint(0, 2))
+    if "token_map" in options:
+        call["token_map"], call["page_map"] = ints(rng.randint(1, 99)), ints(rng.randint(1, 99))
+    more, room = rng.randint(0, 3), rng.randint(1, 50)
+    if op == "build_page_table":
+        out = ints(batch + more, room + stride)[:, :room]
+        if rng.random() < 0.3:
+            call["max_seq_len"] = rng.randint(0, room * 16)
+        return call | {"page_size": 16, "out": out}
+    if op == "build_kv_indices":
+        out = xkv.KVIndices(ints(batch + 1 + more), ints(room * batch), ints(batch + more))
+        return call | {"page_size": 16, "out": out}
+    return call | {"query_lens": ints(batch), "out": ints(room * batch)}
 
 
-def test_every_pointer_of_a_stream(made: list[Recorded]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"kv_start": 1}, {"token_map": 1}], ids=lambda o: "".join(o) or "plain"
+)
+@pytest.mark.parametrize("op", ["build_page_table", "build_kv_indices", "build_slot_mapping"])
+def test_a_call_of_other_sizes_is_a_call_like_it(
+    op: str, options: dict[str, Any], made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it launches is what it would launch if nothing were remembered: every argument, and the grid."""
+    if op == "build_slot_mapping":
+        options = {name: 1 for name in options if name != "kv_start"}
+    rng = random.Random(op)
+    fast = 0
+    for _ in range(60):
+        call = random_call(rng, op, **options)
+        count, known = len(made.launched), len(made)
+        getattr(xkv, op)(**call)
+        if len(made) > known:
+            continue  # the first that deals its work out in this way
+        assert len(made.launched) == count + 1
+        builds: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "run", builds.append)
+            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
+            getattr(xkv, op)(**call)
+        assert made.launched[-1] == arguments(builds[0])
+        fast += 1
+    assert fast > 40
+    assert len(made) <= 4
+
+
+def test_every_pointer_of_a_stream(made: Made) -> None:
     source, rows, lens, _ = inputs()
     ints = lambda n: on_gpu(torch.zeros(n, dtype=torch.int32))  # noqa: E731
     status = xkv.Status("cpu")
@@ -126,7 +145,7 @@ def test_every_pointer_of_a_stream(made: list[Recorded]) -> None:
     assert {name: value(call, name) for name in given} == {n: x.data_ptr() for n, x in given.items()}
 
 
-def test_slots(made: list[Recorded]) -> None:
+def test_slots(made: Made) -> None:
     source, rows, lens, _ = inputs()
     for _ in range(2):
         query, out = on_gpu(torch.ones(3, dtype=torch.int32)), on_gpu(torch.zeros(3, dtype=torch.int64))
@@ -137,18 +156,23 @@ def test_slots(made: list[Recorded]) -> None:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "dtype of rows": {"rows": torch.arange(3, dtype=torch.int32)},
-    "another batch": {"rows": torch.arange(2), "lens": torch.full((2,), 640)},
-    "wider": {"out": torch.zeros(3, 11, dtype=torch.int32)},
-    "out's stride": {"out": torch.zeros(3, 20, dtype=torch.int32)[:, :10]},
     "out's dtype": {"out": torch.zeros(3, 10, dtype=torch.int64)},
-    "the source's width": {"source": torch.zeros(4, 704, dtype=torch.int32)},
     "page size": {"page_size": 128},
-    "a delta": {"seq_lens_delta": -1},
     "a delta for each": {"seq_lens_delta": torch.zeros(3, dtype=torch.int32)},
     "a start": {"kv_start": torch.zeros(3, dtype=torch.int32)},
     "a fill": {"tail_fill": 0},
     "missing id": {"missing_id": 0},
     "map page size": {"map_page_size": 16},
+}
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "another batch": {"rows": torch.arange(2), "lens": torch.full((2,), 640)},
+    "wider": {"out": torch.zeros(3, 11, dtype=torch.int32)},
+    "out's stride": {"out": torch.zeros(3, 20, dtype=torch.int32)[:, :10]},
+    "the source's width": {"source": torch.zeros(4, 704, dtype=torch.int32)},
+    "a delta": {"seq_lens_delta": -1},
+    "a bound": {"max_seq_len": 77},
 }
 
 
@@ -159,8 +183,16 @@ def call_with(changed: dict[str, Any]) -> None:
     xkv.build_page_table(given.pop("source"), given.pop("rows"), given.pop("lens"), **given)
 
 
+@pytest.mark.parametrize("change", SAME)
+def test_a_call_of_other_sizes_is_known(change: str, made: Made) -> None:
+    call_with({})
+    call_with(SAME[change])
+    call_with({})
+    assert (len(made), len(made.launched)) == (1, 2)
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_call_of_another_kind_is_looked_at(change: str, made: list[Recorded]) -> None:
+def test_a_call_of_another_kind_is_looked_at(change: str, made: Made) -> None:
     call_with({})
     call_with(CHANGES[change])
     assert len(made) == 2
@@ -189,7 +221,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("page_size", [1, 64])
 def test_what_is_wrong_is_said_also_once_a_call_like_it_is_known(
-    wrong: str, page_size: int, made: list[Recorded]
+    wrong: str, page_size: int, made: Made
 ) -> None:
     wide = {"out": torch.zeros(3, 640, dtype=torch.int32)} if page_size == 1 else {}
     call_with({"page_size": page_size, **wide})
@@ -199,7 +231,7 @@ def test_what_is_wrong_is_said_also_once_a_call_like_it_is_known(
     assert not made[0].launched
 
 
-def test_overlap_is_looked_for_in_every_call(made: list[Recorded]) -> None:
+def test_overlap_is_looked_for_in_every_call(made: Made) -> None:
     source, rows, lens, out = inputs()
     buffer = on_gpu(torch.zeros(40, dtype=torch.int32))
     xkv.build_page_table(source, rows, lens, page_size=64, out=out)
@@ -213,7 +245,7 @@ def test_overlap_is_looked_for_in_every_call(made: list[Recorded]) -> None:
     assert len(made[0].launched) == 1
 
 
-def test_outputs_may_not_overlap_one_another(made: list[Recorded]) -> None:
+def test_outputs_may_not_overlap_one_another(made: Made) -> None:
     source, rows, lens, _ = inputs()
     ints = lambda n: on_gpu(torch.zeros(n, dtype=torch.int32))  # noqa: E731
     xkv.build_kv_indices(source, rows, lens, page_size=64, out=xkv.KVIndices(ints(4), ints(30), ints(3)))
@@ -223,15 +255,15 @@ def test_outputs_may_not_overlap_one_another(made: list[Recorded]) -> None:
         xkv.build_kv_indices(source, rows, lens, page_size=64, out=out)
 
 
-def test_a_watched_launch_takes_the_front_door(made: list[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_hooks_see_every_launch(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     call_with({})
-    monkeypatch.setattr(plans, "watched", lambda: True)
+    monkeypatch.setattr(op_calls, "launch_hooks_active", lambda: True)
     call_with({})
     assert len(made) == 2
     assert not any(each.launched for each in made)
 
 
-def test_no_tensor_is_kept_alive(made: list[Recorded]) -> None:
+def test_no_tensor_is_kept_alive(made: Made) -> None:
     source, rows, lens, out = inputs()
     kept = [weakref.ref(x) for x in (source, rows, lens, out)]
     xkv.build_page_table(source, rows, lens, page_size=64, out=out)
@@ -242,7 +274,7 @@ def test_no_tensor_is_kept_alive(made: list[Recorded]) -> None:
     assert [ref() for ref in kept] == [None] * 4
 
 
-def test_what_allocates_is_not_planned(made: list[Recorded]) -> None:
+def test_what_allocates_is_not_planned(made: Made) -> None:
     source, rows, lens, _ = inputs()
     for _ in range(2):
         xkv.build_page_table(source, rows, lens, page_size=64, max_seq_len=640)
@@ -250,16 +282,29 @@ def test_what_allocates_is_not_planned(made: list[Recorded]) -> None:
     assert not any(each.launched for each in made)
 
 
-def test_a_cpu_call_leaves_nothing_behind() -> None:
-    plans.forget()
+def test_a_cpu_call_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    op_calls.forget()
+    signatures, lookup = [], op_calls.lookup
+    monkeypatch.setattr(
+        op_calls, "lookup", lambda *given: signatures.append(lookup(*given)) or signatures[-1]
+    )
     source, rows, lens, out = (x.as_subclass(torch.Tensor) for x in inputs())
     for _ in range(2):
         xkv.build_page_table(source, rows, lens, page_size=64, out=out)
-    assert plans._slot.cache_info().currsize == 0
+    assert all(len(signature._entries) == 0 for signature in signatures)
 
 
-def test_what_is_kept_is_bounded() -> None:
-    assert plans._slot.cache_info().maxsize == plans._MOST <= 1 << 14
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_cache.memory, "inputs_on_host", lambda _: False)
+    assert op_calls._signature.cache_info().maxsize == op_calls._MOST <= 1 << 14
+    entries = launch_cache.Entries()
+    build = SimpleNamespace(kind="near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1))
+    recorded = SimpleNamespace(
+        fast_path=True, schedule=SimpleNamespace(balance=False, wide=False), row=None, first=0
+    )
+    for n in range(3 * launch_cache.MOST_ENTRIES):
+        assert entries.made(n, build, recorded, (), ()) is not None
+        assert len(entries) <= launch_cache.MOST_ENTRIES
 
 
 def freed(x: torch.Tensor) -> torch.Tensor:
@@ -269,7 +314,7 @@ def freed(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def test_no_memory_is_seen_also_once_a_call_like_it_is_known(made: list[Recorded]) -> None:
+def test_no_memory_is_seen_also_once_a_call_like_it_is_known(made: Made) -> None:
     given = list(inputs())
     for _ in range(2):
         xkv.build_page_table(*given[:3], page_size=64, out=given[3])
@@ -293,11 +338,50 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
     ((_, step),) = builder._steps.items()
     launched: list[Any] = []
     step._at, builder._on_cpu = tuple(range(8)), False
-    step._prepared = SimpleNamespace(args=[0] * 8, call=None, launch=launched.append)
-    for name, value in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():
-        bad = {"req_pool_indices": rows, "seq_lens": lens, **options, name: freed(value)}
+    compiled = SimpleNamespace(launch=launched.append)
+    step._entry = SimpleNamespace(prepared=lambda *_: (None, [0] * 8, compiled))
+    for name, x in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():
+        bad = {"req_pool_indices": rows, "seq_lens": lens, **options, name: freed(x)}
         with pytest.raises(TypeError, match=f"{name} must have memory of its own"):
             builder.build(**bad)
     assert not launched
     builder.build(rows, lens, **options)
     assert len(launched) == 1
+
+
+@pytest.mark.parametrize("name", ["flashmla", "flash_attention", "flashinfer_mla", "triton"])
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_step_of_another_batch_is_a_step_like_it(
+    name: str, window: int | None, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a builder launches is what it would if it remembered nothing: every argument, and the grid."""
+    rng, ints = random.Random(name), lambda *shape: on_gpu(torch.zeros(*shape, dtype=torch.int32))
+    source = torch.zeros(9, 640, dtype=torch.int32)
+    builder = xkv.MetadataBuilder(name, source, max_batch_size=64, max_context_len=640, sliding_window=window)
+    builder._on_cpu = False
+    fast = 0
+    for _ in range(120):
+        batch = rng.randint(1, 64)
+        inputs: dict[str, Any] = {"req_pool_indices": ints(batch), "seq_lens": ints(batch)}
+        inputs["seq_lens_delta"] = rng.choice([0, rng.randint(0, 9), ints(batch)])
+        inputs["query_lens"] = rng.choice([1, rng.randint(1, 9), ints(batch)])
+        if isinstance(inputs["query_lens"], torch.Tensor):
+            inputs["query_lens_sign"] = rng.choice([-1, 0, 1])
+        if rng.random() < 0.3:
+            inputs["kv_start"] = ints(batch)
+        if rng.random() < 0.3:
+            inputs["max_tokens"] = rng.randint(1, 1000)
+        count, known = len(made.launched), len(made)
+        builder.build(**inputs)
+        if len(made) > known:
+            continue
+        assert len(made.launched) == count + 1
+        builds: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "run", builds.append)
+            patch.setattr(builder, "_steps", {})
+            patch.setattr(builder, "_recent", None)
+            builder.build(**inputs)
+        assert made.launched[-1] == arguments(builds[0])
+        fast += 1
+    assert fast > 60

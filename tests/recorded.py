@@ -1,0 +1,60 @@
+"""Launches that are recorded, for tests of the host's code without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xkv import launch
+from xkv.platforms import platform
+from xkv.schedule import schedule
+
+
+class OnGPU(torch.Tensor):
+    """A CPU tensor that takes itself for a GPU's."""
+
+    def get_device(self) -> int:
+        return 0
+
+
+def on_gpu(x: torch.Tensor) -> torch.Tensor:
+    return x.as_subclass(OnGPU) if x.layout is torch.strided else x
+
+
+class Recorded:
+    """In the place of a `launch.CompiledLaunch`: keeps what it is asked to launch.
+
+    A call is the grid's three sizes, and the kernel's arguments with pointers as integers.
+    """
+
+    fast_path, first, grid_at = True, 3, (0, 1, 2)
+
+    def __init__(self, build: Any, launched: list[list[Any]] | None = None) -> None:
+        where = platform(build.req_to_token.device)
+        self.row = launch.tuned(build, where)
+        self.schedule = schedule(build, self.row, where)
+        self.call = self.args = arguments(build)
+        self.launched: list[list[Any]] = []
+        self._all = [] if launched is None else launched
+
+    def copy(self) -> tuple[list[Any], list[Any]]:
+        call = self.args.copy()
+        return call, call
+
+    def launch(self, call: list[Any]) -> None:
+        self.launched.append(call.copy())
+        self._all.append(self.launched[-1])
+
+
+def arguments(build: Any) -> list[Any]:
+    """The call of a build that nothing is remembered of."""
+    where = platform(build.req_to_token.device)
+    plan = schedule(build, launch.tuned(build, where), where)
+    values = [x if x is None or type(x) is int else x.data_ptr() for x in build.arguments()]
+    return [*plan.grid, *values, plan.direct]
+
+
+def value(call: list[Any], name: str) -> Any:
+    """What a call gives the kernel by that name."""
+    return call[Recorded.first + launch.positions()[name]]

@@ -1,0 +1,158 @@
+"""The launch cache: what a call needs that is like an earlier one in all but sizes, row strides and data.
+
+A `CacheEntry` holds, for one signature (dtypes, devices, which arguments are given, options), the kernels
+that were compiled for it and where in a launch's arguments its pointers and sizes go. The grid is computed
+from the sizes at hand, so that a call with sizes that were never seen costs what a repeated one costs. The
+ops, the builder and the engines' plugins all launch through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from xkv import dispatch, launch, memory
+from xkv.build import INT32_MAX, Build
+from xkv.platforms import platform
+from xkv.schedule import deal
+
+_MOST = 4096  # grids that an entry remembers: a tuple and a few ints each
+MOST_ENTRIES = 256  # that one place keeps; an engine has a few dtypes of a few calls
+
+
+class CacheEntry:
+    """All launches of one signature. It keeps no tensor alive.
+
+    Args:
+        build: a build of this signature.
+        pointers: the kernel's names of the tensors that `launch` is given.
+        sizes: and of the integers.
+    """
+
+    __slots__ = (
+        "_at",
+        "_compiled",
+        "_dealt",
+        "_host_inputs",
+        "_kind",
+        "_names",
+        "_prepared",
+        "_sums",
+        "_views",
+        "_where",
+    )
+
+    def __init__(self, build: Build, pointers: Iterable[str], sizes: Iterable[str]) -> None:
+        self._kind, self._sums, self._views = build.kind, build.writes_sums, len(build.views)
+        self._where = platform(build.req_to_token.device)
+        self._host_inputs = memory.inputs_on_host(build)
+        self._names = (*pointers, *sizes, "direct")
+        self._at: list[int] = []
+        self._compiled: dict[Any, launch.CompiledLaunch] = {}
+        self._dealt: dict[tuple[int, int], Any] = {}
+        self._prepared: dict[int, tuple[list[Any], list[Any], launch.CompiledLaunch]] = {}
+
+    def add(self, compiled: launch.CompiledLaunch) -> None:
+        """Keeps what a build of this signature was launched with."""
+        if compiled.fast_path:
+            plan = compiled.schedule
+            self._compiled[compiled.row, plan.balance, plan.wide] = compiled
+            self._at = [compiled.first + launch.positions()[name] for name in self._names]
+
+    def find(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
+        """Returns grid, direct tiles and kernel for these sizes; None where it is not compiled yet."""
+        key = batch, row_items
+        found = self._dealt.get(key)
+        if found is None:
+            row = dispatch.tuning_row(self._where, self._kind, batch)
+            plan = deal(batch, row_items, self._sums, self._views, row, self._where, self._host_inputs)
+            compiled = self._compiled.get((row, plan.balance, plan.wide))
+            if compiled is None:
+                return None
+            if len(self._dealt) >= _MOST:
+                self._dealt.clear()
+            found = self._dealt[key] = plan.grid, plan.direct, compiled
+        return found
+
+    def launch(self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int) -> bool:
+        """Launches, if the kernel for these sizes is there; else returns False.
+
+        Args:
+            pointers: addresses, in the order of the names that the entry was made with.
+            sizes: integers, likewise.
+            batch: requests.
+            row_items: upper bound of the entries in one row.
+        """
+        found = self._dealt.get((batch, row_items)) or self.find(batch, row_items)
+        if found is None:
+            return False
+        grid, direct, compiled = found
+        call, args = compiled.copy()
+        for at, value in zip(self._at, (*pointers, *sizes, direct)):  # noqa: B905 (strict costs time)
+            args[at] = value
+        x, y, z = compiled.grid_at
+        call[x], call[y], call[z] = grid
+        compiled.launch(call)
+        return True
+
+    def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
+        """Returns a call of this batch, its arguments, and what launches it; the same ones every time.
+
+        For one thread at a time, which puts its inputs among the arguments. None where nothing is compiled
+            yet.
+        """
+        found = self._prepared.get(batch)
+        if found is None:
+            sizes = self.find(batch, row_items)
+            if sizes is None:
+                return None
+            grid, direct, compiled = sizes
+            call, args = compiled.copy()
+            for at, value in zip(self._at, (batch, direct), strict=True):
+                args[at] = value
+            for at, size in zip(compiled.grid_at, grid, strict=True):
+                call[at] = size
+            if len(self._prepared) >= _MOST:
+                self._prepared.clear()
+            found = self._prepared[batch] = call, args, compiled
+        return found
+
+
+class Entries:
+    """The entries of one place that launches, by signature; bounded."""
+
+    __slots__ = ("_by_signature",)
+
+    def __init__(self) -> None:
+        self._by_signature: dict[Any, CacheEntry] = {}
+
+    def get(self, signature: Any) -> CacheEntry | None:
+        """Returns the entry of a signature, if there is one."""
+        return self._by_signature.get(signature)
+
+    def made(
+        self, signature: Any, build: Build, compiled: launch.CompiledLaunch | None,
+        pointers: Iterable[str], sizes: Iterable[str],
+    ) -> CacheEntry | None:  # fmt: skip
+        """Keeps what a build of this signature was launched with; returns its entry, or None on a CPU."""
+        if compiled is None or not compiled.fast_path:
+            return None
+        entry = self._by_signature.get(signature)
+        if entry is None:
+            if len(self._by_signature) >= MOST_ENTRIES:
+                self._by_signature.clear()
+            entry = self._by_signature[signature] = CacheEntry(build, pointers, sizes)
+        entry.add(compiled)
+        return entry
+
+    def __len__(self) -> int:
+        return len(self._by_signature)
+
+    def clear(self) -> None:
+        """Forgets every entry."""
+        self._by_signature.clear()
+
+
+def fits_int32(*sizes: int | None) -> bool:
+    """Whether all of them do: a larger one may be of another type to the compiled kernel."""
+    return all(x is None or x <= INT32_MAX for x in sizes)

@@ -1,0 +1,46 @@
+"""Where a tensor's memory lies: engines keep some inputs in pinned host memory, which a GPU reads over PCIe.
+
+Such a tensor (vLLM's UVA tensors) says that it is on the GPU. A word of it costs a program a microsecond or
+two, and each program that reads it pays: launches with such inputs have few programs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from torch import Tensor
+
+from xkv.build import Build
+
+_MEMORY_TYPE, _HOST = 2, 1  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_MEMORYTYPE_HOST; HIP has the same numbers
+
+
+def inputs_on_host(build: Build) -> bool:
+    """Whether any of what a build reads of each request lies in host memory."""
+    vectors = ( build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows,
+        build.query_lens, *(view.kv_start for view in build.views),
+    )  # fmt: skip
+    return any(on_host(x) for x in vectors if x is not None)
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether a GPU's tensor lies in host memory."""
+    if not x.is_cuda or not x.numel():
+        return False
+    ask = _driver()
+    if ask is None:
+        return False
+    found = ctypes.c_uint(0)
+    status: int = ask(ctypes.byref(found), _MEMORY_TYPE, ctypes.c_uint64(x.data_ptr()))
+    return status == 0 and found.value == _HOST
+
+
+@functools.cache
+def _driver() -> Any:
+    """The driver's `cuPointerGetAttribute`; None on ROCm, where nobody has tried its twin."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuPointerGetAttribute
+    except (AttributeError, OSError):
+        return None

@@ -1,0 +1,226 @@
+"""The stateless ops in the launch cache: one signature for calls that differ in sizes and data alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from xkv import launch
+from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
+from xkv.guards import make_guard, refuse
+from xkv.launch_cache import CacheEntry, Entries, fits_int32
+from xkv.launcher import launch_hooks_active
+
+# The tensors of a call, by the kernel's names for them; what is read or written of each row first.
+POINTERS = (
+    "src_ptr", "rows_ptr", "lens_ptr", "out_ptr", "indptr_ptr", "last_ptr",
+    "delta_ptr", "query_ptr", "start_ptr", "offset_ptr", "token_map_ptr", "page_map_ptr", "status_ptr",
+)  # fmt: skip
+_OUT, _INDPTR, _OPTIONAL, _OFFSET, _TOKEN_MAP, _PAGE_MAP = 3, 4, 6, 9, 10, 11
+_OUTPUTS = (3, 4, 5, _OFFSET)
+_SIZES = ("delta", "batch", "src_stride", "src_rows", "src_tokens", "out_stride", "capacity")
+_MOST = 1024  # signatures: an engine has a few
+
+
+class Signature:
+    """Calls of one op with the same options and the same arguments given.
+
+    Args:
+        given: whether each of `POINTERS` is.
+        form, page_size, source_page_size, filled: as in `Build`; filled: whether there is a ``tail_fill``.
+    """
+
+    __slots__ = (
+        "_count", "_entries", "_entry", "_guard", "_item_sizes", "_last", "_names", "_pairs", "_same",
+        "_sizes", "filled", "form", "given", "page_size", "source_page_size",
+    )  # fmt: skip
+
+    def __init__(
+        self, given: Sequence[bool], form: int, page_size: int, source_page_size: int, filled: bool
+    ) -> None:
+        self.form, self.page_size, self.source_page_size = form, page_size, source_page_size
+        self.filled = filled
+        self.given = [n for n, there in enumerate(given) if there]
+        # the first so many, and no others; 0: any
+        self._count = len(self.given) if self.given == [*range(len(self.given))] else 0
+        outputs = [k for k, n in enumerate(self.given) if n in _OUTPUTS]
+        # each output, and what it has to be apart from that comes before it or is an input
+        self._pairs = [
+            (k, [n for n in range(len(self.given)) if n < k or (n > k and n not in outputs)]) for k in outputs
+        ]
+        self._names = [POINTERS[n] for n in self.given]
+        maps = [name for name, n in (("token_map_len", _TOKEN_MAP), ("page_map_len", _PAGE_MAP)) if given[n]]
+        self._sizes = (*_SIZES, *maps)
+        self._entries = Entries()
+        # of the last call
+        self._guard: Callable[..., bool] = refuse
+        self._entry: CacheEntry | None = None
+        self._item_sizes: list[int] = []
+        # of calls of the same sizes, which engines make again and again: what they were measured as
+        self._same: Callable[..., bool] = refuse
+        self._last: tuple[list[int], list[int], int] | None = None
+
+    def launch(self, inputs: tuple[Any, ...], delta: int, bound: int | None) -> bool:
+        """Launches a call like an earlier one; False where it is none, or must be looked at again.
+
+        Args:
+            inputs: a tensor or None for each of `POINTERS`.
+            delta: tokens added to every length.
+            bound: tokens of the longest row (tables) or of all of them; None: no bound.
+        """
+        tensors = inputs[: self._count] if self._count else [inputs[n] for n in self.given]
+        try:
+            same = self._same(*tensors)  # also of the same sizes
+            if not (same or self._guard(*tensors) or self._looked_up(tensors)) or launch_hooks_active():
+                return False
+            pointers = [x.data_ptr() for x in tensors]
+        except (AttributeError, RuntimeError, TypeError):
+            return False  # no tensor, or one without memory: the checks to come will name it
+        if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:
+            return False
+        found = self._last if same and bound is None else self._measure(inputs, tensors, bound)
+        if found is None:
+            return False
+        sizes, lengths, row_items = found
+        for k, others in self._pairs:  # no output may overlap anything else
+            low = pointers[k]
+            high = low + lengths[k]
+            for n in others:
+                begin = pointers[n]
+                if begin < high and low < begin + lengths[n]:
+                    return False
+        sizes[0] = delta
+        if found is not self._last and bound is None:
+            if self._last is not None and sizes == self._last[0]:  # the second time: likely more to come
+                self._same = make_guard(tensors, sizes=True)
+            else:
+                self._same = refuse
+            self._last = found
+        return self._entry is not None and self._entry.launch(pointers, sizes, sizes[1], row_items)
+
+    def _measure(
+        self, inputs: tuple[Any, ...], tensors: Sequence[Tensor], bound: int | None
+    ) -> tuple[list[int], list[int], int] | None:
+        """The sizes that the kernel is given, all tensors' lengths in bytes, and the entries in one row.
+
+        None where they do not fit one another: the checks to come will say how.
+        """
+        # .shape and .stride() cost half of what .size(n) and .stride(n) do
+        source, rows, lens, out = tensors[:4]
+        (batch,), (entries,), item_sizes = lens.shape, rows.shape, self._item_sizes
+        (source_rows, width), stride = source.shape, source.stride()[0]
+        tokens = width * self.source_page_size
+        if entries != batch or not 0 < batch <= MAX_BATCH or tokens > ROW_MAX or source_rows > INT32_MAX:
+            return None
+        longest = tokens
+        if self.form == TABLE:
+            (have, room), out_stride = out.shape, out.stride()[0]
+            if have < batch or room > INT32_MAX or (have > 1 and out_stride < room):
+                return None
+            end = ((have - 1) * out_stride + room) * item_sizes[3]
+            if bound is not None:
+                if type(bound) is not int or not 0 <= bound <= min(room * self.page_size, ROW_MAX):
+                    return None
+                longest = min(tokens, bound)
+        else:
+            (room,), out_stride = out.shape, 0
+            if room > INT32_MAX:
+                return None
+            end = room * item_sizes[3]
+            if bound is not None and not (type(bound) is int and 0 <= bound <= room * self.page_size):
+                return None
+        capacity = min(room, CAPACITY_MAX)
+        row_items = capacity
+        if not self.filled and self.form != SLOTS:
+            row_items = min(capacity, tokens // self.page_size + 1)
+        sizes = [0, batch, stride, source_rows, longest, out_stride, capacity]
+        source_end = ((source_rows - 1) * stride + width) * item_sizes[0]
+        lengths = [source_end, batch * item_sizes[1], batch * item_sizes[2], end]
+        if len(tensors) > 4 and not self._more(inputs, batch, sizes, lengths):
+            return None
+        return sizes, lengths, row_items
+
+    def _more(self, inputs: tuple[Any, ...], batch: int, sizes: list[int], lengths: list[int]) -> bool:
+        """Whether the arguments beside the first four fit; adds their sizes, and their lengths in bytes."""
+        for k, n in enumerate(self.given[4:], 4):
+            (size,) = inputs[n].shape
+            lengths.append(size * self._item_sizes[k])
+            if n in _OUTPUTS:
+                if size < batch + (n == _INDPTR):
+                    return False
+            elif n in (_TOKEN_MAP, _PAGE_MAP):
+                sizes.append(size)
+            elif size != (batch if n < _OFFSET else 1):
+                return False
+        return fits_int32(*sizes[len(_SIZES) :])
+
+    def _looked_up(self, tensors: Sequence[Tensor]) -> bool:
+        """Looks the entry up by what Python says of the tensors, where the guard refuses them."""
+        entry = self._entries.get(_key(tensors))
+        if entry is None or any(x.size(-1) > 1 and x.stride(-1) != 1 for x in tensors):
+            return False
+        self._remember(tensors, entry)
+        return True
+
+    def run(self, build: Build, inputs: tuple[Any, ...]) -> None:
+        """Launches a build that was checked, and keeps what it was launched with."""
+        if is_dynamo_compiling():
+            from xkv import registered
+
+            registered.run(build)
+            return
+        compiled = launch.run(build)
+        if compiled is None or self is UNCACHED:
+            return
+        tensors = [inputs[n] for n in self.given]
+        entry = self._entries.made(_key(tensors), build, compiled, self._names, self._sizes)
+        if entry is not None:
+            self._remember(tensors, entry)
+
+    def _remember(self, tensors: Sequence[Tensor], entry: CacheEntry) -> None:
+        self._entry, self._guard, self._same = entry, make_guard(tensors), refuse
+        self._item_sizes = [x.element_size() for x in tensors]
+
+
+def _key(tensors: Sequence[Tensor]) -> Any:
+    """What decides which kernel is compiled and where it runs, and a tensor's rank."""
+    return tuple([(x.dtype, x.dim(), x.get_device(), type(x)) for x in tensors])
+
+
+UNCACHED = Signature([False] * len(POINTERS), TABLE, 1, 1, False)
+
+
+def lookup(inputs: tuple[Any, ...], plain: bool, form: int, *options: Any) -> Signature:
+    """Returns the signature of a call, by its options and the arguments that are given.
+
+    Args:
+        inputs: a tensor or None for each of `POINTERS`.
+        plain: whether there are only those that the form cannot do without.
+        form: TABLE, CSR or SLOTS.
+        *options: page size, source page size and tail_fill first, then all else that the launch depends on.
+
+    Returns:
+        `UNCACHED` for calls that allocate, that are traced, or whose options are of a wrong type.
+    """
+    if inputs[_OUT] is None or is_dynamo_compiling():
+        return UNCACHED
+    try:
+        return _signature(plain or tuple([x is not None for x in inputs]), form, *options)
+    except TypeError:
+        return UNCACHED  # an option that cannot be hashed: the checks to come will name it
+
+
+@functools.lru_cache(maxsize=_MOST, typed=True)
+def _signature(given: Any, form: int, page_size: int, unit: int, fill: Any, *_: Any) -> Signature:
+    if given is True:
+        given = [n < (_INDPTR if form == TABLE else _OPTIONAL) for n in range(len(POINTERS))]
+    return Signature(given, form, page_size, unit, fill is not None)
+
+
+def forget() -> None:
+    """Forgets every signature, so that the next call of each is checked and compiled anew."""
+    _signature.cache_clear()

@@ -1,0 +1,35 @@
+"""Compiling and loading, before serving, what calls of an op can need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xkv import launch, op_calls, ops
+
+_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
+
+
+def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
+    """Compiles and loads all that calls like this one can need, without making it.
+
+    After it no call of that op compiles or loads that has the same page sizes and the same arguments
+    given, whatever their batch, widths, strides, lengths, and int dtypes of ``[batch]`` arguments. It takes
+    a second or so a kernel where Triton has none in its cache on disk, and does nothing on a CPU. An
+    op's own ``Raises`` hold; syncs as that op does.
+
+    Args:
+        op: `xkv.build_page_table`, `xkv.build_kv_indices` or `xkv.build_slot_mapping`.
+        *args: the op's.
+        **options: the op's. Nothing is written to ``out``.
+
+    Returns:
+        How many kernels were not there before.
+    """
+    if not any(op is getattr(ops, name) for name in _OPS):
+        got = getattr(op, "__name__", type(op).__name__)
+        raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
+    op_calls.forget()  # a call that is known would be made
+    with launch.compile_only() as builds:
+        op(*args, **options)
+    return sum(launch.warm(build, None) for build in builds)
