@@ -55,6 +55,16 @@ def download(wheels: list[str], folder: Path) -> None:
     subprocess.run([*command, "-d", str(folder), *wheels], check=True)
 
 
+def stand_in(site: Path, module: str, names: list[str]) -> None:
+    """A module of which an engine imports names and, here, uses none."""
+    at = site
+    for name in module.split("."):
+        at = at / name
+        at.mkdir(exist_ok=True)
+        (at / "__init__.py").touch()
+    (at / "__init__.py").write_text("".join(f"{name} = None\n" for name in names))
+
+
 def fill(part: dict[str, Any], common: list[str], site: Path, work: Path) -> None:
     """Lays a part's files out as they will be on the node."""
     wheels = [*part["wheels"], *(common if part.get("common", True) else [])]
@@ -70,6 +80,9 @@ def fill(part: dict[str, Any], common: list[str], site: Path, work: Path) -> Non
     for pattern in part.get("unused", []):
         for path in site.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for entry in part.get("standins", []):
+        module, names = entry.split(":")
+        stand_in(site, module, names.split(","))
     no_ptx = {path for pattern in part.get("no_ptx", []) for path in site.glob(pattern)}
     arch = int(os.environ.get("XKV_SERVE_ARCH", "90"))
     for library in site.rglob("*.so*"):
