@@ -54,7 +54,7 @@ class Sglang:
 
     def __init__(self, name: str, models: Path, way: str, folder: Path) -> None:
         os.environ.update(environment())
-        os.environ.update(XKV_SERVE_FOLDER=str(folder), XKV_SERVE_WAY=way)
+        os.environ.update(XKV_SERVE_FOLDER=str(folder), XKV_SERVE_WAY=way, XKV_SERVE_CASE=name)
         self._folder, self._asked = folder, 0
         start = time.perf_counter()
         import sglang

@@ -16,6 +16,7 @@ from typing import Any
 
 from serve import hooks
 from serve.book import Book, device_times
+from serve.flashinfer_ops import without_fa3
 
 # SGLang imports all plugins before it calls the first, so that this hears what xkv's says.
 _SAID: list[str] = []
@@ -36,6 +37,8 @@ def load() -> None:
     """What SGLang's plugin loader calls; nothing without XKV_SERVE_FOLDER."""
     folder = os.environ.get("XKV_SERVE_FOLDER")
     if folder:
+        if os.environ["XKV_SERVE_CASE"].startswith("flashinfer"):
+            without_fa3()
         Inside(Path(folder), os.environ["XKV_SERVE_WAY"]).install()
 
 

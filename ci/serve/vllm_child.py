@@ -11,6 +11,7 @@ from typing import Any
 from serve import hooks
 from serve.book import Book, device_times
 from serve.cases import VLLM, Case
+from serve.flashinfer_ops import without_fa3
 from serve.models import CONTEXT
 from serve.workload import REQUESTS
 
@@ -40,7 +41,7 @@ class Vllm:
         if way == "on":
             hooks.on_vllm(self._book, self._attach)
         if name.startswith("flashinfer"):
-            _without_fa3()
+            without_fa3()
         start = time.perf_counter()
         from vllm import LLM
 
@@ -178,10 +179,3 @@ def _heard(logger: str) -> list[str]:
     logging.getLogger(logger).addHandler(Keep())
     logging.getLogger(logger).setLevel(logging.INFO)
     return said
-
-
-def _without_fa3() -> None:
-    """FlashInfer's FA2 kernels also on Hopper: compiling its FA3 ones takes 22 GB each. Indices are alike."""
-    import flashinfer.utils
-
-    flashinfer.utils.is_sm90a_supported = lambda *args, **kwargs: False
