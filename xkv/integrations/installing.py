@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import xkv
 from xkv import switches
@@ -62,9 +63,15 @@ def _version(package: str) -> str:
         return "of an unknown version"  # a source tree on the path; it is only for the log
 
 
+# what was replaced in this process, and the modules or classes that have it; for whoever watches the plugin
+DONE: list[tuple[Replacement, Any]] = []
+
+
 def _replace(row: Replacement, module: str, log: logging.Logger) -> None:
     """Replaces one function of a module that was imported just now; what its file held is checked again."""
     host = host_of(module, row.name)
     why = "it is not defined here" if host is None else row.replace(host)
-    if why is not None:
+    if why is None:
+        DONE.append((row, host))
+    else:
         logs.say(log, logging.WARNING, f"xkv leaves {module}.{row.name} alone: {why}")

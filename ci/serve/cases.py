@@ -1,0 +1,73 @@
+"""What is run: each case is an engine, a model, a backend, and the kernels that must go through xkv."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+GATHER, SLOTS = "_gather_block_tables_kernel", "_compute_slot_mappings_kernel"
+SLOTS_V1, PAGES = "ComputeSlotMappingKernel.kernel", "_copy_page_indices_kernel"
+STREAM, TABLE = "create_flashinfer_kv_indices_triton", "create_flashmla_kv_indices_triton"
+
+
+class Case(NamedTuple):
+    """One engine as it is started.
+
+    Attributes:
+        model: in `serve.models`.
+        kernels: the engine's own, which xkv must have served.
+        options: the engine's arguments beside those that every case has.
+        runner: vLLM's model runner, 1 or 2.
+        draft: the model that guesses, in `serve.models`.
+        needs: a module that has to be there; without it the case is skipped.
+    """
+
+    model: str
+    kernels: tuple[str, ...]
+    options: dict[str, Any]
+    runner: int = 2
+    draft: str = ""
+    needs: str = ""
+
+
+_FLASHINFER = {"backend": "FLASHINFER", "use_trtllm_attention": False}
+_MLA_DECODE = {"prefill_attention_backend": "triton", "page_size": 64}
+_EAGLE: dict[str, Any] = {
+    "speculative_algorithm": "EAGLE", "speculative_num_steps": 3, "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 4,
+}  # fmt: skip
+
+VLLM = {
+    "gqa": Case("llama", (GATHER, SLOTS), {"block_size": 16}),
+    "mla": Case("deepseek", (GATHER, SLOTS), {"block_size": 64}),
+    "window": Case("gemma3", (GATHER, SLOTS), {"block_size": 16}),
+    "gqa_v1": Case("llama", (SLOTS_V1,), {"block_size": 16}, runner=1),
+    "flashmla": Case(
+        "deepseek", (GATHER, SLOTS), {"block_size": 64, "attention_config": {"backend": "FLASHMLA"}}
+    ),
+    "flashinfer": Case(
+        "llama", (GATHER, SLOTS, PAGES), {"block_size": 16, "attention_config": _FLASHINFER},
+        needs="flashinfer",
+    ),
+    "flashinfer_v1": Case(
+        "llama", (SLOTS_V1, PAGES), {"block_size": 16, "attention_config": _FLASHINFER}, runner=1,
+        needs="flashinfer",
+    ),
+    "eagle": Case(
+        "llama", (GATHER, SLOTS),
+        {"block_size": 16, "speculative_config": {"method": "eagle", "num_speculative_tokens": 3}},
+        draft="eagle_vllm",
+    ),
+}  # fmt: skip
+
+SGLANG = {
+    "gqa": Case("llama", (STREAM,), {"attention_backend": "triton"}),
+    "mla": Case("deepseek", (STREAM,), {"attention_backend": "triton"}),
+    "flashmla": Case("deepseek", (TABLE,), {"decode_attention_backend": "flashmla", **_MLA_DECODE}),
+    "eagle": Case("llama", (STREAM,), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
+    "flashinfer": Case("llama", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
+    "flashinfer_mla": Case("deepseek", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
+    # FA3 builds its page table with torch: nothing of it is replaced, and nothing may change
+    "fa3": Case("llama", (), {"attention_backend": "fa3"}, needs="sgl_kernel.flash_ops"),
+}
+
+ENGINES = {"vllm": VLLM, "sglang": SGLANG}

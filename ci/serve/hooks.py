@@ -1,0 +1,128 @@
+"""Switching xkv's replacements on and off inside an engine: all that is known here of xkv.integrations.
+
+A replaced kernel is an object whose class says what ``kernel[grid](...)`` launches; a mode is one such
+class. A replaced method is xkv's or the engine's own. The modes:
+
+    on      as xkv leaves it
+    off     the engine's own kernel, with nothing of xkv's in between
+    on+     as on; calls are counted and timed
+    off+    as off; timed
+    spoilt  as on+; then the first entry of what was written is set to 0: a comparison must see that
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from serve.book import Book
+
+MODES = ("on", "off", "on+", "off+", "spoilt")
+_WRITTEN = ("slot_mappings_ptr", "slot_mapping_ptr", "page_indices", "kv_indices_ptr", "page_table_ptr")
+
+
+class Switch:
+    """One replaced kernel, or one replaced method.
+
+    Args:
+        name: what it is called in `serve.cases`.
+        profiled: the name of the engine's kernel in a profile; "": it is no kernel.
+        modes: what is done to launch in a mode.
+    """
+
+    def __init__(self, name: str, profiled: str, modes: dict[str, Callable[[], None]]) -> None:
+        self.name, self.profiled, self._modes = name, profiled, modes
+
+    def set(self, mode: str) -> None:
+        """Launches in this mode from now on."""
+        self._modes[mode]()
+
+
+def follow(book: Book, attach: Callable[[Switch], None]) -> None:
+    """Has ``attach`` called with all that the plugin has replaced in this process, and will replace."""
+    from xkv.integrations import installing as plugin
+
+    installing: Any = plugin
+    for row, host in installing.DONE:
+        attach(_switch(book, row, host))
+    replace, known = installing._replace, installing.DONE
+
+    def replaced(*args: Any) -> None:
+        before = len(known)
+        replace(*args)
+        for row, host in known[before:]:
+            attach(_switch(book, row, host))
+
+    installing._replace = replaced
+
+
+def _switch(book: Book, row: Any, host: Any) -> Switch:
+    from xkv.integrations import replacing
+
+    attribute = row.name.rsplit(".", 1)[-1]
+    if isinstance(row, replacing.Kernel):
+        return _kernel(book, row.name, getattr(host, attribute))
+    return _method(book, row.name, host, attribute)
+
+
+def _kernel(book: Book, name: str, kernel: Any) -> Switch:
+    """Each mode is a class of the kernel's object; off is the engine's own, with nothing in between."""
+    from xkv.integrations import replacing
+
+    names, on, launch = _names(kernel.fn), type(kernel), type(kernel).xkv_launch
+    replacing.restore(kernel)
+    off = type(kernel)
+    classes = {"on": on, "off": off, "off+": _timed(off, book, name, names)}
+    for mode in ("on+", "spoilt"):
+        replacing.swap(kernel, _counted(book, name, names, launch, mode == "spoilt"))
+        classes[mode] = _timed(type(kernel), book, name, names)
+        replacing.restore(kernel)
+
+    def become(mode: str) -> None:
+        kernel.__class__ = classes[mode]
+
+    become("on")
+    return Switch(name, kernel.fn.__name__, {mode: functools.partial(become, mode) for mode in MODES})
+
+
+def _method(book: Book, name: str, host: Any, attribute: str) -> Switch:
+    """A method or function: xkv's, or the engine's own; its host time is the book's to take."""
+    ours = vars(host)[attribute]
+    own = ours.xkv_original
+
+    def become(mode: str) -> None:
+        setattr(host, attribute, own if mode.startswith("off") else ours)
+
+    return Switch(name, "", {mode: functools.partial(become, mode) for mode in MODES})
+
+
+def _counted(book: Book, name: str, names: tuple[str, ...], launch: Any, spoil: bool = False) -> Any:
+    """A launch of xkv's whose answer is counted: whether it served the call or handed it back."""
+
+    def counted(grid: Any, *args: Any, **kwargs: Any) -> bool:
+        done: bool = launch(grid, *args, **kwargs)
+        book.count(name, "served" if done else "handed back")
+        if spoil and done:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            for written in _WRITTEN:
+                if given.get(written) is not None and given[written].numel():
+                    given[written][..., 0] = 0
+        return done
+
+    return counted
+
+
+def _timed(base: type, book: Book, name: str, names: tuple[str, ...]) -> type:
+    """A class like ``base`` whose launches are timed."""
+    inner: Any = base
+
+    def getitem(self: Any, grid: Any) -> Any:
+        return book.timed(name, names, inner.__getitem__(self, grid))
+
+    return type(f"Timed{base.__name__}", (base,), {"__getitem__": getitem})
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)

@@ -1,0 +1,127 @@
+"""Packs an engine for a GPU node that reaches no package index: one small archive a part.
+
+    PYTHONPATH=ci python -m serve.pack FOLDER [PART...]
+
+A part is a table of pyproject.toml (tool.xkv.serve): published wheels without their dependencies, for
+Python 3.12; without what no case needs, and without code for other GPUs than XKV_SERVE_ARCH (90).
+``unpack.py`` is its other half.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from serve.fatbin import blank
+
+ROOT = Path(__file__).resolve().parents[2]
+GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # pip takes each version of the platform by its name alone
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        from pip._vendor import tomli as tomllib
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found: dict[str, Any] = tomllib.load(file)
+    return found
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """The parts by name."""
+    found: dict[str, dict[str, Any]] = project()["tool"]["xkv"]["serve"]
+    return found
+
+
+def download(wheels: list[str], folder: Path) -> None:
+    """Fetches wheels for the node's Python, none of what they depend on."""
+    platforms = [f"manylinux_2_{n}_x86_64" for n in GLIBC] + [
+        "manylinux2014_x86_64",
+        "manylinux1_x86_64",
+        "any",
+    ]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
+    command += [x for abi in ("cp312", "abi3", "none") for x in ("--abi", abi)]
+    command += [x for platform in platforms for x in ("--platform", platform)]
+    subprocess.run([*command, "-d", str(folder), *wheels], check=True)
+
+
+def stand_in(site: Path, module: str, names: list[str]) -> None:
+    """A module of which an engine imports names and, here, uses none."""
+    at = site
+    for name in module.split("."):
+        at = at / name
+        at.mkdir(exist_ok=True)
+        (at / "__init__.py").touch()
+    (at / "__init__.py").write_text("".join(f"{name} = None\n" for name in names))
+
+
+def fill(part: dict[str, Any], common: list[str], site: Path, work: Path) -> None:
+    """Lays a part's files out as they will be on the node."""
+    wheels = [*part["wheels"], *(common if part.get("common", True) else [])]
+    download(wheels, work / "wheels")
+    for wheel in sorted((work / "wheels").glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    only = part.get("only")
+    if only:
+        keep = {path for pattern in only for path in site.glob(pattern)}
+        for path in [p for p in site.rglob("*") if p.is_file() and p not in keep]:
+            path.unlink()
+    for pattern in part.get("unused", []):
+        for path in site.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for entry in part.get("standins", []):
+        module, names = entry.split(":")
+        stand_in(site, module, names.split(","))
+    no_ptx = {path for pattern in part.get("no_ptx", []) for path in site.glob(pattern)}
+    arch = int(os.environ.get("XKV_SERVE_ARCH", "90"))
+    for library in site.rglob("*.so*"):
+        if library.stat().st_size > 1 << 20:
+            blank(library, arch, keep_ptx=library not in no_ptx)
+
+
+def pack(name: str, part: dict[str, Any], common: list[str], folder: Path) -> Path:
+    """Makes one part's archive."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        work = Path(scratch)
+        site = work / "site"
+        site.mkdir()
+        fill(part, common, site, work)
+        out, unfinished = folder / f"{name}.tar.xz", work / "part"
+        with unfinished.open("wb") as file:
+            tar = subprocess.Popen(["tar", "-C", str(site), "-cf", "-", "."], stdout=subprocess.PIPE)
+            subprocess.run(["xz", "-8", "-T0"], stdin=tar.stdout, stdout=file, check=True)
+            if tar.wait():
+                raise RuntimeError(f"tar failed on {name}")
+        unfinished.replace(out)
+    return out
+
+
+def main(arguments: list[str]) -> int:
+    """Packs the parts named, or all."""
+    known = parts()
+    common = known.pop("common")["wheels"]
+    unknown = set(arguments[1:]) - set(known)
+    if not arguments or unknown:
+        print(f"usage: pack.py FOLDER [PART...]; parts: {' '.join(known)}", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0]).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in arguments[1:] or known:
+        out = pack(name, known[name], common, folder)
+        print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
