@@ -20,7 +20,6 @@ VENDORS: dict[str, Any] = {"cuda": cuda, "hip": rocm}  # by the name of Triton's
 _log = logging.getLogger("xkv")
 
 
-@functools.cache
 def tuning_row(where: Platform, kind: Kind, batch: int) -> Tuning:
     """Returns the first row that serves the batch: exact arch, then family, then vendor default.
 
@@ -32,10 +31,15 @@ def tuning_row(where: Platform, kind: Kind, batch: int) -> Tuning:
     Raises:
         LookupError: a table without such a row; every table of xkv has them all.
     """
-    for row in rows_of(where)[1]:
-        if row.kind == kind and (row.max_batch is None or batch <= row.max_batch):
+    for row in _rows_of_kind(where, kind):
+        if row.max_batch is None or batch <= row.max_batch:
             return row
     raise LookupError(f"no tuning row for {kind} at batch {batch} on {where}")
+
+
+@functools.cache
+def _rows_of_kind(where: Platform, kind: Kind) -> tuple[Tuning, ...]:
+    return tuple(row for row in rows_of(where)[1] if row.kind == kind)
 
 
 @functools.cache

@@ -56,8 +56,9 @@ class CacheEntry:
         """Keeps what a build of this signature was launched with."""
         if compiled.fast_path:
             plan = compiled.schedule
-            self._compiled[compiled.row, plan.balance, plan.wide] = compiled
             self._at = [compiled.first + launch.positions()[name] for name in self._names]
+            # last, as a call may be interrupted
+            self._compiled[compiled.row, plan.balance, plan.wide] = compiled
 
     def find(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
         """Returns grid, direct tiles and kernel for these sizes; None where it is not compiled yet."""
@@ -141,8 +142,9 @@ class Entries:
         if entry is None:
             if len(self._by_signature) >= MOST_ENTRIES:
                 self._by_signature.clear()
-            entry = self._by_signature[signature] = CacheEntry(build, pointers, sizes)
+            entry = CacheEntry(build, pointers, sizes)
         entry.add(compiled)
+        self._by_signature[signature] = entry  # last: a call may be interrupted
         return entry
 
     def __len__(self) -> int:

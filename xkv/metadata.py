@@ -15,7 +15,7 @@ from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.platforms import platform
 from xkv.status import Status
-from xkv.step import Step, StepInputs
+from xkv.step import Inputs, Step
 
 _MOST_KEPT = 1024  # batches whose metadata a builder keeps
 
@@ -176,9 +176,9 @@ class MetadataBuilder:
                 and step.launch(req_pool_indices, seq_lens, batch, seq_lens_delta, query_lens)
             ):  # fmt: skip
                 return self._made.get((batch, False, False)) or self._metadata(batch, False, False, None)
-        inputs = StepInputs(
+        inputs: Inputs = (
             req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
-        )
+        )  # fmt: skip
         step = self._step_of(inputs, plain)
         (batch,), (rows,) = seq_lens.shape, req_pool_indices.shape
         if (
@@ -198,16 +198,16 @@ class MetadataBuilder:
             self._check(inputs)
         return self._metadata(batch, kv_start is not None, window_kv_start is not None, most)
 
-    def _step_of(self, inputs: StepInputs, plain: bool) -> Step:
+    def _step_of(self, inputs: Inputs, plain: bool) -> Step:
         """The step of this kind; checked and made where there is none yet."""
         try:
-            key = (inputs.query_lens_sign, *[_signature(x) for x in inputs])
+            key = (inputs[4], *[_signature(x) for x in inputs])
         except (AttributeError, RuntimeError):  # no tensor, or one without strides, which this names
             key = None
         step = None if key is None else self._steps.get(key)
         if step is None:
             inputs = self._check(inputs)
-            key = (inputs.query_lens_sign, *[_signature(x) for x in inputs])
+            key = (inputs[4], *[_signature(x) for x in inputs])
             step = self._steps.setdefault(key, self._step(inputs))
         if plain:
             self._recent = step
@@ -234,42 +234,43 @@ class MetadataBuilder:
                 self._made[key] = found
         return found
 
-    def _check(self, inputs: StepInputs) -> StepInputs:
+    def _check(self, inputs: Inputs) -> Inputs:
         """Raises what is wrong with a step's arguments; returns them with ints of Python's own type."""
-        source, lens = self.req_to_token, inputs.seq_lens
+        source = self.req_to_token
+        rows, lens, delta, query, sign, start, window_start = inputs
         checks.tensor("seq_lens", lens, 1, source)
         batch = lens.shape[0]
         if batch > self.max_batch_size:
             raise ValueError(
                 f"seq_lens must have at most max_batch_size={self.max_batch_size} entries, got {batch}"
             )
-        sign = checks.integer("query_lens_sign", inputs.query_lens_sign, -1, 1)
-        for name in ("req_pool_indices", "kv_start", "window_kv_start"):
-            value = getattr(inputs, name)
-            if value is not None or name == "req_pool_indices":
+        sign = checks.integer("query_lens_sign", sign, -1, 1)
+        checks.per_row("req_pool_indices", rows, source, batch)
+        for name, value in (("kv_start", start), ("window_kv_start", window_start)):
+            if value is not None:
                 checks.per_row(name, value, source, batch)
-        if inputs.window_kv_start is not None and len(self._views) == 1:
+        if window_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        delta = checks.integers("seq_lens_delta", inputs.seq_lens_delta, source, batch, -ROW_MAX, ROW_MAX)
-        query = checks.integers("query_lens", inputs.query_lens, source, batch, 0, INT32_MAX // (batch + 1))
+        delta = checks.integers("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
+        query = checks.integers("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
         if sign and not isinstance(query, Tensor):
             raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
-        return inputs._replace(query_lens_sign=sign, seq_lens_delta=delta, query_lens=query)
+        return rows, lens, delta, query, sign, start, window_start
 
-    def _step(self, inputs: StepInputs) -> Step:
+    def _step(self, inputs: Inputs) -> Step:
         """Describes the launches of steps of this kind."""
         spec = self.spec
         views = []
-        for view, start in zip(self._views, (inputs.kv_start, inputs.window_kv_start), strict=False):
+        for view, start in zip(self._views, inputs[5:], strict=False):
             starts = start is not None or view.window is not None
             views.append(view if starts else replace(view, kv_start_offset=None))
         build = Build(
-            self.req_to_token, inputs.req_pool_indices, inputs.seq_lens, self._form,
+            self.req_to_token, inputs[0], inputs[1], self._form,
             self.page_size, self.source_page_size, self.page_size,
             tuple(replace(view) for view in views),
             max_seq_len=self.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
             starts_are_aligned=not spec.skips_tokens,
-            query_sign=inputs.query_lens_sign, min_seq_len=spec.min_seq_len,
+            query_sign=inputs[4], min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
             tail_fill=spec.fill_id if spec.tail_tokens else None,
             tail_tile=spec.tail_tile(self.page_size), status=self.status.word,
@@ -298,7 +299,7 @@ class MetadataBuilder:
         for delta, query, start, window_start in itertools.product(
             deltas, queries, starts, starts if len(self._views) == 2 else (None,)
         ):
-            inputs = StepInputs(one, one, delta, query, 0, start, window_start)
+            inputs: Inputs = (one, one, delta, query, 0, start, window_start)
             made += launch.warm(self._step(inputs).fill(inputs), self.max_batch_size)
         return made
 

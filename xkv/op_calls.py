@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -26,6 +26,31 @@ _SIZES = ("delta", "batch", "src_stride", "src_rows", "src_tokens", "out_stride"
 _MOST = 1024  # signatures: an engine has a few
 
 
+# the sizes that the kernel is given, but for the delta; all tensors' lengths in bytes; the entries in one row
+_Measured = tuple[list[int], list[int], int]
+
+
+class _Known(NamedTuple):
+    """What is known of the last call of a signature.
+
+    Attributes:
+        guard: of its tensors.
+        entry: its launches.
+        item_sizes: bytes of an element of each tensor.
+        same: a guard of their sizes too: engines make calls of the same sizes again and again.
+        last: what they were measured as.
+    """
+
+    guard: Callable[..., bool]
+    entry: CacheEntry | None
+    item_sizes: list[int]
+    same: Callable[..., bool]
+    last: _Measured | None
+
+
+_NOTHING = _Known(refuse, None, [], refuse, None)
+
+
 class Signature:
     """Calls of one op with the same options and the same arguments given.
 
@@ -35,8 +60,9 @@ class Signature:
     """
 
     __slots__ = (
-        "_count", "_entries", "_entry", "_guard", "_item_sizes", "_last", "_names", "_pairs", "_same",
-        "_sizes", "filled", "form", "given", "page_size", "source_page_size",
+        "_count", "_entries", "_known", "_names", "_pairs", "_sizes", "_sizes_before", "filled", "form", "given",
+        "page_size",
+        "source_page_size",
     )  # fmt: skip
 
     def __init__(
@@ -56,13 +82,8 @@ class Signature:
         maps = [name for name, n in (("token_map_len", _TOKEN_MAP), ("page_map_len", _PAGE_MAP)) if given[n]]
         self._sizes = (*_SIZES, *maps)
         self._entries = Entries()
-        # of the last call
-        self._guard: Callable[..., bool] = refuse
-        self._entry: CacheEntry | None = None
-        self._item_sizes: list[int] = []
-        # of calls of the same sizes, which engines make again and again: what they were measured as
-        self._same: Callable[..., bool] = refuse
-        self._last: tuple[list[int], list[int], int] | None = None
+        self._known = _NOTHING
+        self._sizes_before: list[int] = []  # of the last call that was measured
 
     def launch(self, inputs: tuple[Any, ...], delta: int, bound: int | None) -> bool:
         """Launches a call like an earlier one; False where it is none, or must be looked at again.
@@ -73,19 +94,22 @@ class Signature:
             bound: tokens of the longest row (tables) or of all of them; None: no bound.
         """
         tensors = inputs[: self._count] if self._count else [inputs[n] for n in self.given]
+        known = self._known  # read once: other threads may put another in its place
         try:
-            same = self._same(*tensors)  # also of the same sizes
-            if not (same or self._guard(*tensors) or self._looked_up(tensors)) or launch_hooks_active():
+            same = known.same(*tensors)  # also of the same sizes
+            if not same and not known.guard(*tensors):
+                known = self._looked_up(tensors)
+            if known.entry is None or launch_hooks_active():
                 return False
             pointers = [x.data_ptr() for x in tensors]
         except (AttributeError, RuntimeError, TypeError):
             return False  # no tensor, or one without memory: the checks to come will name it
         if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:
             return False
-        found = self._last if same and bound is None else self._measure(inputs, tensors, bound)
-        if found is None:
+        measured = known.last if same and bound is None else self._measure(inputs, tensors, known, bound)
+        if measured is None:
             return False
-        sizes, lengths, row_items = found
+        sizes, lengths, row_items = measured
         for k, others in self._pairs:  # no output may overlap anything else
             low = pointers[k]
             high = low + lengths[k]
@@ -93,25 +117,22 @@ class Signature:
                 begin = pointers[n]
                 if begin < high and low < begin + lengths[n]:
                     return False
-        sizes[0] = delta
-        if found is not self._last and bound is None:
-            if self._last is not None and sizes == self._last[0]:  # the second time: likely more to come
-                self._same = make_guard(tensors, sizes=True)
-            else:
-                self._same = refuse
-            self._last = found
-        return self._entry is not None and self._entry.launch(pointers, sizes, sizes[1], row_items)
+        if not same and bound is None:
+            if sizes == self._sizes_before:  # the second time: likely more to come
+                self._known = known._replace(same=make_guard(tensors, sizes=True), last=measured)
+            self._sizes_before = sizes
+        return known.entry.launch(pointers, (delta, *sizes), sizes[0], row_items)
 
     def _measure(
-        self, inputs: tuple[Any, ...], tensors: Sequence[Tensor], bound: int | None
-    ) -> tuple[list[int], list[int], int] | None:
+        self, inputs: tuple[Any, ...], tensors: Sequence[Tensor], known: _Known, bound: int | None
+    ) -> _Measured | None:
         """The sizes that the kernel is given, all tensors' lengths in bytes, and the entries in one row.
 
         None where they do not fit one another: the checks to come will say how.
         """
         # .shape and .stride() cost half of what .size(n) and .stride(n) do
         source, rows, lens, out = tensors[:4]
-        (batch,), (entries,), item_sizes = lens.shape, rows.shape, self._item_sizes
+        (batch,), (entries,), item_sizes = lens.shape, rows.shape, known.item_sizes
         (source_rows, width), stride = source.shape, source.stride()[0]
         tokens = width * self.source_page_size
         if entries != batch or not 0 < batch <= MAX_BATCH or tokens > ROW_MAX or source_rows > INT32_MAX:
@@ -137,18 +158,20 @@ class Signature:
         row_items = capacity
         if not self.filled and self.form != SLOTS:
             row_items = min(capacity, tokens // self.page_size + 1)
-        sizes = [0, batch, stride, source_rows, longest, out_stride, capacity]
+        sizes = [batch, stride, source_rows, longest, out_stride, capacity]
         source_end = ((source_rows - 1) * stride + width) * item_sizes[0]
         lengths = [source_end, batch * item_sizes[1], batch * item_sizes[2], end]
-        if len(tensors) > 4 and not self._more(inputs, batch, sizes, lengths):
+        if len(tensors) > 4 and not self._more(inputs, batch, known, sizes, lengths):
             return None
         return sizes, lengths, row_items
 
-    def _more(self, inputs: tuple[Any, ...], batch: int, sizes: list[int], lengths: list[int]) -> bool:
+    def _more(
+        self, inputs: tuple[Any, ...], batch: int, known: _Known, sizes: list[int], lengths: list[int]
+    ) -> bool:
         """Whether the arguments beside the first four fit; adds their sizes, and their lengths in bytes."""
         for k, n in enumerate(self.given[4:], 4):
             (size,) = inputs[n].shape
-            lengths.append(size * self._item_sizes[k])
+            lengths.append(size * known.item_sizes[k])
             if n in _OUTPUTS:
                 if size < batch + (n == _INDPTR):
                     return False
@@ -156,15 +179,14 @@ class Signature:
                 sizes.append(size)
             elif size != (batch if n < _OFFSET else 1):
                 return False
-        return fits_int32(*sizes[len(_SIZES) :])
+        return fits_int32(*sizes[len(_SIZES) - 1 :])
 
-    def _looked_up(self, tensors: Sequence[Tensor]) -> bool:
+    def _looked_up(self, tensors: Sequence[Tensor]) -> _Known:
         """Looks the entry up by what Python says of the tensors, where the guard refuses them."""
         entry = self._entries.get(_key(tensors))
         if entry is None or any(x.size(-1) > 1 and x.stride(-1) != 1 for x in tensors):
-            return False
-        self._remember(tensors, entry)
-        return True
+            return _NOTHING
+        return self._remember(tensors, entry)
 
     def run(self, build: Build, inputs: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps what it was launched with."""
@@ -181,9 +203,10 @@ class Signature:
         if entry is not None:
             self._remember(tensors, entry)
 
-    def _remember(self, tensors: Sequence[Tensor], entry: CacheEntry) -> None:
-        self._entry, self._guard, self._same = entry, make_guard(tensors), refuse
-        self._item_sizes = [x.element_size() for x in tensors]
+    def _remember(self, tensors: Sequence[Tensor], entry: CacheEntry) -> _Known:
+        item_sizes = [x.element_size() for x in tensors]
+        self._known = known = _Known(make_guard(tensors), entry, item_sizes, refuse, None)
+        return known
 
 
 def _key(tensors: Sequence[Tensor]) -> Any:

@@ -43,6 +43,9 @@ class Platform:
     compute_units: int
     device_arch: str = ""
 
+    def __hash__(self) -> int:  # a dataclass's own hashes every field, in every launch
+        return hash(self.arch)
+
     @property
     def overlap(self) -> bool:
         """Whether a kernel's launch may overlap the end of the kernel before it (Hopper and later)."""

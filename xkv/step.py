@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -13,17 +13,10 @@ from xkv.launch_cache import CacheEntry
 from xkv.launcher import launch_hooks_active
 from xkv.status import Status
 
-
-class StepInputs(NamedTuple):
-    """What `MetadataBuilder.build` takes; there it is described."""
-
-    req_pool_indices: Tensor
-    seq_lens: Tensor
-    seq_lens_delta: int | Tensor = 0
-    query_lens: int | Tensor = 1
-    query_lens_sign: int = 0
-    kv_start: Tensor | None = None
-    window_kv_start: Tensor | None = None
+# What `MetadataBuilder.build` takes, where it is described: req_pool_indices, seq_lens, seq_lens_delta,
+# query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: a NamedTuple that is made in a
+# compiled function ends its graph with an error (torch 2.11).
+Inputs = tuple[Tensor, Tensor, int | Tensor, int | Tensor, int, Tensor | None, Tensor | None]
 
 
 class Step:
@@ -38,15 +31,15 @@ class Step:
         guard: whether rows and lengths are of the same dtypes, strides and device as those of the last run.
     """
 
-    def __init__(self, build: Build, inputs: StepInputs, check: Status | None) -> None:
+    def __init__(self, build: Build, inputs: Inputs, check: Status | None) -> None:
         self.guard = refuse
         self._build, self._check = build, check
         self._entry: CacheEntry | None = None
         self._at: tuple[int, ...] = ()  # where in a call's arguments the inputs go
         self._row_items = build.row_items
         self._capacity = build.views[0].room(CSR) if build.form == CSR else None
-        self._delta_is_int = not isinstance(inputs.seq_lens_delta, Tensor)
-        self._query_is_int = not isinstance(inputs.query_lens, Tensor)
+        self._delta_is_int = not isinstance(inputs[2], Tensor)
+        self._query_is_int = not isinstance(inputs[3], Tensor)
         self._sums_queries = build.views[0].cu_seqlens_q is not None
         # where the number of query tokens decides how far a window reaches, and the host knows it
         window = build.views[-1].window
@@ -71,7 +64,7 @@ class Step:
         compiled.launch(call)
         return True
 
-    def run(self, inputs: StepInputs, most: int | None) -> bool:
+    def run(self, inputs: Inputs, most: int | None) -> bool:
         """Launches with these inputs, checked before and of this step's kind.
 
         Args:
@@ -125,7 +118,7 @@ class Step:
         compiled.launch(call)
         return True
 
-    def _run(self, inputs: StepInputs, most: int | None) -> None:
+    def _run(self, inputs: Inputs, most: int | None) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launch hooks are active."""
         build = self.fill(inputs, most)
         if self._check is not None and not oracle.capturing(build.req_to_token):
@@ -133,28 +126,28 @@ class Step:
             return
         compiled = launch.run(build)
         if compiled is not None and compiled.fast_path and self._check is None:
-            if self._entry is None:
-                self._entry = CacheEntry(build, (), ("batch",))
-            self._entry.add(compiled)
+            entry = self._entry or CacheEntry(build, (), ("batch",))
+            entry.add(compiled)
             names = (
                 "rows_ptr", "lens_ptr", "delta" if self._delta_is_int else "delta_ptr",
                 "query_len" if self._query_is_int else "query_ptr", "start_ptr", "start2_ptr",
                 "window2", "capacity",
             )  # fmt: skip
             self._at = tuple(compiled.first + launch.positions()[name] for name in names)
+            self._entry = entry  # last but for the guard: a call may be interrupted
             self.guard = make_guard(inputs[:2])
 
-    def fill(self, inputs: StepInputs, most: int | None = None) -> Build:
+    def fill(self, inputs: Inputs, most: int | None = None) -> Build:
         """The build with these inputs."""
-        build, delta, query = self._build, inputs.seq_lens_delta, inputs.query_lens
-        build.req_pool_indices, build.seq_lens = inputs.req_pool_indices, inputs.seq_lens
+        build = self._build
+        build.req_pool_indices, build.seq_lens, delta, query, _, start, window_start = inputs
         build.seq_lens_delta, build.seq_lens_delta_rows = (
             (0, delta) if isinstance(delta, Tensor) else (delta, None)
         )
         build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
-        build.views[0].kv_start = inputs.kv_start
+        build.views[0].kv_start = start
         if build.form == CSR:
             build.views[0].max_entries = most
         if len(build.views) == 2:
-            build.views[1].kv_start = inputs.window_kv_start
+            build.views[1].kv_start = window_start
         return build

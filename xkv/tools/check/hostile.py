@@ -82,7 +82,7 @@ def small_blocks() -> Iterator[None]:
     row = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 1, 16, False, "xkv check")
     chosen = dispatch.tuning_row
     try:
-        dispatch.tuning_row = lambda *_: row  # type: ignore[assignment]
+        dispatch.tuning_row = lambda *_: row
         op_calls.forget()  # a known call has the row that it was made with
         engines.forget()
         yield
