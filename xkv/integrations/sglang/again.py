@@ -23,7 +23,7 @@ class Again:
     """The launches of one kernel, each of one program."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Call, list[Any]] | None] = {}
+        self._known: dict[Any, tuple[Any, tuple[Call, list[Any]] | None]] = {}
 
     def __call__(
         self, kernel: Any, own: Callable[[], Any], tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]
@@ -50,9 +50,10 @@ class Again:
             compiled = own()
             if len(self._known) >= _MOST:
                 self._known.clear()
-            self._known[key] = _recorded(compiled, len(tensors) + len(values))
+            # the kernel is kept, so that its id stays its own
+            self._known[key] = kernel, _recorded(compiled, len(tensors) + len(values))
             return
-        found = self._known[key]
+        _, found = self._known[key]
         if found is None:
             own()
             return
