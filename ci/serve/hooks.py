@@ -88,12 +88,15 @@ def _kernel(book: Book, name: str, kernel: Any) -> Switch:
 
 
 def _method(book: Book, name: str, host: Any, attribute: str) -> Switch:
-    """A method or function: xkv's, or the engine's own; its host time is the book's to take."""
+    """A method or function: xkv's, or the engine's own; its host time is the book's to take.
+
+    Where launches are spoilt it is the engine's own, which launches the kernels that are.
+    """
     ours = vars(host)[attribute]
     own = ours.xkv_original
 
     def become(mode: str) -> None:
-        setattr(host, attribute, own if mode.startswith("off") else ours)
+        setattr(host, attribute, own if mode.startswith("off") or mode == "spoilt" else ours)
 
     return Switch(name, "", {mode: functools.partial(become, mode) for mode in MODES})
 

@@ -16,7 +16,7 @@ from xkv.integrations.sglang.kernels import metadata, tables
 
 def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """TRTLLM MLA, eager: a new page table, -1 past the live pages."""
-    given = _named(original, args, kwargs)
+    given = named(original, args, kwargs)
     self, batch, width = given["self"], given["batch_size"], given["max_blocks"]
     if _plain(original, self):
         source = self.req_to_token
@@ -29,7 +29,7 @@ def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: 
 
 def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """TRTLLM MLA in a graph, decode and verify: the page table and the int32 lengths."""
-    given = _named(original, args, kwargs)
+    given = named(original, args, kwargs)
     self, batch, mode = given["self"], given["bs"], given["forward_mode"]
     meta = self.decode_cuda_graph_metadata[batch]
     verify = mode.is_target_verify()
@@ -55,7 +55,7 @@ def page_per_block(original: Callable[..., int], *args: Any, **kwargs: Any) -> i
     return max(original(*args, **kwargs), 1)
 
 
-def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; versions differ in their order."""
     names = method.__code__.co_varnames
     return dict(zip(names, args, strict=False)) | kwargs  # the names of its locals follow

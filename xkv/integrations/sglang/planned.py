@@ -93,6 +93,15 @@ class Planned:
             return False
         return entry.launch(pointers, sizes.values, batch, sizes.row_items)
 
+    def warm(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> int:
+        """Compiles and loads all that calls like this can need, without making it.
+
+        Returns:
+            How many kernels were not there before.
+        """
+        build = self._make(*given, batch, *options) if _fit(given, batch) else None
+        return 0 if build is None else launch.warm(build, None)
+
     def clear(self) -> None:
         """Forgets every call."""
         self._entries.clear()

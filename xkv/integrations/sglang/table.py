@@ -40,6 +40,24 @@ METHODS = tuple(
     )
 )
 
+STEPS = tuple(
+    Function(
+        f"TritonAttnBackend.{name}", frozenset(codes.split()), f"{_HERE}.triton_steps:{name.lstrip('_')}"
+    )
+    for name, codes in (
+        ("_fill_kv_indptr_and_indices", "77459d992f3d 73d3e247d6ad 39871871ae78"),
+        (
+            "_update_decode_kv_buffers",
+            "56e5aea1be70 aa32e550d302 0a08f6160a3b 730c4f7741b4",
+        ),
+        ("get_num_kv_splits", "d16523999544 b7db0256ff32"),
+        (
+            "_apply_cuda_graph_metadata",
+            "d01d97b4ac04 5dc8cc407901 6be83fe91095 555e6bacfc6f d896cf753094 d3d7b6414179 21d349732934",
+        ),
+    )
+)
+
 FUNCTIONS = (
     # 4096 // page_size, by which grids are sized: 0 for larger pages, and a division by it
     Function(
@@ -47,7 +65,7 @@ FUNCTIONS = (
     ),
 )
 
-REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *FUNCTIONS)
+REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *STEPS, *FUNCTIONS)
 
 # where SGLang has had them so far
 FIRST = ("kernels", "srt/layers/attention", "srt/model_executor")

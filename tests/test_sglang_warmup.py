@@ -1,0 +1,166 @@
+"""What the plugin compiles as SGLang starts: all that its backends' calls come to; no start fails for it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from xkv import launch
+from xkv.build import Build
+from xkv.integrations import importing
+from xkv.integrations.sglang import kernels, triton_steps, warmup
+
+IDS = torch.arange(4 * 256, dtype=torch.int32).view(4, 256)
+ROWS, LENS = torch.tensor([1, 0]), torch.tensor([70, 3])
+INT32 = {"dtype": torch.int32}
+
+
+@pytest.fixture
+def warmed(monkeypatch: pytest.MonkeyPatch) -> list[Build]:
+    builds: list[Build] = []
+
+    def warm(build: Build, max_batch: int | None) -> int:
+        assert max_batch is None
+        builds.append(build)
+        return 1
+
+    monkeypatch.setattr(launch, "warm", warm)
+    return builds
+
+
+def backend(name: str, *bases: str, within: str = warmup._WITHIN, **fields: Any) -> Any:
+    kinds = tuple(type(base, (), {"__module__": f"{within}.it"}) for base in bases)
+    self = type(name, kinds, {"__module__": f"{within}.it"})()
+    vars(self).update({"req_to_token": IDS} | fields)
+    return self
+
+
+def signature(build: Build) -> Any:
+    """What a compiled kernel depends on."""
+    kinds = [launch._kind(x) for x in build.arguments()]
+    return (build.form, build.page_size, build.tail_fill is not None, build.sums_given, build.kind, *kinds)
+
+
+def calls(act: Callable[[], Any]) -> list[Any]:
+    with launch.compile_only() as builds:
+        act()
+    assert builds
+    return [signature(build) for build in builds]
+
+
+def triton_call() -> None:
+    self = SimpleNamespace(req_to_token=IDS, kv_indptr=torch.zeros(3, **INT32))
+    for lens in (LENS, LENS.int()):
+        out = torch.empty(73, dtype=torch.int64)
+        triton_steps.fill_kv_indptr_and_indices(lambda self, bs, seq_lens, req_pool_indices, kv_indices: None,
+                                                self, 2, lens, ROWS, out)  # fmt: skip
+
+
+def stream_call(dtype: torch.dtype) -> None:
+    for start in (None, LENS.int()):
+        kernels.create_flashinfer_kv_indices_triton(
+            (2,),
+            IDS,
+            ROWS,
+            LENS,
+            torch.tensor([0, 70, 73], **INT32),
+            start,
+            torch.empty(73, dtype=dtype),
+            256,
+        )
+
+
+def table_call(page_size: int) -> None:
+    out = torch.empty(2, 4, **INT32)
+    kernels.create_flashmla_kv_indices_triton((2,), IDS, ROWS, LENS, None, out, 256, 4, page_size)
+
+
+def mha_call(mapping: Any) -> None:
+    out, two = torch.empty(2, 4, **INT32), None if mapping is None else torch.empty(2, 4, **INT32)
+    sums = torch.zeros(3, **INT32)
+    for q_mode in (0, 1, 2):
+        kernels.update_trtllm_mha_graph_metadata_kernel(
+            (2,), ROWS, LENS, IDS, mapping, None, LENS.int(), torch.empty(2, **INT32), sums, sums.clone(),
+            out, two, None, 2, 3, 4, 5, 0, 0, 256, 4, 4, 64, mapping is not None, False, q_mode, 1, 1,
+        )  # fmt: skip
+
+
+CASES = [
+    (backend("TritonAttnBackend", sliding_window_size=None), triton_call),
+    (backend("TritonAttnBackend", sliding_window_size=8), lambda: stream_call(torch.int64)),
+    (backend("TritonAttnBackend", num_draft_tokens=4), lambda: stream_call(torch.int32)),
+    (backend("FlashInferAttnBackend"), lambda: stream_call(torch.int32)),
+    (backend("FlashMLABackend", "FlashInferMLAAttnBackend"), lambda: table_call(64)),
+    (backend("FlashMLABackend", "FlashInferMLAAttnBackend"), lambda: stream_call(torch.int32)),
+    (backend("CutlassMLABackend"), lambda: table_call(128)),
+    (backend("TRTLLMMLABackend", page_size=32), lambda: table_call(32)),
+    (backend("TRTLLMHAAttnBackend", page_size=64), lambda: mha_call(None)),
+    (
+        backend("TRTLLMHAAttnBackend", page_size=64, token_to_kv_pool=SimpleNamespace(
+            full_to_swa_index_mapping=torch.arange(2000))),
+        lambda: mha_call(torch.arange(2000)),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "call"), CASES, ids=[f"{n} {type(x).__name__}" for n, (x, _) in enumerate(CASES)]
+)
+def test_calls_are_warmed_up(made: Any, call: Callable[[], Any], warmed: list[Build]) -> None:
+    outer = backend("HybridAttnBackend", decode_backend=made)
+    del outer.req_to_token  # what only holds others needs no table
+    assert warmup.warm(SimpleNamespace(attn_backend=outer, model=object())) == len(warmed) > 0
+    known = {signature(build) for build in warmed}
+    assert not [x for x in calls(call) if x not in known]
+
+
+def test_flashinfer_s_table_is_in_what_updates_its_indices(warmed: list[Build]) -> None:
+    made = backend("FlashInferAttnBackend", indices_updater_decode=SimpleNamespace(req_to_token=IDS))
+    del made.req_to_token
+    assert warmup.warm(SimpleNamespace(attn_backend=made)) == 2
+
+
+def test_what_fails_is_said_and_the_engine_starts(
+    warmed: list[Build], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = backend("TritonAttnBackend", req_to_token=None)
+    foreign = backend("TritonAttnBackend", within="elsewhere")
+    runner = SimpleNamespace(a=broken, b=backend("CutlassMLABackend"), c=foreign)
+    with caplog.at_level(logging.INFO, "sglang.xkv"):
+        assert warmup.warm(runner) == 1
+    warning, info = (record.getMessage() for record in caplog.records)
+    assert warning.startswith("xkv does not warm up for TritonAttnBackend: AttributeError: ")
+    assert info.startswith("xkv compiled or loaded 1 kernels for CutlassMLABackend in ")
+
+
+@pytest.mark.parametrize("name", [*warmup._METHODS, "another"])
+def test_it_comes_after_the_backends(
+    name: str, warmed: list[Build], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(self: Any) -> str:
+        self.attn_backend = backend("CutlassMLABackend")
+        return "as before"
+
+    module = ModuleType(warmup._RUNNER)
+    module.__spec__ = SimpleNamespace(_initializing=False)  # type: ignore[assignment]
+    module.ModelRunner = type("ModelRunner", (), {name: init})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, warmup._RUNNER, module)
+    with caplog.at_level(logging.INFO, "sglang.xkv"):
+        warmup.at_start()
+        warmup.at_start()  # again: changes nothing
+    assert getattr(module.ModelRunner(), name)() == "as before"
+    assert len(warmed) == (name != "another")
+    assert any("does not warm up" in line for line in caplog.messages) == (name == "another")
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XKV_DISABLE", "1")
+    importing._waiting.pop(warmup._RUNNER, None)
+    warmup.at_start()
+    assert warmup._RUNNER not in importing._waiting
