@@ -60,9 +60,8 @@ class Signature:
     """
 
     __slots__ = (
-        "_count", "_entries", "_known", "_names", "_pairs", "_sizes", "_sizes_before", "filled", "form", "given",
-        "page_size",
-        "source_page_size",
+        "_count", "_entries", "_known", "_names", "_pairs", "_sizes", "_sizes_before", "filled", "form",
+        "given", "page_size", "source_page_size",
     )  # fmt: skip
 
     def __init__(
