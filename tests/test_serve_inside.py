@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -66,27 +68,52 @@ class Backend:
         return "theirs"
 
 
-def test_a_method_is_ours_or_the_engines():
+def around(original, self, asked):
+    return "ours" if asked else original(self, asked)
+
+
+def backend():
+    """What an engine has methods of."""
+
+    class Backend:
+        def step(self, asked):
+            return "theirs"
+
     from xkv.integrations import replacing
 
-    replacing.put_around(Backend, "step", Backend.step, lambda original, self: "ours")
-    switch = module("hooks")._method(module("book").Book(), "Backend.step", Backend, "step")
-    for mode, says in (("on", "ours"), ("off", "theirs"), ("on+", "ours"), ("off+", "theirs")):
+    replacing.put_around(Backend, "step", Backend.step, around)
+    return Backend, replacing.Function("step", frozenset(), f"{__name__}:around")
+
+
+def test_a_method_is_ours_or_the_engines():
+    (host, row), book = backend(), module("book").Book()
+    switch = module("hooks")._method(book, row, host, "step")
+    for mode, says in (
+        ("on", "ours"),
+        ("off", "theirs"),
+        ("on+", "ours"),
+        ("off+", "theirs"),
+        ("spoilt", "theirs"),
+    ):
         switch.set(mode)
-        assert Backend().step() == says
+        assert host().step(True) == says
+    assert book.take()["calls"] == {"step": {"served": 1}}
+    switch.set("on+")
+    assert host().step(False) == "theirs"
+    assert book.take()["calls"] == {"step": {"handed back": 1}}
 
 
 def test_what_is_replaced_later_is_followed_too(monkeypatch):
-    from xkv.integrations import installing, replacing
+    from xkv.integrations import installing
 
-    hooks, seen = module("hooks"), []
-    row = replacing.Function("step", frozenset(), "")
-    replacing.put_around(Backend, "step", Backend.step, lambda original, self: "ours")
-    monkeypatch.setattr(installing, "DONE", [(row, Backend)])
-    monkeypatch.setattr(installing, "_replace", lambda *_: installing.DONE.append((row, Backend)))
+    hooks, seen, (host, row) = module("hooks"), [], backend()
+    monkeypatch.setattr(installing, "DONE", [(row, host)])
+    monkeypatch.setattr(type(row), "replace", lambda *_: None)
+    monkeypatch.setattr(installing, "host_of", lambda *_: host)
+    later = functools.partial(installing._replace, row, "module", logging.getLogger("x"))  # as on load
     hooks.follow(module("book").Book(), seen.append)
     assert len(seen) == 1
-    installing._replace()
+    later()
     assert [switch.name for switch in seen] == ["step", "step"]
 
 

@@ -111,7 +111,7 @@ class Session:
         more = ["--models", str(self._work / "models"), "--pairs", str(given.pairs)]
         more += ["--no-profile"] * given.no_profile
         on = self._child(name, "on", [*more, *["--spoil"] * (first and not given.no_spoil)])
-        if on is None or "mixed" not in on:
+        if on is None or "mixed" not in on or "about" not in on:
             return False
         captured = any(calls.get("captured") for calls in on["about"]["start"]["calls"].values())
         wanted = given.plain == "all" or (given.plain == "first" and (first or captured))
@@ -127,6 +127,8 @@ class Session:
         print(f"   {name}, {way}: {ended.status}, {ended.seconds:.0f} s", flush=True)
         lines = ended.log.splitlines()
         self._logs += [f"==== {name}, {way}: {ended.status}", *lines[-400:]]
+        if ended.result and "about" in ended.result:
+            ended.result["about"]["said"] = [line for line in lines if "xkv " in line and " replaces" in line]
         if not (ended.result or {}).get("complete"):
             print("\n".join(f"   | {line[:300]}" for line in lines[-40:]), flush=True)
         return ended.result
@@ -138,4 +140,4 @@ class Session:
 
 
 if __name__ == "__main__":
-    sys.exit(Session(parser().parse_args()).run())
+    sys.exit(Session(parser().parse_intermixed_args()).run())

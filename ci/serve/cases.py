@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 GATHER, SLOTS = "_gather_block_tables_kernel", "_compute_slot_mappings_kernel"
 SLOTS_V1, PAGES = "ComputeSlotMappingKernel.kernel", "_copy_page_indices_kernel"
 STREAM, TABLE = "create_flashinfer_kv_indices_triton", "create_flashmla_kv_indices_triton"
+_TRITON = "TritonAttnBackend."
+STEP, FILL = _TRITON + "_apply_cuda_graph_metadata", _TRITON + "_fill_kv_indptr_and_indices"
 
 
 class Case(NamedTuple):
@@ -60,10 +62,10 @@ VLLM = {
 }  # fmt: skip
 
 SGLANG = {
-    "gqa": Case("llama", (STREAM,), {"attention_backend": "triton"}),
-    "mla": Case("deepseek", (STREAM,), {"attention_backend": "triton"}),
-    "flashmla": Case("deepseek", (TABLE,), {"decode_attention_backend": "flashmla", **_MLA_DECODE}),
-    "eagle": Case("llama", (STREAM,), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
+    "gqa": Case("llama", (STEP, FILL), {"attention_backend": "triton"}),
+    "mla": Case("deepseek", (STEP, FILL), {"attention_backend": "triton"}),
+    "flashmla": Case("deepseek", (TABLE, FILL), {"decode_attention_backend": "flashmla", **_MLA_DECODE}),
+    "eagle": Case("llama", (FILL,), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
     "flashinfer": Case("llama", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
     "flashinfer_mla": Case("deepseek", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
     # FA3 builds its page table with torch: nothing of it is replaced, and nothing may change

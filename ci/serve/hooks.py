@@ -42,20 +42,17 @@ class Switch:
 
 def follow(book: Book, attach: Callable[[Switch], None]) -> None:
     """Has ``attach`` called with all that the plugin has replaced in this process, and will replace."""
-    from xkv.integrations import installing as plugin
+    from xkv.integrations import installing
 
-    installing: Any = plugin
-    for row, host in installing.DONE:
-        attach(_switch(book, row, host))
-    replace, known = installing._replace, installing.DONE
+    class Followed(list[Any]):
+        def append(self, replacement: Any) -> None:
+            super().append(replacement)
+            attach(_switch(book, *replacement))
 
-    def replaced(*args: Any) -> None:
-        before = len(known)
-        replace(*args)
-        for row, host in known[before:]:
-            attach(_switch(book, row, host))
-
-    installing._replace = replaced
+    known = installing.DONE
+    installing.DONE = followed = Followed()
+    for replacement in known:
+        followed.append(replacement)
 
 
 def _switch(book: Book, row: Any, host: Any) -> Switch:
@@ -64,7 +61,7 @@ def _switch(book: Book, row: Any, host: Any) -> Switch:
     attribute = row.name.rsplit(".", 1)[-1]
     if isinstance(row, replacing.Kernel):
         return _kernel(book, row.name, getattr(host, attribute))
-    return _method(book, row.name, host, attribute)
+    return _method(book, row, host, attribute)
 
 
 def _kernel(book: Book, name: str, kernel: Any) -> Switch:
@@ -87,18 +84,40 @@ def _kernel(book: Book, name: str, kernel: Any) -> Switch:
     return Switch(name, kernel.fn.__name__, {mode: functools.partial(become, mode) for mode in MODES})
 
 
-def _method(book: Book, name: str, host: Any, attribute: str) -> Switch:
-    """A method or function: xkv's, or the engine's own; its host time is the book's to take.
+def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
+    """A method or function: xkv's, or the engine's own; its host time is the book's to take."""
+    from xkv.integrations import replacing
 
-    Where launches are spoilt it is the engine's own, which launches the kernels that are.
-    """
     ours = vars(host)[attribute]
-    own = ours.xkv_original
+    own, around = ours.xkv_original, replacing.resolve(row.around)
+
+    class Original:
+        """The engine's own, which says so when it is called."""
+
+        called = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(own, name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self.called = True
+            return own(*args, **kwargs)
+
+    @functools.wraps(own)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        original = Original()
+        result = around(original, *args, **kwargs)
+        book.count(row.name, "handed back" if original.called else "served")
+        return result
+
+    counted.xkv_original = own  # type: ignore[attr-defined]
+    # spoilt: an entry of what kernels write, which those methods launch
+    chosen = {"on": ours, "on+": counted, "off": own, "off+": own, "spoilt": own}
 
     def become(mode: str) -> None:
-        setattr(host, attribute, own if mode.startswith("off") or mode == "spoilt" else ours)
+        setattr(host, attribute, chosen[mode])
 
-    return Switch(name, "", {mode: functools.partial(become, mode) for mode in MODES})
+    return Switch(row.name, "", {mode: functools.partial(become, mode) for mode in MODES})
 
 
 def _counted(book: Book, name: str, names: tuple[str, ...], launch: Any, spoil: bool = False) -> Any:

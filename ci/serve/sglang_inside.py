@@ -7,7 +7,6 @@ times, and switches xkv. While requests run it looks at no file.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -18,19 +17,7 @@ from serve import hooks
 from serve.book import Book, device_times
 from serve.flashinfer_ops import without_fa3
 
-# SGLang imports all plugins before it calls the first, so that this hears what xkv's says.
-_SAID: list[str] = []
 _METHODS = ("init_forward_metadata", "init_forward_metadata_out_graph")
-
-
-class _Keep(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _SAID.append(record.getMessage())
-
-
-if os.environ.get("XKV_SERVE_FOLDER"):
-    logging.getLogger("xkv.integrations.sglang").addHandler(_Keep())
-    logging.getLogger("xkv.integrations.sglang").setLevel(logging.INFO)
 
 
 def load() -> None:
@@ -99,7 +86,8 @@ class Inside:
 
     def _run(self, original: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         now, mode, size = time.perf_counter(), batch.forward_mode.name, len(batch.reqs)
-        if self._last and (mode, size) == self._last[1:] == ("DECODE", self._wanted):
+        # a step of a steady batch: not of what is left of one at its end
+        if self._last and (mode, size) == self._last[1:] and mode == "DECODE" and 2 * size > self._wanted:
             self._book.steps_ms.append(1e3 * (now - self._last[0]))
         self._last = now, mode, size
         return original(scheduler, batch, *args, **kwargs)
@@ -133,7 +121,7 @@ class Inside:
             return self._profiled(value)
         if do == "about":
             return {
-                "said": _SAID, "start": self._start, "compiles": self._book.compiles(),
+                "start": self._start, "compiles": self._book.compiles(),
                 "arguments": self._book.arguments,
                 "profiled": {s.name: s.profiled for s in self._switches if s.profiled},
                 "facts": {"attention": sorted(c.__name__ for c in _backends())},

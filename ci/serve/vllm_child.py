@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from pathlib import Path
@@ -36,7 +35,6 @@ class Vllm:
         os.environ.update(environment(case))
         self._book, self._switches = Book(), list[hooks.Switch]()
         self._profile: Any = None
-        self.said = _heard("vllm.xkv")
         self._book.listen()
         if way == "on":
             hooks.follow(self._book, self._attach)
@@ -128,7 +126,7 @@ class Vllm:
     def about(self) -> dict[str, Any]:
         """What is known of the engine, its start and its launches' arguments."""
         return {
-            "said": self.said, "started_s": self.started_s, "start": self.start, "facts": self.facts,
+            "started_s": self.started_s, "start": self.start, "facts": self.facts,
             "compiles": self._book.compiles(), "arguments": self._book.arguments,
             "profiled": {s.name: s.profiled for s in self._switches},
         }  # fmt: skip
@@ -166,16 +164,3 @@ def _facts(llm: Any, core: Any, runner: Any) -> dict[str, Any]:
 def _hexadecimal(output: Any) -> list[str]:
     chosen = zip(output.logprobs, output.token_ids, strict=True)
     return [float(step[token].logprob).hex() for step, token in chosen]
-
-
-def _heard(logger: str) -> list[str]:
-    """What a logger says from now on; in one process vLLM sets up its log after it has loaded the plugins."""
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logging.getLogger(logger).addHandler(Keep())
-    logging.getLogger(logger).setLevel(logging.INFO)
-    return said
