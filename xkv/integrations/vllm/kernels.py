@@ -25,22 +25,39 @@ def gather_block_tables(
 
     ``num_rows`` rows of ``widths[group]`` blocks in every table; ``counts[group, row]`` of them live.
     """
-    b, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    _gather_row(
+        tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2), rows_ptr, src_ptrs,
+        dst_ptrs, widths_ptr, counts_ptr, computed_ptr, reach_ptr, block_sizes_ptr, num_rows, batch, WINDOW, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gather_row(
+    b, part, parts, group, rows_ptr, src_ptrs, dst_ptrs, widths_ptr, counts_ptr, computed_ptr, reach_ptr,
+    block_sizes_ptr, num_rows, batch, WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One part of ``parts`` of a row. vLLM's counts lie in the host's memory: each read of one crosses PCIe."""
     width = tl.load(widths_ptr + group).to(tl.int64)
     row = tl.load(rows_ptr + b, mask=b < batch, other=-1).to(tl.int64)
     real = (row >= 0) & (row < num_rows)
     row = tl.where(real, row, 0)
-    count = tl.load(counts_ptr + group * num_rows + row, mask=real, other=0).to(tl.int64)
-    end = tl.where(real, tl.minimum(count, width), width)
+    start = part.to(tl.int64) * BLOCK
+    # a part that begins past the width has nothing to do, whatever the count is
+    count = tl.load(counts_ptr + group * num_rows + row, mask=real & (start < width), other=0).to(tl.int64)
     src = _table(src_ptrs, group) + row * width
     dst = _table(dst_ptrs, group) + b.to(tl.int64) * width
+    column = start + tl.arange(0, BLOCK)
+    # before the count is there: a row of the source has its whole width
+    ids = tl.load(src + column, mask=real & (column < width), other=0)
+    end = tl.where(real, tl.minimum(count, width), width)
     first = end * 0
     if WINDOW:
         reach = tl.load(reach_ptr + group).to(tl.int64)
         below = tl.load(computed_ptr + row, mask=real, other=0).to(tl.int64) - reach
         block_size = tl.load(block_sizes_ptr + group).to(tl.int64)
         first = tl.where(reach > 0, tl.maximum(below, 0) // block_size, 0)
-    for at in range(part.to(tl.int64) * BLOCK, end, tl.num_programs(1) * BLOCK):
+    tl.store(dst + column, tl.where(column >= first, ids, 0), mask=column < end)
+    for at in range(start + parts * BLOCK, end, parts * BLOCK):
         column = at + tl.arange(0, BLOCK)
         ids = tl.load(src + column, mask=real & (column >= first) & (column < end), other=0)
         tl.store(dst + column, ids, mask=column < end)

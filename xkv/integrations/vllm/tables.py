@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from xkv.integrations.vllm.launching import Launcher, parts, served
+from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
 
 _BLOCK = 1024
-_gather = Launcher("gather_block_tables")
+_COPIED = 2048  # entries of a row in flight
+_gather = Launcher("gather_block_tables", num_warps=8)
 _slots = Launcher("slot_mappings")
 
 
@@ -31,10 +32,10 @@ def gather_block_tables(
         return False
     groups, rows = grid
     _gather(
-        device, (rows, parts(rows, groups, 16), groups),
+        device, (rows, few_parts(rows, groups, 16), groups),
         (batch_idx_to_req_idx, src_block_table_ptrs, dst_block_table_ptrs, block_table_strides,
          num_blocks_ptr, num_computed_tokens_ptr, sliding_window_reach_ptr, block_sizes_ptr),
-        (num_blocks_stride, num_reqs), (MASK_SLIDING_WINDOW, _BLOCK),
+        (num_blocks_stride, num_reqs), (MASK_SLIDING_WINDOW, _COPIED),
     )  # fmt: skip
     return True
 
