@@ -66,6 +66,21 @@ class Launcher:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""
         self._jit().warmup(*dtypes, *numbers, *constexprs, grid=(1,), **self._options)
 
+    def prepare(
+        self, device: int, dtypes: tuple[Any, ...], numbers: int, constexprs: tuple[Any, ...]
+    ) -> None:
+        """Compiles, loads and records for so many numbers: the first launch is as cheap as the next.
+
+        Args:
+            device: where it will be launched.
+            dtypes: of its tensors; None for what it will not read.
+            numbers: how many follow.
+            constexprs: its last arguments.
+        """
+        args = (*dtypes, *[1] * numbers, *constexprs)
+        with LOADING:
+            self._record((device, constexprs, *dtypes), device, args)
+
     def _jit(self) -> Any:
         if self._kernel is None:
             from xkv.integrations.vllm import kernels
