@@ -135,7 +135,7 @@ def test_cpu_tensors_are_not_served() -> None:
 def test_an_earlier_warmup_compiles_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """VLLM 0.29 gives its arguments by position, 0.30 and 0.31 by name."""
     seen: list[Any] = []
-    monkeypatch.setattr(tables._slots, "warmup", lambda *args: seen.append(args))
+    monkeypatch.setattr(tables.slots, "warmup", lambda *args: seen.append(args))
     starts, positions, table, out = (torch.zeros(1, dtype=x) for x in (I32, I64, I32, I64))
     names = {"TOTAL_CP_WORLD_SIZE": 2, "PAD_ID": -1, "KV_CACHE_BLOCK_SIZE": 16, "BLOCKS_PER_KV_BLOCK": 1}
     earlier.warm_slot_mapping_of_kernel_blocks(2, 2, starts, positions, table, 7, 16, out, **names)

@@ -14,7 +14,7 @@ from building import guarded_1d, whole
 from compiling import GPUS, need
 from test_vllm_kernels import ARCHES
 from vllm_batches import BIG, Batch, block_tables, fill, random_kernel_test
-from vllm_engine import ROOT, distribution, folder, installed, modules
+from vllm_engine import folder, with_plugin
 
 from xkv.integrations import replacing
 from xkv.integrations.vllm import kernels, step, table
@@ -26,13 +26,8 @@ RUNNER = "vllm.v1.worker.gpu.model_runner"
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """vLLM's modules with the plugin, and the runner's method with nothing else of its file."""
-    root, dist = folder(), tmp_path_factory.mktemp("dist")
-    distribution(dist)
-    with installed(ROOT, dist, root, root=root):
-        import vllm.plugins
-
-        vllm.plugins.load_general_plugins()
-        found = modules()
+    with with_plugin(tmp_path_factory.mktemp("dist")) as found:
+        root = folder()
         path = root.joinpath(*RUNNER.split(".")).with_suffix(".py")
         (runner,) = (
             node

@@ -98,7 +98,7 @@ def compute_slot_mapping(
     original: Callable[..., Any], self: Any, num_reqs: int, query_start_loc: Any, positions: Any
 ) -> None:
     """As model runner V1's ``BlockTable.compute_slot_mapping``, without what finds a kernel's arguments."""
-    scope = original.__globals__  # type: ignore[attr-defined]
+    scope = original.__globals__
     kernel = type(scope["_COMPUTE_SLOT_MAPPING_KERNEL"]).kernel
     if self.slot_mapping_mode is not scope["SlotMappingMode"].TOKEN_TO_KV_SLOT or not replacing.replaced(
         kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xkv.integrations.replacing import Function, Kernel, Launch, Replacement
+from xkv.integrations.replacing import ANY, Function, Kernel, Launch, Replacement
 
 
 def _launch(launch: str, warmup: str = "") -> Launch:
@@ -57,7 +57,10 @@ METHODS = (
     ),
 )  # fmt: skip
 
-REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS)
+# of any text: it is called as it is, and ours compile after it
+HOOKS = (Function("kernel_warmup", ANY, "xkv.integrations.vllm.warming:kernel_warmup"),)
+
+REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *HOOKS)
 
 # where vLLM has had them so far
-FIRST = ("v1",)
+FIRST = ("v1", "model_executor/warmup")
