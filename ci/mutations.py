@@ -269,9 +269,18 @@ MUTATIONS = [
     ),
     Mutation(
         "negative start of padding", VLLM,
-        "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n        for",
-        "first = tl.load(starts_ptr + b).to(tl.int64)\n        for",
+        "first = tl.maximum(pad_from, 0)", "first = pad_from",
         "a negative end of vLLM's tokens writes padding before the buffer", "just_before",
+        "tests/test_vllm_hostile.py",
+    ),
+    Mutation(
+        "vLLM's row past its width", VLLM, "end = tl.where(real, tl.minimum(count, width), width)",
+        "end = tl.where(real, count, width)", "a count past the width writes over the next request's row",
+        "gather", "tests/test_vllm_hostile.py",
+    ),
+    Mutation(
+        "vLLM's rows and slots apart", VLLM, "if at < gathered:", "if at <= gathered:",
+        "of one launch for both, the first request's slots are not made", "one_launch",
         "tests/test_vllm_hostile.py",
     ),
     Mutation(

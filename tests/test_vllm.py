@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,33 +13,18 @@ import vllm_steps
 from building import guarded, guarded_1d
 from compiling import GPUS
 from vllm_batches import BIG, Batch, block_tables, both, fill, random_kernel_test
-from vllm_engine import ROOT, distribution, folder, installed, modules
+from vllm_engine import with_plugin
 
 from xkv.integrations import replacing
-from xkv.integrations.vllm import kernels
+from xkv.integrations.vllm import kernels, table
 from xkv.tools.kernels.compiling import plugged
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """vLLM's modules, the plugin loaded before them by vLLM's own loader."""
-    root, dist = folder(), tmp_path_factory.mktemp("dist")
-    distribution(dist)
-    with installed(ROOT, dist, root, root=root):
-        import vllm.plugins
-
-        lines: list[str] = []
-        handler = logging.Handler()
-        handler.emit = lambda record: lines.append(record.getMessage())
-        log = logging.getLogger("vllm.xkv")
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)  # as vLLM sets its own
-        vllm.plugins.load_general_plugins()
-        found = modules()
-        found.lines = lines
+    with with_plugin(tmp_path_factory.mktemp("dist")) as found:
         yield found
-        log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
 
 
 def kernels_of(engine: SimpleNamespace) -> dict[str, Any]:
@@ -53,13 +37,13 @@ def kernels_of(engine: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def test_the_loader_replaces_all_five(engine: SimpleNamespace) -> None:
+def test_the_loader_replaces_everything(engine: SimpleNamespace) -> None:
     found = kernels_of(engine)
     assert all(replacing.replaced(kernel) for kernel in found.values())
     (line,) = engine.lines
     assert line.endswith(
-        f"replaces, where their modules are imported: {', '.join(found)}; leaves alone: nothing; "
-        "not in this version: nothing"
+        f"replaces, where their modules are imported: {', '.join(row.name for row in table.REPLACED)}; "
+        "leaves alone: nothing; not in this version: nothing"
     )
 
 

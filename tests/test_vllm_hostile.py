@@ -8,6 +8,7 @@ has the slot that one of them would write.
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from building import GUARD, SENTINEL, guarded, guarded_1d, whole
 from conftest import GPUS
 from test_vllm_kernels import ints, pointers
 
-from xkv.integrations.vllm import tables
+from xkv.integrations.vllm import step, tables
 from xkv.tools.check import wild
 
 pytestmark = pytest.mark.kernel
@@ -164,3 +165,54 @@ def test_gather_block_tables(window: bool, heat: float, device: str) -> None:
                         held = [0 if column < null else x for column, x in enumerate(held)]
                 want |= {b * width + column: {held[column]} for column in range(max(live, 0))}
             assert_written(out[g], want)
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_one_launch(window: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and slots of a step, as the two launches above make them of the same data."""
+    rng = random.Random(f"step {window}")
+    monkeypatch.setattr(step, "pad_of", lambda _: PAD)
+    for _ in range(CASES):
+        groups, num_rows, batch = rng.randint(1, 3), rng.randint(1, 6), rng.randint(1, 5)
+        padded, room = batch + rng.choice([0, 2]), rng.choice([9, 1500])
+        widths, sizes = ([rng.choice(pick) for _ in range(groups)] for pick in ([1, 5, 2500], [1, 16]))
+        source = [torch.randint(1 << 20, (num_rows, w), dtype=I32, device=device) for w in widths]
+        # a row of slots past the last reads what is not vLLM's: that is vLLM's to see to
+        rows = ints([rng.choice([-1, -(2**31), *range(num_rows)]) for _ in range(batch)], device)
+        at, _ = starts(rng, batch, room, 0)
+        positions = vector(rng, [max(widths) * 16] * room, I64, 0.3, max(widths))
+        counts = ints([vector(rng, [w] * num_rows, I32, 0.5, w + 1) for w in widths], device)
+        computed = ints(vector(rng, [2000] * num_rows, I32, 0.5, 4000), device)
+        enabled = torch.tensor([rng.random() < 0.8 for _ in range(groups)], device=device)
+        given = SimpleNamespace(
+            num_kv_cache_groups=groups, _num_dirty_rows=rng.choice([0, padded]), num_blocks=None,
+            has_sliding_window_groups=window, cp_size=rng.choice([1, 2]), cp_rank=0, cp_interleave=1,
+            block_table_ptrs=pointers(source, device), block_table_strides=ints(widths, device, I64),
+            sliding_window_reach=ints([rng.choice([0, 30]) for _ in widths], device),
+            block_sizes_tensor=ints(sizes, device), slot_mapping_enabled=enabled, dcp_sharded=enabled,
+        )  # fmt: skip
+        given.num_blocks = SimpleNamespace(gpu=counts)
+        order = SimpleNamespace(
+            idx_mapping=rows, num_reqs_after_padding=padded, query_start_loc=ints(at, device),
+            positions=ints(positions, device, I64),
+        )  # fmt: skip
+        found = []
+        for together in (True, False):
+            out = [guarded(padded, w, w, I32, device) for w in widths]
+            slots = guarded(groups, room, room, I64, device)
+            given.slot_mappings, given.input_block_table_ptrs = slots, pointers(out, device)
+            if together:
+                assert step.gather_and_slots(given, order, computed)
+            else:
+                assert tables.gather_block_tables(
+                    (groups, padded), rows, given.block_table_ptrs, given.input_block_table_ptrs,
+                    given.block_table_strides, counts, num_rows, batch, computed, given.sliding_window_reach,
+                    given.block_sizes_tensor, window, 1024,
+                )  # fmt: skip
+                assert tables.slot_mappings(
+                    (groups, batch + 1), room, rows, order.query_start_loc, order.positions,
+                    given.block_table_ptrs, given.block_table_strides, given.block_sizes_tensor, enabled,
+                    enabled, slots, room, 0, given.cp_size, 1, PAD, 1024,
+                )  # fmt: skip
+            found.append([whole(x) for x in (*out, slots)])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -65,7 +65,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
         distribution(tmp_path)
-        monkeypatch.setattr(table, "KERNELS", rows() if kernels is None else kernels)
+        monkeypatch.setattr(table, "REPLACED", rows() if kernels is None else kernels)
         importlib.import_module("vllm")
 
     with installed(ROOT, tmp_path):

@@ -12,6 +12,7 @@ import ast
 import importlib
 import importlib.abc
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -171,3 +172,36 @@ def modules() -> SimpleNamespace:
     found.v2.StagedWriteTensor = found.v2.UvaBackedTensor = Staged
     found.v2.FusedStagedWriter = lambda *_: None
     return found
+
+
+_kept: dict[str, Any] = {}
+
+
+@contextmanager
+def with_plugin(dist: Path) -> Iterator[SimpleNamespace]:
+    """The engine's modules, xkv loaded before them by vLLM's own loader; imported once a process.
+
+    vLLM registers types and ops with torch, which takes none twice. ``lines`` is what the plugin logged.
+    """
+    root = folder()
+    distribution(dist)
+    with installed(ROOT, dist, root, root=root):
+        sys.modules.update(_kept.get("modules", {}))
+        import vllm.plugins
+
+        lines: list[str] = _kept.setdefault("lines", [])
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+        log = logging.getLogger("vllm.xkv")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)  # as vLLM sets its own
+        if "found" not in _kept:
+            vllm.plugins.load_general_plugins()
+            _kept["found"] = modules()
+            _kept["found"].lines = lines
+        try:
+            yield _kept["found"]
+        finally:
+            _kept["modules"] = {k: v for k, v in sys.modules.items() if k.split(".")[0] == "vllm"}
+            log.removeHandler(handler)
+            log.setLevel(logging.NOTSET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 from xkv.integrations.codes import code_of, is_kernel, why_unknown
@@ -51,17 +51,27 @@ class Kernel(NamedTuple):
         return why
 
 
+class _Any:
+    """Holds every code."""
+
+    def __contains__(self, code: object) -> bool:
+        return True
+
+
+ANY = _Any()
+
+
 class Function(NamedTuple):
     """A plain function or method of an engine's, and what is called in its place.
 
     Attributes:
         name: the function's, ``Class.method`` where it stands in a class.
-        codes: `code` of each that xkv was compared with.
+        codes: `code` of each that xkv was compared with; ANY where only something is done beside it.
         around: ``module:function`` of xkv; takes the original and its arguments, a method's self first.
     """
 
     name: str
-    codes: frozenset[str]
+    codes: Container[str]
     around: str
 
     def replace(self, host: Any) -> str | None:

@@ -11,4 +11,4 @@ def load() -> None:
     from xkv.integrations import installing
     from xkv.integrations.vllm import table
 
-    installing.install("vllm", "vLLM", table.KERNELS, table.FIRST)
+    installing.install("vllm", "vLLM", table.REPLACED, table.FIRST)

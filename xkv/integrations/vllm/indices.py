@@ -110,3 +110,13 @@ def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: i
         table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
         query_lens=sums[:batch], query_sign=-1, expect_all=False, sums_given=True,
     )  # fmt: skip
+
+
+def example(
+    device: torch.device, out: torch.dtype, table: torch.dtype, sums: torch.dtype, block_size: int
+) -> Build:
+    """A build like those of vLLM's calls, to be compiled; puts the rows on the device."""
+    _rows_there(device)
+    starts = torch.zeros(2, dtype=sums, device=device)
+    view = View(torch.zeros(1, dtype=out, device=device), kv_indptr=starts[:1])
+    return _as_build(1, view, torch.zeros(1, 1, dtype=table, device=device), starts, block_size)

@@ -16,10 +16,12 @@ class Launcher:
 
     Args:
         name: the kernel's, in `xkv.integrations.vllm.kernels`.
+        options: what Triton is told beside its arguments.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         self._name = name
+        self._options = options
         self._kernel: Any = None
         self._calls: dict[tuple[Any, ...], Call] = {}  # by what is compiled
 
@@ -62,7 +64,22 @@ class Launcher:
 
     def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""
-        self._jit().warmup(*dtypes, *numbers, *constexprs, grid=(1,))
+        self._jit().warmup(*dtypes, *numbers, *constexprs, grid=(1,), **self._options)
+
+    def prepare(
+        self, device: int, dtypes: tuple[Any, ...], numbers: int, constexprs: tuple[Any, ...]
+    ) -> None:
+        """Compiles, loads and records for so many numbers: the first launch is as cheap as the next.
+
+        Args:
+            device: where it will be launched.
+            dtypes: of its tensors; None for what it will not read.
+            numbers: how many follow.
+            constexprs: its last arguments.
+        """
+        args = (*dtypes, *[1] * numbers, *constexprs)
+        with LOADING:
+            self._record((device, constexprs, *dtypes), device, args)
 
     def _jit(self) -> Any:
         if self._kernel is None:
@@ -73,17 +90,17 @@ class Launcher:
 
     def _front_door(self, device: int, grid: tuple[int, int, int], args: tuple[Any, ...]) -> None:
         if device < 0:
-            self._jit()[grid](*args)
+            self._jit()[grid](*args, **self._options)
             return
         with torch.cuda.device(device):
-            self._jit()[grid](*args)
+            self._jit()[grid](*args, **self._options)
 
     def _record(self, kind: Any, device: int, args: tuple[Any, ...]) -> None:
         """Keeps how what was launched just now is launched cheaply, where that is known."""
         if device < 0:
             return
         with torch.cuda.device(device):
-            kernel = self._jit().warmup(*args, grid=(1,))  # compiled already
+            kernel = self._jit().warmup(*args, grid=(1,), **self._options)  # compiled already
         call = record(kernel, len(args))
         if call is not None:
             self._calls[kind] = call
@@ -100,4 +117,10 @@ def parts(rows: int, groups: int, most: int) -> int:
     return min(_PROGRAMS // (rows * groups or 1), most) or 1
 
 
+def few_parts(rows: int, groups: int, most: int) -> int:
+    """The same, where each program reads over PCIe: not more reads than a wave of programs, or than rows."""
+    return min(_READS // (rows * groups or 1), most) or 1
+
+
 _PROGRAMS = 1024
+_READS = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xkv.integrations.replacing import Kernel, Launch
+from xkv.integrations.replacing import ANY, Function, Kernel, Launch, Replacement
 
 
 def _launch(launch: str, warmup: str = "") -> Launch:
@@ -45,5 +45,22 @@ KERNELS = (
     ),
 )
 
+METHODS = (
+    # model runner V2's, around the two kernels above
+    Function(
+        "GPUModelRunner.prepare_attn", frozenset({"53c40ecb21f9"}), "xkv.integrations.vllm.step:prepare_attn"
+    ),
+    # model runner V1's, around `ComputeSlotMappingKernel`
+    Function(
+        "BlockTable.compute_slot_mapping", frozenset({"4ced1698b184"}),
+        "xkv.integrations.vllm.step:compute_slot_mapping",
+    ),
+)  # fmt: skip
+
+# of any text: it is called as it is, and ours compile after it
+HOOKS = (Function("kernel_warmup", ANY, "xkv.integrations.vllm.warming:kernel_warmup"),)
+
+REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *HOOKS)
+
 # where vLLM has had them so far
-FIRST = ("v1",)
+FIRST = ("v1", "model_executor/warmup")

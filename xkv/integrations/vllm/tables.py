@@ -6,11 +6,22 @@ from typing import Any
 
 import torch
 
-from xkv.integrations.vllm.launching import Launcher, parts, served
+from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
 
 _BLOCK = 1024
-_gather = Launcher("gather_block_tables")
-_slots = Launcher("slot_mappings")
+_COPIED = 2048  # entries of a row in flight
+rows = Launcher("gather_block_tables", num_warps=8)
+slots = Launcher("slot_mappings")
+
+
+def rows_constexprs(window: bool) -> tuple[Any, ...]:
+    """What the rows' kernel is compiled for."""
+    return window, _COPIED
+
+
+def slots_constexprs(groups: bool, ranks: int, pad: int) -> tuple[Any, ...]:
+    """What the slots' kernel is compiled for."""
+    return groups, ranks != 1, pad, _BLOCK
 
 
 def gather_block_tables(
@@ -29,12 +40,12 @@ def gather_block_tables(
     device = served(batch_idx_to_req_idx)
     if device is None:
         return False
-    groups, rows = grid
-    _gather(
-        device, (rows, parts(rows, groups, 16), groups),
+    groups, padded = grid
+    rows(
+        device, (padded, few_parts(padded, groups, 16), groups),
         (batch_idx_to_req_idx, src_block_table_ptrs, dst_block_table_ptrs, block_table_strides,
          num_blocks_ptr, num_computed_tokens_ptr, sliding_window_reach_ptr, block_sizes_ptr),
-        (num_blocks_stride, num_reqs), (MASK_SLIDING_WINDOW, _BLOCK),
+        (num_blocks_stride, num_reqs), rows_constexprs(MASK_SLIDING_WINDOW),
     )  # fmt: skip
     return True
 
@@ -56,12 +67,12 @@ def slot_mappings(
     if device is None or slot_mappings_ptr.dtype is not torch.int64:
         return False
     groups, rows = grid
-    _slots(
+    slots(
         device, (rows, parts(rows, groups, -(-max_num_tokens // _BLOCK)), groups),
         (slot_mappings_ptr, idx_mapping, query_start_loc, pos, block_table_ptrs, block_table_strides,
          block_sizes, slot_mapping_enabled, dcp_sharded),
         (0, 0, slot_mappings_stride, 0, max_num_tokens, CP_SIZE, cp_rank, CP_INTERLEAVE),
-        (True, CP_SIZE != 1, PAD_ID, _BLOCK),
+        slots_constexprs(True, CP_SIZE, PAD_ID),
     )  # fmt: skip
     return True
 
@@ -90,12 +101,12 @@ def slot_mapping(
     if width != block_table_stride:
         return False
     rows = grid[0]
-    _slots(
+    slots(
         device, (rows, parts(rows, 1, -(-max_num_tokens // _BLOCK)), 1),
         (slot_mapping_ptr, None, query_start_loc_ptr, positions_ptr, block_table_ptr, None, None, None, None),
         (block_table_stride, KV_CACHE_BLOCK_SIZE, 0, num_tokens, max_num_tokens,
          TOTAL_CP_WORLD_SIZE, TOTAL_CP_RANK, CP_KV_CACHE_INTERLEAVE_SIZE),
-        (False, TOTAL_CP_WORLD_SIZE != 1, PAD_ID, _BLOCK),
+        slots_constexprs(False, TOTAL_CP_WORLD_SIZE, PAD_ID),
     )  # fmt: skip
     return True
 
@@ -108,7 +119,7 @@ def warm_slot_mapping(
     starts, positions, table, out = (
         x.dtype for x in (query_start_loc_ptr, positions_ptr, block_table_ptr, slot_mapping_ptr)
     )
-    _slots.warmup(
+    slots.warmup(
         (out, None, starts, positions, table, None, None, None, None),
-        (0, 1, 0, 0, 0, 1, 0, 1), (False, TOTAL_CP_WORLD_SIZE != 1, PAD_ID, _BLOCK),
+        (0, 1, 0, 0, 0, 1, 0, 1), slots_constexprs(False, TOTAL_CP_WORLD_SIZE, PAD_ID),
     )  # fmt: skip
