@@ -262,14 +262,14 @@ MUTATIONS = [
     ),
     Mutation(
         "negative start of slots", VLLM,
-        "first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)\n    end",
-        "first = tl.load(starts_ptr + b).to(tl.int64)\n    end",
+        "first = _inside(tl.load(starts_ptr + b).to(tl.int64), capacity)\n    end",
+        "first = tl.minimum(tl.load(starts_ptr + b).to(tl.int64), capacity)\n    end",
         "a negative query_start_loc of vLLM's writes slots before the buffer", "just_before",
         "tests/test_vllm_hostile.py",
     ),
     Mutation(
         "negative start of padding", VLLM,
-        "first = tl.maximum(pad_from, 0)", "first = pad_from",
+        "first = _inside(pad_from, capacity)", "first = tl.minimum(pad_from, capacity)",
         "a negative end of vLLM's tokens writes padding before the buffer", "just_before",
         "tests/test_vllm_hostile.py",
     ),

@@ -94,8 +94,14 @@ def slot_mappings(
 
 
 @triton.jit
+def _inside(start, capacity):
+    """A start that was given, cut to the buffer: nobody vouches for it, and what is added to it may not wrap."""
+    return tl.minimum(tl.maximum(start, 0), capacity)
+
+
+@triton.jit
 def _pad(part, parts, out, pad_from, capacity, PAD_ID: tl.constexpr, BLOCK: tl.constexpr):
-    first = tl.maximum(pad_from, 0)
+    first = _inside(pad_from, capacity)
     for at in range(first + part * BLOCK, capacity, parts * BLOCK):
         token = at + tl.arange(0, BLOCK)
         tl.store(out + token, tl.full([BLOCK], PAD_ID, tl.int64), mask=token < capacity)
@@ -123,8 +129,7 @@ def _slots_row(
     else:
         table = tables_ptr
     table += tl.where(real, row, 0) * width
-    # nobody vouches for what was given: what is before the buffer is left out as what is past it
-    first = tl.maximum(tl.load(starts_ptr + b).to(tl.int64), 0)
+    first = _inside(tl.load(starts_ptr + b).to(tl.int64), capacity)
     end = tl.minimum(tl.load(starts_ptr + b + 1).to(tl.int64), capacity)
     for at in range(first + part * BLOCK, end, parts * BLOCK):
         token = at + tl.arange(0, BLOCK)
