@@ -95,7 +95,7 @@ def slot_mappings(
 
 @triton.jit
 def _inside(start, capacity):
-    """A start that was given, cut to the buffer: nobody vouches for it, and what is added to it may not wrap."""
+    """A start that was given, cut to the buffer: nobody vouches for it, and a sum with it may not wrap."""
     return tl.minimum(tl.maximum(start, 0), capacity)
 
 
