@@ -274,13 +274,17 @@ MUTATIONS = [
         "tests/test_vllm_hostile.py",
     ),
     Mutation(
-        "vLLM's row past its width", VLLM, "end = tl.where(real, tl.minimum(count, width), width)",
-        "end = tl.where(real, count, width)", "a count past the width writes over the next request's row",
-        "gather", "tests/test_vllm_hostile.py",
+        "vLLM's freed blocks", VLLM,
+        "tl.store(dst + column, tl.where(column >= first, ids, 0), mask=column < end)",
+        "tl.store(dst + column, ids, mask=column < end)",
+        "blocks below a window, which may be another request's, are in a row's first entries", "gather",
+        "tests/test_vllm_hostile.py",
     ),
     Mutation(
-        "vLLM's rows and slots apart", VLLM, "if at < gathered:", "if at <= gathered:",
-        "of one launch for both, the first request's slots are not made", "one_launch",
+        "vLLM's padding of one launch", VLLM,
+        "_pad(part, token_parts, out, tl.load(starts_ptr + b).to(tl.int64), capacity",
+        "_pad(part, token_parts, out, tl.load(starts_ptr + b).to(tl.int64) + 1, capacity",
+        "the first token of padding keeps the slot of a step before", "one_launch",
         "tests/test_vllm_hostile.py",
     ),
     Mutation(

@@ -52,7 +52,7 @@ class Engine(NamedTuple):
 
 ENGINES = {
     "sglang": Engine("SGLang", sglang.REPLACED, "0.5.12"),  # the first with plugins that have hooks
-    "vllm": Engine("vLLM", vllm.REPLACED, "0.28"),
+    "vllm": Engine("vLLM", (*vllm.KERNELS, *vllm.METHODS), "0.28"),
 }
 
 

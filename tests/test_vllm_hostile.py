@@ -179,7 +179,7 @@ def test_one_launch(window: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
         source = [torch.randint(1 << 20, (num_rows, w), dtype=I32, device=device) for w in widths]
         # a row of slots past the last reads what is not vLLM's: that is vLLM's to see to
         rows = ints([rng.choice([-1, -(2**31), *range(num_rows)]) for _ in range(batch)], device)
-        at, _ = starts(rng, batch, room, 0)
+        at, _ = starts(rng, batch, rng.randint(0, room), 0)
         positions = vector(rng, [max(widths) * 16] * room, I64, 0.3, max(widths))
         counts = ints([vector(rng, [w] * num_rows, I32, 0.5, w + 1) for w in widths], device)
         computed = ints(vector(rng, [2000] * num_rows, I32, 0.5, 4000), device)
