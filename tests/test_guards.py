@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.guards import make_guard, refuse
+from xkv.guards import addresses, make_guard, refuse
 
 
 def tensors(device: str) -> list[torch.Tensor]:
@@ -133,3 +133,22 @@ def test_with_another_torch_everything_is_refused(guards: Any, monkeypatch: pyte
     monkeypatch.setattr(importlib, "import_module", found)
     assert make_guard(tensors("cpu")) is refuse
     assert not refuse()
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse).*:UserWarning")
+@pytest.mark.parametrize(
+    "without",
+    [
+        lambda x: torch.nested.nested_tensor([x.flatten()] * 2),
+        lambda x: x.to_sparse(),
+        lambda x: x.tolist(),
+    ],
+    ids=["nested", "sparse", "no tensor"],
+)
+@pytest.mark.parametrize("n", range(3))
+def test_what_a_guard_would_end_the_process_on_is_told_before(n: int, without: Any, device: str) -> None:
+    given: list[Any] = tensors(device)
+    assert addresses(given) == [x.data_ptr() for x in given]
+    given[n] = without(given[n])
+    with pytest.raises((AttributeError, RuntimeError)):
+        addresses(given)

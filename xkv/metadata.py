@@ -168,13 +168,9 @@ class MetadataBuilder:
             and not query_lens_sign and kv_start is None and window_kv_start is None
         )  # fmt: skip
         step = self._recent
-        if plain and step is not None and step.guard(req_pool_indices, seq_lens):
-            (batch,), (rows,) = seq_lens.shape, req_pool_indices.shape
-            if (
-                rows == batch <= self.max_batch_size and max_tokens is None
-                and -ROW_MAX <= seq_lens_delta <= ROW_MAX and 0 <= query_lens <= INT32_MAX // (batch + 1)
-                and step.launch(req_pool_indices, seq_lens, batch, seq_lens_delta, query_lens)
-            ):  # fmt: skip
+        if plain and step is not None and max_tokens is None:
+            batch = step.launch(req_pool_indices, seq_lens, self.max_batch_size, seq_lens_delta, query_lens)
+            if batch is not None:
                 return self._made.get((batch, False, False)) or self._metadata(batch, False, False, None)
         inputs: Inputs = (
             req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start

@@ -11,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from xkv import launch
 from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
-from xkv.guards import make_guard, refuse
+from xkv.guards import addresses, make_guard, refuse
 from xkv.launch_cache import CacheEntry, Entries, fits_int32
 from xkv.launcher import launch_hooks_active
 
@@ -95,12 +95,12 @@ class Signature:
         tensors = inputs[: self._count] if self._count else [inputs[n] for n in self.given]
         known = self._known  # read once: other threads may put another in its place
         try:
+            pointers = addresses(tensors)
             same = known.same(*tensors)  # also of the same sizes
             if not same and not known.guard(*tensors):
                 known = self._looked_up(tensors)
             if known.entry is None or launch_hooks_active():
                 return False
-            pointers = [x.data_ptr() for x in tensors]
         except (AttributeError, RuntimeError, TypeError):
             return False  # no tensor, or one without memory: the checks to come will name it
         if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:

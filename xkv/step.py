@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from xkv import launch, oracle
-from xkv.build import CSR, Build
-from xkv.guards import make_guard, refuse
+from xkv.build import CSR, INT32_MAX, ROW_MAX, Build
+from xkv.guards import addresses, make_guard, refuse
 from xkv.launch_cache import CacheEntry
 from xkv.launcher import launch_hooks_active
 from xkv.status import Status
@@ -45,13 +45,37 @@ class Step:
         window = build.views[-1].window
         self._window = window if self._query_is_int and not build.window_is_prefix_only else None
 
-    def launch(self, rows: Tensor, lens: Tensor, batch: int, delta: Any, query: Any) -> bool:
-        """Launches a decode or verify step; returns False where `run` must look at it."""
+    def launch(self, rows: Tensor, lens: Tensor, most: int, delta: Any, query: Any) -> int | None:
+        """Launches a decode or verify step like the last one; None where `run` must look at it.
+
+        Args:
+            rows: ``[batch]``, as `MetadataBuilder.build` was given them.
+            lens: ``[batch]``, likewise.
+            most: requests, at most.
+            delta: tokens added to every length.
+            query: query tokens of every request.
+
+        Returns:
+            The batch.
+        """
         entry = self._entry
-        prepared = None if entry is None else entry.prepared(batch, self._row_items)
-        pointer, lens_pointer = rows.data_ptr(), lens.data_ptr()
-        if prepared is None or not (pointer and lens_pointer) or launch_hooks_active():
-            return False
+        if entry is None:
+            return None
+        try:
+            pointer, lens_pointer = addresses((rows, lens))
+            if not self.guard(rows, lens):
+                return None
+        except (AttributeError, RuntimeError, TypeError):
+            return None
+        (batch,), (count,) = lens.shape, rows.shape
+        if (
+            count != batch or batch > most or not pointer or not lens_pointer or launch_hooks_active()
+            or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= INT32_MAX // (batch + 1)
+        ):  # fmt: skip
+            return None
+        prepared = entry.prepared(batch, self._row_items)
+        if prepared is None:
+            return None
         call, args, compiled = prepared
         at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._at
         args[at_rows], args[at_lens], args[at_delta] = pointer, lens_pointer, delta
@@ -62,7 +86,7 @@ class Step:
         if self._capacity is not None:
             args[at_capacity] = self._capacity
         compiled.launch(call)
-        return True
+        return batch
 
     def run(self, inputs: Inputs, most: int | None) -> bool:
         """Launches with these inputs, checked before and of this step's kind.

@@ -1,11 +1,12 @@
-"""What is run: each case is an engine, a model, a backend, and the kernels that must go through xkv."""
+"""What is run: each case is an engine, a model, a backend, and what of the engine's must go through xkv."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-GATHER, SLOTS = "_gather_block_tables_kernel", "_compute_slot_mappings_kernel"
-SLOTS_V1, PAGES = "ComputeSlotMappingKernel.kernel", "_copy_page_indices_kernel"
+PAGES = "_copy_page_indices_kernel"
+# model runner V2's and V1's methods that launch them
+STEP_V2, STEP_V1 = "GPUModelRunner.prepare_attn", "BlockTable.compute_slot_mapping"
 STREAM, TABLE = "create_flashinfer_kv_indices_triton", "create_flashmla_kv_indices_triton"
 _TRITON = "TritonAttnBackend."
 STEP, FILL = _TRITON + "_apply_cuda_graph_metadata", _TRITON + "_fill_kv_indptr_and_indices"
@@ -16,7 +17,7 @@ class Case(NamedTuple):
 
     Attributes:
         model: in `serve.models`.
-        kernels: the engine's own, which xkv must have served.
+        kernels: the engine's kernels and methods that xkv must have served.
         options: the engine's arguments beside those that every case has.
         runner: vLLM's model runner, 1 or 2.
         draft: the model that guesses, in `serve.models`.
@@ -39,23 +40,23 @@ _EAGLE: dict[str, Any] = {
 }  # fmt: skip
 
 VLLM = {
-    "gqa": Case("llama", (GATHER, SLOTS), {"block_size": 16}),
-    "mla": Case("deepseek", (GATHER, SLOTS), {"block_size": 64}),
-    "window": Case("gemma3", (GATHER, SLOTS), {"block_size": 16}),
-    "gqa_v1": Case("llama", (SLOTS_V1,), {"block_size": 16}, runner=1),
+    "gqa": Case("llama", (STEP_V2,), {"block_size": 16}),
+    "mla": Case("deepseek", (STEP_V2,), {"block_size": 64}),
+    "window": Case("gemma3", (STEP_V2,), {"block_size": 16}),
+    "gqa_v1": Case("llama", (STEP_V1,), {"block_size": 16}, runner=1),
     "flashmla": Case(
-        "deepseek", (GATHER, SLOTS), {"block_size": 64, "attention_config": {"backend": "FLASHMLA"}}
+        "deepseek", (STEP_V2,), {"block_size": 64, "attention_config": {"backend": "FLASHMLA"}}
     ),
     "flashinfer": Case(
-        "llama", (GATHER, SLOTS, PAGES), {"block_size": 16, "attention_config": _FLASHINFER},
+        "llama", (STEP_V2, PAGES), {"block_size": 16, "attention_config": _FLASHINFER},
         needs="flashinfer",
     ),
     "flashinfer_v1": Case(
-        "llama", (SLOTS_V1, PAGES), {"block_size": 16, "attention_config": _FLASHINFER}, runner=1,
+        "llama", (STEP_V1, PAGES), {"block_size": 16, "attention_config": _FLASHINFER}, runner=1,
         needs="flashinfer",
     ),
     "eagle": Case(
-        "llama", (GATHER, SLOTS),
+        "llama", (STEP_V2,),
         {"block_size": 16, "speculative_config": {"method": "eagle", "num_speculative_tokens": 3}},
         draft="eagle_vllm",
     ),

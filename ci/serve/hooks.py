@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ def _kernel(book: Book, name: str, kernel: Any) -> Switch:
 
 
 def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
-    """A method or function: xkv's, or the engine's own; its host time is the book's to take."""
+    """A method or function: xkv's, or the engine's own, timed either way."""
     from xkv.integrations import replacing
 
     ours = vars(host)[attribute]
@@ -110,12 +111,23 @@ def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
         book.count(row.name, "handed back" if original.called else "served")
         return result
 
-    counted.xkv_original = own  # type: ignore[attr-defined]
     # spoilt: an entry of what kernels write, which those methods launch
     chosen = {"on": ours, "on+": counted, "off": own, "off+": own, "spoilt": own}
+    now = ours
+
+    @functools.wraps(own)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = now(*args, **kwargs)
+        book.method_us[row.name].append(1e6 * (time.perf_counter() - start))
+        return result
+
+    timed.xkv_original = own  # type: ignore[attr-defined]
+    setattr(host, attribute, timed)
 
     def become(mode: str) -> None:
-        setattr(host, attribute, chosen[mode])
+        nonlocal now
+        now = chosen[mode]
 
     return Switch(row.name, "", {mode: functools.partial(become, mode) for mode in MODES})
 

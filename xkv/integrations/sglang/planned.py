@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xkv import launch
 from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, Build
-from xkv.guards import make_guard, refuse
+from xkv.guards import addresses, make_guard, refuse
 from xkv.launch_cache import CacheEntry, Entries
 from xkv.launcher import launch_hooks_active
 
@@ -33,17 +33,6 @@ class Sizes(NamedTuple):
     row_items: int
 
 
-class _Last(NamedTuple):
-    """The last call: its numbers, a guard of its tensors' sizes once it came twice, and what those came to.
-
-    Engines make a call of the same sizes step after step.
-    """
-
-    call: Any
-    guard: Callable[..., bool]
-    sizes: Sizes | None
-
-
 class Planned:
     """Launches the calls of one kernel.
 
@@ -60,7 +49,6 @@ class Planned:
         self._entries = Entries()
         # of the last call with the same fixed numbers: a guard of its tensors, and their entry
         self._recent: dict[Any, tuple[Callable[..., bool], CacheEntry]] = {}
-        self._last = _Last(None, refuse, None)
 
     def __call__(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> bool:
         """Launches, unless this call is the original's: then returns False.
@@ -74,16 +62,8 @@ class Planned:
             return True
         try:
             tensors = [x for x in given if x is not None]
-            call = batch, options, len(tensors)
-            last = self._last  # read once: other threads may put another in its place
-            if call == last.call and last.guard(*tensors):
-                sizes: Sizes | None = last.sizes
-            else:
-                sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
+            sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
             if sizes is not None and self._launch(sizes, given, tensors, batch):
-                if sizes is not last.sizes:
-                    again = call == last.call and sizes == last.sizes
-                    self._last = _Last(call, make_guard(tensors, sizes=True) if again else refuse, sizes)
                 return True
         except (AttributeError, RuntimeError):
             return False  # no tensors, or such as have no strides
@@ -99,6 +79,7 @@ class Planned:
 
     def _launch(self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int) -> bool:
         """Launches a call like an earlier one; False where there was none."""
+        pointers = addresses(tensors)
         present = sizes.fixed, sizes.names, len(tensors)
         guard, entry = self._recent.get(present, (refuse, None))
         if not guard(*tensors):
@@ -108,7 +89,6 @@ class Planned:
             if len(self._recent) >= MOST_RECENT:
                 self._recent.clear()
             self._recent[present] = make_guard(tensors), entry
-        pointers = [x.data_ptr() for x in tensors]
         if entry is None or 0 in pointers or launch_hooks_active():
             return False
         return entry.launch(pointers, sizes.values, batch, sizes.row_items)
@@ -126,7 +106,6 @@ class Planned:
         """Forgets every call."""
         self._entries.clear()
         self._recent.clear()
-        self._last = _Last(None, refuse, None)
 
 
 MOST_RECENT = 64
