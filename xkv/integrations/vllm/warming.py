@@ -47,17 +47,19 @@ def block_tables(runner: Any) -> None:
     layout = (made.block_table_ptrs.dtype, made.block_table_strides.dtype, made.block_sizes_tensor.dtype)
     pointers, widths, sizes = layout
     masked = (_I32, _I32, sizes) if reach is not None else (None, None, None)
-    rows = (_I32, pointers, pointers, widths, made.num_blocks.gpu.dtype, *masked)
     windows = {False, bool(getattr(made, "has_sliding_window_groups", False))}
-    slots = (made.slot_mappings.dtype, _I32, at, positions, *layout, made.slot_mapping_enabled.dtype, sharded)
-    for window in windows:
-        tables.rows.prepare(device, rows, 2, tables.rows_constexprs(window))
-    tables.slots.prepare(device, slots, 8, tables.slots_constexprs(True, made.cp_size, _PAD))
-    if step.pad_of(made.__class__) is not None:
-        both = (*rows, slots[0], at, positions, slots[-2], sharded)
-        step.both.prepare(
-            device, both, step.NUMBERS, step.constexprs(max(windows), made.cp_size, _PAD)
+    for order in (_I64, _I32):  # requests of a step, as vLLM 0.33 has them, and as others may
+        rows = (order, pointers, pointers, widths, made.num_blocks.gpu.dtype, *masked)
+        slots = (
+            made.slot_mappings.dtype, order, at, positions, *layout, made.slot_mapping_enabled.dtype, sharded,
         )  # fmt: skip
+        for window in windows:
+            tables.rows.prepare(device, rows, 2, tables.rows_constexprs(window))
+        tables.slots.prepare(device, slots, 8, tables.slots_constexprs(True, made.cp_size, _PAD))
+        if step.pad_of(made.__class__) is not None:
+            both = (*rows, slots[0], at, positions, slots[-2], sharded)
+            shape = step.constexprs(max(windows), made.cp_size, _PAD)
+            step.both.prepare(device, both, step.NUMBERS, shape)
 
 
 def slot_mapping(runner: Any) -> None:
