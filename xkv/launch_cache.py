@@ -13,6 +13,7 @@ from typing import Any
 
 from xkv import dispatch, launch, memory
 from xkv.build import INT32_MAX, Build
+from xkv.launch import CompiledLaunch
 from xkv.platforms import platform
 from xkv.schedule import deal
 
@@ -48,11 +49,11 @@ class CacheEntry:
         self._host_inputs = memory.inputs_on_host(build)
         self._names = (*pointers, *sizes, "direct")
         self._at: list[int] = []
-        self._compiled: dict[Any, launch.CompiledLaunch] = {}
+        self._compiled: dict[Any, CompiledLaunch] = {}
         self._dealt: dict[tuple[int, int], Any] = {}
-        self._prepared: dict[int, tuple[list[Any], list[Any], launch.CompiledLaunch]] = {}
+        self._prepared: dict[int, tuple[list[Any], list[Any], CompiledLaunch]] = {}
 
-    def add(self, compiled: launch.CompiledLaunch) -> None:
+    def add(self, compiled: CompiledLaunch) -> None:
         """Keeps what a build of this signature was launched with."""
         if compiled.fast_path:
             plan = compiled.schedule
@@ -84,17 +85,27 @@ class CacheEntry:
             batch: requests.
             row_items: upper bound of the entries in one row.
         """
-        found = self._dealt.get((batch, row_items)) or self.find(batch, row_items)
+        found = self.call(pointers, sizes, batch, row_items)
         if found is None:
             return False
+        call, compiled = found
+        compiled.launch(call)
+        return True
+
+    def call(
+        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
+    ) -> tuple[list[Any], CompiledLaunch] | None:
+        """Returns what `launch` launches, and what launches it; it may be launched again as it is."""
+        found = self._dealt.get((batch, row_items)) or self.find(batch, row_items)
+        if found is None:
+            return None
         grid, direct, compiled = found
         call, args = compiled.copy()
         for at, value in zip(self._at, (*pointers, *sizes, direct)):  # noqa: B905 (strict costs time)
             args[at] = value
         x, y, z = compiled.grid_at
         call[x], call[y], call[z] = grid
-        compiled.launch(call)
-        return True
+        return call, compiled
 
     def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
         """Returns a call of this batch, its arguments, and what launches it; the same ones every time.
@@ -132,7 +143,7 @@ class Entries:
         return self._by_signature.get(signature)
 
     def made(
-        self, signature: Any, build: Build, compiled: launch.CompiledLaunch | None,
+        self, signature: Any, build: Build, compiled: CompiledLaunch | None,
         pointers: Iterable[str], sizes: Iterable[str],
     ) -> CacheEntry | None:  # fmt: skip
         """Keeps what a build of this signature was launched with; returns its entry, or None on a CPU."""

@@ -36,16 +36,10 @@ class Again:
             tensors: its pointers; the first two are its first arguments, the others its last.
             values: its arguments in between, constexprs among them.
         """
-        if launch_hooks_active() or getattr(kernel, "pre_run_hooks", True):
+        key = self._key(kernel, tensors, values)
+        if key is None:
             own()
             return
-        device = next(x.get_device() for x in tensors if x is not None)
-        if device < 0 or torch._C._cuda_getDevice() != device:
-            own()
-            return
-        pointers = [None if x is None else x.data_ptr() for x in tensors]
-        kinds = [x if x is None else (x.dtype, x.data_ptr() % _ALIGNED == 0) for x in tensors]
-        key = (id(kernel), device, values, *kinds)
         if key not in self._known:
             compiled = own()
             if len(self._known) >= _MOST:
@@ -53,23 +47,44 @@ class Again:
             # the kernel is kept, so that its id stays its own
             self._known[key] = kernel, _recorded(compiled, len(tensors) + len(values))
             return
-        _, found = self._known[key]
+        found = self.call(kernel, tensors, values)
         if found is None:
             own()
             return
+        launch_again(found)
+
+    def call(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
+        """Returns a known call, for `launch_again`; None: it is not known."""
+        key = self._key(kernel, tensors, values)
+        _, found = self._known.get(key, (None, None))
+        if key is None or found is None:
+            return None
         call, before = found
-        call_args = before.copy()
-        call_args[call.stream_at] = torch._C._cuda_getCurrentRawStream(device)
+        pointers = [None if x is None else x.data_ptr() for x in tensors]
         arguments = (*pointers[:2], *values, *pointers[2:])
-        if call.nested:
-            call_args.append(arguments)
-        else:
-            call_args += arguments
-        call.raw(*call_args)
+        args = [*before, arguments] if call.nested else [*before, *arguments]
+        return call.raw, args, call.stream_at, key[1]
+
+    def _key(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
+        """What decides which compiled kernel Triton would launch; None: Triton has to be asked."""
+        if launch_hooks_active() or getattr(kernel, "pre_run_hooks", True):
+            return None
+        device = next(x.get_device() for x in tensors if x is not None)
+        if device < 0 or torch._C._cuda_getDevice() != device:
+            return None
+        kinds = [x if x is None else (x.dtype, x.data_ptr() % _ALIGNED == 0) for x in tensors]
+        return (id(kernel), device, values, *kinds)
 
     def clear(self) -> None:
         """Forgets every launch."""
         self._known.clear()
+
+
+def launch_again(found: tuple[Any, list[Any], int, int]) -> None:
+    """Launches what `Again.call` returned, on the current stream of its device."""
+    raw, args, stream_at, device = found
+    args[stream_at] = torch._C._cuda_getCurrentRawStream(device)
+    raw(*args)
 
 
 def _recorded(compiled: Any, count: int) -> tuple[Call, list[Any]] | None:

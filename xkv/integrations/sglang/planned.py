@@ -79,19 +79,36 @@ class Planned:
 
     def _launch(self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int) -> bool:
         """Launches a call like an earlier one; False where there was none."""
+        found = None if launch_hooks_active() else self._call(sizes, given, tensors, batch)
+        if found is None:
+            return False
+        call, compiled = found
+        compiled.launch(call)
+        return True
+
+    def _call(
+        self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int
+    ) -> tuple[list[Any], launch.CompiledLaunch] | None:
         pointers = addresses(tensors)
         present = sizes.fixed, sizes.names, len(tensors)
         guard, entry = self._recent.get(present, (refuse, None))
         if not guard(*tensors):
             entry = self._entries.get(_signature(sizes, given))
             if entry is None:
-                return False
+                return None
             if len(self._recent) >= MOST_RECENT:
                 self._recent.clear()
             self._recent[present] = make_guard(tensors), entry
-        if entry is None or 0 in pointers or launch_hooks_active():
-            return False
-        return entry.launch(pointers, sizes.values, batch, sizes.row_items)
+        if entry is None or 0 in pointers:
+            return None
+        return entry.call(pointers, sizes.values, batch, sizes.row_items)
+
+    def call(self, given: tuple[Any, ...], batch: int, *options: Any) -> Any:
+        """Returns a known call and what launches it, to be launched again as it is; None: it is not known."""
+        sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
+        if sizes is None:
+            return None
+        return self._call(sizes, given, [x for x in given if x is not None], batch)
 
     def warm(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> int:
         """Compiles and loads all that calls like this can need, without making it.

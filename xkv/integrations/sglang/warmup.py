@@ -115,9 +115,8 @@ def _streams(backend: Any, out: torch.dtype) -> int:
 def _sums(backend: Any) -> int:
     ids, one = backend.req_to_token, _ints(backend)
     given = (ids, one, one, _ints(backend, 2), _new(backend, torch.int64, 1))
-    count = sums.warm(given, 1, ids.stride(0))
-    if (getattr(backend, "sliding_window_size", None) or 0) > 0:
-        count += _streams(backend, torch.int64)
+    # streams: a sliding window's, and of what is left to the engine's own methods
+    count = sums.warm(given, 1, ids.stride(0)) + _streams(backend, torch.int64)
     if getattr(backend, "num_draft_tokens", None):  # drafts make their own int32 indices
         count += _streams(backend, torch.int32)
     return count

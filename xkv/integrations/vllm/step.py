@@ -13,7 +13,7 @@ from xkv.integrations import replacing
 from xkv.integrations.codes import code
 from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
 
-_BLOCK = 1024
+_BLOCK = 512
 _COPIED = 2048
 NUMBERS = 10
 both = Launcher("gather_and_slots", num_warps=8)

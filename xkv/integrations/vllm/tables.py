@@ -8,7 +8,7 @@ import torch
 
 from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
 
-_BLOCK = 1024
+_BLOCK = 256  # tokens a program writes at a time; 1024, as vLLM's: 2.55 us for 64 decodes, not 1.96 (H200)
 _COPIED = 2048  # entries of a row in flight
 rows = Launcher("gather_block_tables", num_warps=8)
 slots = Launcher("slot_mappings")
