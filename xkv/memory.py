@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from xkv.build import Build
 
@@ -27,7 +28,7 @@ def inputs_on_host(build: Build) -> bool:
 
 def on_host(x: Tensor) -> bool:
     """Whether a GPU's tensor lies in host memory."""
-    if not x.is_cuda or not x.numel():
+    if not x.is_cuda or not x.numel() or is_dynamo_compiling():  # which cannot trace a call of the driver's
         return False
     ask = _driver()
     if ask is None:
