@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,9 +296,18 @@ def test_overlap(backend: str, device: str) -> None:
         assert got[b, : -(-n // 4)].tolist() == want[b, : -(-n // 4)].tolist()
 
 
-# torch 2.11 says what it cannot trace of the host code that a builder runs
-@pytest.mark.filterwarnings("ignore:Dynamo")
-def test_a_builder_in_a_compiled_function_is_run_as_it_is(device: str) -> None:
+def test_a_builder_in_a_compiled_function_is_run_as_it_is(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its values are right, and none of its host code is compiled."""
+    from torch._dynamo import convert_frame
+
+    compiled: list[str] = []
+    compile_frame = convert_frame._compile
+    monkeypatch.setattr(
+        convert_frame, "_compile",
+        lambda code, *args, **more: compiled.append(code.co_filename) or compile_frame(code, *args, **more),
+    )  # fmt: skip
     t = tensors(device)
     source = t["source"].clamp(min=0)
     builder = xkv.MetadataBuilder("triton", source, max_batch_size=8, max_context_len=TOKENS)
@@ -306,6 +316,8 @@ def test_a_builder_in_a_compiled_function_is_run_as_it_is(device: str) -> None:
         t = {name: x[:3] for name, x in tensors(device, seed).items()}
         assert f(t["rows"], t["lens"])[1:].tolist() == (t["lens"].cumsum(0) * 2).tolist()
     builder.check()
+    assert __file__ in compiled
+    assert not [name for name in compiled if name.startswith(str(Path(xkv.__file__).parent))]
 
 
 # Tensors that are none: their kind says nothing, and there is nothing at their address.

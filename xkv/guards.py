@@ -51,6 +51,20 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [x.data_ptr() for x in tensors]
 
 
+def run_untraced(function: Callable[..., Any]) -> None:
+    """Has torch.compile run a function, and all that it calls, as they are, where a graph breaks for it.
+
+    What `torch.compiler.disable` does, without a wrapper in every call and without importing its package.
+    Where torch has no such switch, it traces the host code and says what it cannot.
+    """
+    try:
+        frames: Any = importlib.import_module("torch._C._dynamo.eval_frame")
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(function.__code__, skip)
+    except (AttributeError, ImportError, TypeError):
+        return  # another torch's
+
+
 def refuse(*_: Any) -> bool:
     """A guard that nothing passes."""
     return False

@@ -13,6 +13,7 @@ from xkv import buffers, checks, dispatch, launch, switches
 from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
+from xkv.guards import run_untraced
 from xkv.platforms import platform
 from xkv.status import Status
 from xkv.step import Inputs, Step
@@ -331,6 +332,9 @@ class MetadataBuilder:
             StatusError: names the first offending row and the reason.
         """
         self.status.check()
+
+
+run_untraced(MetadataBuilder.build)
 
 
 def _signature(x: Any) -> Any:
