@@ -196,6 +196,7 @@ def table(x: Tensor, batch: int, stride: int) -> Tensor | None:
     """The first rows, ``stride`` apart and as wide as x's; None where memory ends before them."""
     width = x.shape[1] if x.dim() == 2 and x.stride() == (stride, 1) else stride
     room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
-    if width > stride or (batch - 1) * stride + width > room:
+    # rows without entries need no memory
+    if width > stride or (width and (batch - 1) * stride + width > room):
         return None
     return x.as_strided((batch, width), (stride, 1))
