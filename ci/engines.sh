@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ci/engines.sh FOLDER [NAME...]        unpacks the engines of pyproject.toml (tool.xkv.engines), each into
+# ci/engines.sh FOLDER [NAME...]        unpacks the engines of ci/engines.toml, each into
 #                                       FOLDER/NAME, beside the packages that importing its modules takes
 # ci/engines.sh --test FOLDER [NAME...] runs each engine's tests, with xkv's plugin found by its own loader
 #
@@ -26,7 +26,7 @@ folder=$(cd "$1" && pwd)
 shift
 
 row() { # NAME KEY: a line for each entry; without arguments: the engines' names
-    "$py" - "$root/pyproject.toml" "$@" <<'PY'
+    "$py" - "$root/ci/engines.toml" "$@" <<'PY'
 import sys
 
 try:
@@ -36,7 +36,7 @@ except ImportError:  # Python 3.10
 
 path, *keys = sys.argv[1:]
 with open(path, "rb") as file:
-    found = tomllib.load(file)["tool"]["xkv"]["engines"]
+    found = tomllib.load(file)["engines"]
 for key in keys:
     found = found.get(key, []) if isinstance(found, dict) else found
 print(*found, sep="\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ci/serve.sh ENGINE [CASE...]            runs vllm or sglang with xkv's plugin and without it, and compares
-# ci/serve.sh pack FOLDER [PART...]       packs engines for a node without an index (pyproject.toml, tool.xkv.serve)
+# ci/serve.sh pack FOLDER [PART...]       packs engines for a node without an index (ci/engines.toml, serve)
 # ci/serve.sh unpack FOLDER TARGET PART.. unpacks them there, each into TARGET/PART: give it as --site TARGET/PART
 #
 # ENGINE is installed beside XKV_SERVE_PYTHON (python3), or lies in folders named with --site; --help says the rest.

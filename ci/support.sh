@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ci/support.sh [--check | --doc]: ci/support.py in an environment of its own, with what pyproject.toml names for it
-# (tool.xkv.support).
+# ci/support.sh [--check | --doc]: ci/support.py in an environment of its own, with what ci/engines.toml names for it
+# (support).
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -9,7 +9,7 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
 py=$venv/bin/python
-mapfile -t packages < <("$py" - "$root/pyproject.toml" <<'PY'
+mapfile -t packages < <("$py" - "$root/ci/engines.toml" <<'PY'
 import sys
 
 try:
@@ -18,7 +18,7 @@ except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 with open(sys.argv[1], "rb") as file:
-    print(*tomllib.load(file)["tool"]["xkv"]["support"], sep="\n")
+    print(*tomllib.load(file)["support"], sep="\n")
 PY
 )
 "$py" -m pip install -q "${packages[@]}"

@@ -2,7 +2,7 @@
 
     PYTHONPATH=ci python -m serve.pack FOLDER [PART...]
 
-A part is a table of pyproject.toml (tool.xkv.serve): published wheels without their dependencies, for
+A part is a table of ci/engines.toml (serve): published wheels without their dependencies, for
 Python 3.12; without what no case needs, and without code for other GPUs than XKV_SERVE_ARCH (90).
 ``unpack.py`` is its other half.
 """
@@ -26,18 +26,22 @@ GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # pip takes each version of the platfo
 
 def project() -> dict[str, Any]:
     """What pyproject.toml says."""
+    return _toml(ROOT / "pyproject.toml")
+
+
+def _toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         from pip._vendor import tomli as tomllib
-    with (ROOT / "pyproject.toml").open("rb") as file:
+    with path.open("rb") as file:
         found: dict[str, Any] = tomllib.load(file)
     return found
 
 
 def parts() -> dict[str, dict[str, Any]]:
     """The parts by name."""
-    found: dict[str, dict[str, Any]] = project()["tool"]["xkv"]["serve"]
+    found: dict[str, dict[str, Any]] = _toml(ROOT / "ci" / "engines.toml")["serve"]
     return found
 
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=ci python -m serve.unpack FOLDER TARGET PART...
 
-Each lies in TARGET/PART afterwards, or in the part that pyproject.toml names for it (``into``).
+Each lies in TARGET/PART afterwards, or in the part that ci/engines.toml names for it (``into``).
 """
 
 from __future__ import annotations
