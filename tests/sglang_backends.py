@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from building import paged_source
-from test_sglang_engine import kernel, version
+from sglang_engine import kernel, version
 
 import xkv
 

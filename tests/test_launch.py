@@ -14,56 +14,37 @@ import pytest
 import torch
 import triton
 from cases import CASES, make
+from launchers import Compiled, Launcher, Nested
 
 import xkv
 from xkv import launch, launcher, reference
 from xkv.build import TABLE
 
 
-class _Launcher:
-    """A launcher as Triton 3.6 has it: the driver's is given the kernel's arguments one by one."""
-
-    cooperative = False
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[object, ...]] = []
-        self.launch = lambda *args: self.calls.append(args)
-
-    def __call__(self, gridX, gridY, gridZ, stream, function, *args):
-        self.launch(gridX, gridY, gridZ, stream, function, self.cooperative, *args)
-
-
-class _Nested(_Launcher):
-    """As Triton 3.7 has it, and HIP's order: they are given as one."""
-
-    def __call__(self, gridX, gridY, gridZ, stream, function, packed, metadata, enter, leave, *args):
-        self.launch(False, gridX, gridY, gridZ, stream, function, packed, metadata, enter, leave, args)
-
-
-class _Renamed(_Launcher):
+class _Renamed(Launcher):
     def __call__(self, grid, stream, function, packed):
         raise AssertionError("not the call we know")
 
 
-class _Twice(_Launcher):
+class _Twice(Launcher):
     def __call__(self, *args):
         self.launch(*args)
         self.launch(*args)
 
 
-class _Hidden(_Launcher):
+class _Hidden(Launcher):
     """The stream is not handed on as it came: nothing tells where it would go."""
 
     def __call__(self, gridX, gridY, gridZ, stream, *args):
         self.launch(gridX, gridY, gridZ, str(stream), *args)
 
 
-class _Rearranged(_Launcher):
+class _Rearranged(Launcher):
     def __call__(self, gridX, gridY, gridZ, stream, function, *args):
         self.launch(gridX, gridY, gridZ, stream, function, *reversed(args))
 
 
-class _Scratch(_Launcher):
+class _Scratch(Launcher):
     """Allocates for each launch, by its grid."""
 
     def __call__(self, gridX, gridY, gridZ, *args):
@@ -77,17 +58,10 @@ class _Bare:
         raise AssertionError("not the call we know")
 
 
-class _Compiled:
-    function, packed_metadata = 7, ("packed",)
-
-    def __init__(self, run: object) -> None:
-        self.run = run
-
-
-@pytest.mark.parametrize("kind", [_Launcher, _Nested])
-def test_what_triton_calls_is_recorded(kind: type[_Launcher]) -> None:
+@pytest.mark.parametrize("kind", [Launcher, Nested])
+def test_what_triton_calls_is_recorded(kind: type[Launcher]) -> None:
     run = kind()
-    call = launcher.record(_Compiled(run), 3)
+    call = launcher.record(Compiled(run), 3)
     assert call is not None
     assert not run.calls  # recording launches nothing
     before = list(call.args)
@@ -104,7 +78,7 @@ def test_what_triton_calls_is_recorded(kind: type[_Launcher]) -> None:
 
 @pytest.mark.parametrize("broken", [_Renamed, _Twice, _Hidden, _Rearranged, _Scratch, _Bare, lambda: None])
 def test_an_unknown_call_is_not_made(broken) -> None:
-    assert launcher.record(_Compiled(broken()), 3) is None
+    assert launcher.record(Compiled(broken()), 3) is None
 
 
 def test_no_launcher_at_all() -> None:
@@ -125,7 +99,7 @@ def test_triton_has_a_call_we_know(vendor: str, name: str, monkeypatch: pytest.M
     )
     # what __init__ sets, as for a kernel without scratch memory
     vars(run).update({n: 0 for n in names if not hasattr(cls, n)}, launch=lambda *a: calls.append(a))
-    call = launcher.record(_Compiled(run), 4)
+    call = launcher.record(Compiled(run), 4)
     assert call is not None
     before = list(call.args)
     for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
@@ -181,7 +155,7 @@ def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch
         @property
         def run(self):
             if self._run is None:
-                self._run = _Launcher()
+                self._run = Launcher()
                 other = threading.Thread(target=try_the_lock)
                 other.start()
                 other.join()

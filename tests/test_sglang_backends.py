@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from sglang_backends import CONTEXT, Backend, file_of, kernels, method, mode
-from test_sglang_engine import kernel, launches, loaded, version
+from sglang_engine import kernel, launches, loaded, version
 
 from xkv.integrations.codes import code_of
 from xkv.integrations.sglang import methods, table

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,50 +11,12 @@ import pytest
 import torch
 from conftest import GPUS
 from sglang_calls import CALLS, Call, assert_same, fits, original, twin
+from sglang_engine import both, kernel, launches, loaded, version
 
-plugins = pytest.importorskip("sglang.srt.plugins", reason="no SGLang here: see ci/engines.sh")
+from xkv.integrations import replacing
 
-import sglang  # noqa: E402
-from sglang.version import __version__ as version  # noqa: E402
-
-from xkv.integrations import finding, replacing  # noqa: E402
-from xkv.integrations.sglang import table  # noqa: E402
-
+__all__ = ["loaded"]  # the plugin is loaded here
 CASES = 20 if GPUS else 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded() -> None:
-    """As SGLang does it, from xkv's entry point on."""
-    plugins.load_plugins()
-
-
-def kernel(name: str) -> Any:
-    found = places(name)
-    if not found:
-        pytest.skip(f"SGLang {version} has no {name}")
-    return getattr(importlib.import_module(found[0].module), name)
-
-
-@functools.cache
-def places(name: str) -> list[finding.Found]:
-    return finding.definitions("sglang", sglang.__path__, [name], table.FIRST)[name]
-
-
-@contextmanager
-def launches(it: Any) -> Iterator[list[Any]]:
-    """What is launched of a replaced kernel's own code meanwhile."""
-    run, seen = it.run, []
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["grid"])
-        return run(*args, **kwargs)
-
-    it.run = counted
-    try:
-        yield seen
-    finally:
-        del it.run
 
 
 def calls(name: str, device: str, seed: int) -> Iterator[tuple[Any, Call]]:
@@ -128,22 +87,6 @@ def test_grids_of_large_pages() -> None:
 
 def type_module(name: str) -> str:
     return str(kernel(name).fn.__module__)
-
-
-def both(it: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
-    """What a call site leaves with ours, which it must launch, and with the original."""
-    with launches(it) as seen:
-        ours = run()
-    assert seen == [], "the call site launched the original"
-    cls = type(it)
-    replacing.restore(it)
-    try:
-        with launches(it) as seen:
-            theirs = run()
-    finally:
-        it.__class__ = cls
-    assert len(seen) >= 1
-    return ours, theirs
 
 
 @pytest.mark.kernel

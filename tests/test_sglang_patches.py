@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sglang_backends import CONTEXT, Backend, file_of, kernels, method, mode, only
-from test_sglang_engine import both, kernel, launches, loaded, version
+from sglang_engine import both, kernel, launches, loaded, version
 
 import xkv
 

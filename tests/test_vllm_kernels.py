@@ -11,8 +11,8 @@ import torch
 from building import SENTINEL, guarded, guarded_1d, whole
 from compiling import GPUS, need
 from conftest import INTERPRETED
+from launchers import Compiled, Launcher, Nested
 from recorded import Recorded, arguments, on_gpu
-from test_launch import _Compiled, _Launcher, _Nested
 
 from xkv import launcher
 from xkv.build import Build
@@ -181,7 +181,7 @@ def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
         assert ".vgpr_spill_count: 0" in made[0].asm["amdgcn"]
 
 
-@pytest.mark.parametrize("kind", [_Launcher, _Nested])
+@pytest.mark.parametrize("kind", [Launcher, Nested])
 def test_the_second_launch_is_the_driver_s(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With this call's pointers, integers, grid and stream; another grid needs nothing compiled."""
     run, front = kind(), []
@@ -191,7 +191,7 @@ def test_the_second_launch_is_the_driver_s(kind: Any, monkeypatch: pytest.Monkey
             return lambda *args: front.append((grid, args))
 
         def warmup(self, *args: Any, grid: Any) -> Any:
-            return _Compiled(run)
+            return Compiled(run)
 
     monkeypatch.setattr(kernels, "slot_mappings", Kernel())
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
