@@ -11,7 +11,7 @@ fi
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # What a GPU adds to the tiers of a CPU. Most of its time is compiling, hence a worker a core; they spread
-# over the node's GPUs (tests/gpus.py).
+# over the node's GPUs (tests/support/gpus.py).
 # shellcheck disable=SC2034 # used where this is sourced
 gpu_tier=(-n auto --maxprocesses 16 --maxschedchunk 1 -m "not compile and not interpret and not repo")
 

@@ -33,10 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # What sees a fault of each tier, from the soonest on: first what the mutation names of the first files.
 TIERS: dict[str, list[list[str]]] = {
     "interpreter": [
-        ["tests/test_kernel_edges.py", "tests/test_kernel.py"],
+        ["tests/kernel/test_kernel_edges.py", "tests/kernel/test_kernel.py"],
         ["tests", "-m", "not compile and not gpu and not repo"],
     ],
-    "compile": [["tests/test_specialization.py", "tests/test_compile.py"]],
+    "compile": [["tests/kernel/test_specialization.py", "tests/kernel/test_compile.py"]],
 }
 _FAILED, _NONE = 1, 5  # pytest's exit statuses: tests ran and one failed; every test is left out
 _LIMIT = 600  # seconds a test: a fault may make a kernel run forever
@@ -59,7 +59,7 @@ class Failure(NamedTuple):
     """A test that failed.
 
     Attributes:
-        test: as pytest takes it, "tests/test_x.py::test_y[z]"; "" where the process ended without a word.
+        test: as pytest takes it, "tests/x/test_y.py::test_z[0]"; "" where the process ended without a word.
         shown: what the table says.
         limit: whether it ran into the time limit.
     """

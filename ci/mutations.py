@@ -35,7 +35,7 @@ class Mutation(NamedTuple):
     tier: str = "interpreter"
 
 
-HOSTILE = "tests/test_hostile.py"
+HOSTILE = "tests/kernel/test_hostile.py"
 
 
 MUTATIONS = [
@@ -251,7 +251,7 @@ MUTATIONS = [
         "    if C.SUMS_GIVEN:\n        base = before(b, req, view, policy, C)\n    return total, base",
         "    return total, base",
         "every row of an engine's stream that is shared out begins at 0", "sums_given and stream",
-        "tests/test_sums_given.py",
+        "tests/kernel/test_sums_given.py",
     ),
     Mutation(
         "given zero written", KERNEL,
@@ -265,27 +265,27 @@ MUTATIONS = [
         "first = _inside(tl.load(starts_ptr + b).to(tl.int64), capacity)\n    end",
         "first = tl.minimum(tl.load(starts_ptr + b).to(tl.int64), capacity)\n    end",
         "a negative query_start_loc of vLLM's writes slots before the buffer", "just_before",
-        "tests/test_vllm_hostile.py",
+        "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
         "negative start of padding", VLLM,
         "first = _inside(pad_from, capacity)", "first = tl.minimum(pad_from, capacity)",
         "a negative end of vLLM's tokens writes padding before the buffer", "just_before",
-        "tests/test_vllm_hostile.py",
+        "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
         "vLLM's freed blocks", VLLM,
         "tl.store(dst + column, tl.where(column >= first, ids, 0), mask=column < end)",
         "tl.store(dst + column, ids, mask=column < end)",
         "blocks below a window, which may be another request's, are in a row's first entries", "gather",
-        "tests/test_vllm_hostile.py",
+        "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
         "vLLM's padding of one launch", VLLM,
         "_pad(part, token_parts, out, tl.load(starts_ptr + b).to(tl.int64), capacity",
         "_pad(part, token_parts, out, tl.load(starts_ptr + b).to(tl.int64) + 1, capacity",
         "the first token of padding keeps the slot of a step before", "one_launch",
-        "tests/test_vllm_hostile.py",
+        "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
         "id 0 lost", BLOCKS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",

@@ -7,8 +7,8 @@
 
 Needs what ci/support.sh installs, except for --doc. Of a wheel only its Python files are read,
 by HTTP range requests: 8 to 12 MB of vLLM's 300. The index is pip's (PIP_INDEX_URL, or `pip config`). Files
-that define a kernel are kept in .engines, which git ignores; tests/test_engine_texts.py runs them beside
-xkv's.
+that define a kernel are kept in .engines, which git ignores; tests/engines/test_engine_texts.py runs them
+beside xkv's.
 """
 
 from __future__ import annotations

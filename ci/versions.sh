@@ -38,7 +38,7 @@ import triton
 assert triton.__version__ == sys.argv[1], triton.__file__
 PY
     PYTHONPATH=$tmp/$version TRITON_CACHE_DIR=$tmp/cache "$py" -m pytest -q -n 2 -p no:cacheprovider \
-        -m "compile" tests/test_launch.py tests/test_compile.py || failed+=("$version")
+        -m "compile" tests/host/test_launch.py tests/kernel/test_compile.py || failed+=("$version")
     rm -rf "${tmp:?}/$version"
 done
 if ((${#failed[@]})); then

@@ -17,7 +17,7 @@ _FIRST_OVERLAP = 90  # programmatic dependent launch
 VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
 
 # The oldest that compile xkv's kernel: Triton 3.4 fails on its loop. torch 2.9 brings 3.5. Any text that
-# names them is compared with this line (tests/test_oldest.py).
+# names them is compared with this line (tests/ci/test_oldest.py).
 MIN_TORCH, MIN_TRITON = "2.9", "3.5"
 
 

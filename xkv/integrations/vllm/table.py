@@ -1,4 +1,4 @@
-"""What of vLLM is replaced, as data; another text is compared (tests/test_engine_texts.py), then listed."""
+"""What of vLLM is replaced, as data; another text is compared (tests/engines), then listed."""
 
 from __future__ import annotations
 

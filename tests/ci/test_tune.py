@@ -22,7 +22,7 @@ from xkv.tools.bench import inputs
 from xkv.tools.bench.workloads import WORKLOADS, Workload
 from xkv.tuning import Kind, Tuning
 
-CI = Path(__file__).resolve().parent.parent / "ci"
+CI = Path(__file__).resolve().parents[2] / "ci"
 sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402

@@ -140,7 +140,7 @@ HIDDEN = "import sys; sys.modules['triton'] = None\n"
 def test_what_cannot_compile_says_so(env: dict[str, str], before: str, said: str) -> None:
     code = f"{before}import sys\nfrom xkv.__main__ import main\nsys.exit(main(['info', '--kernels']))"
     here = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    here["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+    here["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, env=here | env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -9,7 +9,7 @@ import pytest
 
 from xkv.platforms import MIN_TORCH, MIN_TRITON
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OLDEST = {"torch": MIN_TORCH, "triton": MIN_TRITON}
 PATTERNS = (
     # torch>=2.9, "torch from 2.9 on", "Triton since 3.5", "at least torch 2.9"

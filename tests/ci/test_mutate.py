@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "ci"))
 import mutate  # noqa: E402
 from mutations import MUTATIONS, Mutation  # noqa: E402

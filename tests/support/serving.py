@@ -18,7 +18,7 @@ from xkv.tools.demo.batch import DecodeBatch
 from xkv.tools.demo.engine import Engine
 from xkv.tools.demo.traces import Request, read_trace, synthetic_trace
 
-TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
+TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 PAGE_SIZE = 64
 WINDOW = 100  # tokens
 MAX_REQS, MAX_CONTEXT = 16, 4096

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.repo
 
@@ -78,7 +78,7 @@ def test_base_dependency_is_packaging_alone(metadata, extras):
 
 
 def test_extras(extras):
-    # None for a vendor: a node's torch and triton stay (tests/test_extras.py)
+    # None for a vendor: a node's torch and triton stay (tests/ci/test_extras.py)
     assert set(extras) == {"", "bench", "test", "plot", "lint"}
     assert names(extras["bench"]) == {"tqdm", "tabulate", "matplotlib"}
 

@@ -1,6 +1,6 @@
 """vLLM's own call sites with its kernels and with ours, on the GPU at hand: device and host, side by side.
 
-    XKV_ENGINES=FOLDER python tests/vllm_steps.py
+    XKV_ENGINES=FOLDER python tests/support/vllm_steps.py
 
 FOLDER/vllm-0.33.0 is what `vllm_engine.py` reads. Device time is of a graph of calls over rotated tables,
 host time of calls without a sync, both as in `xkv steps`; every output is compared, too.
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from tabulate import tabulate

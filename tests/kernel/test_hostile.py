@@ -29,7 +29,7 @@ from xkv.tools.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind
 from xkv.tools.check.setting import VECTORS, Setting
 from xkv.tools.check.trial import MismatchError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 I32, I64 = torch.int32, torch.int64
 KINDS = kinds(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
 SEED = int(os.environ.get("XKV_SEED", "0"))
@@ -95,7 +95,7 @@ def settings() -> list[Setting]:
 
 @pytest.mark.repo
 def test_every_offence_comes_first_in_some_case() -> None:
-    """All but OVERFLOW, which takes lengths that no small source has: tests/test_sizes.py."""
+    """All but OVERFLOW, which takes lengths that no small source has: tests/kernel/test_sizes.py."""
     first: dict[int, Counter[Reason | None]] = {TABLE: Counter(), CSR: Counter(), SLOTS: Counter()}
     for setting in settings():
         for case in range(4):

@@ -12,7 +12,7 @@ import xkv
 from xkv.tools.demo.traces import read_trace, synthetic_trace
 
 DEVICE = "cuda"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # beside the checkout, or carried along to a machine without it
 TRACES = [ROOT.parent / "shared" / "traces", ROOT / ".traces", ROOT / "shared" / "traces"]
 BATCH, ROWS, TOKENS = 16, 19, 4096

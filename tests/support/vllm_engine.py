@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.33.0"
 
 FLASHINFER = "vllm.v1.attention.backends.flashinfer"

@@ -19,7 +19,7 @@ import yaml
 
 from xkv import cuda, rocm
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROWS: list[dict[str, Any]] = json.loads((ROOT / "ci" / "matrix.json").read_text())
 WORKFLOWS = {path.stem: path for path in (ROOT / ".github" / "workflows").glob("*.yml")}
 GPU_ROWS = [row for row in ROWS if row["arch"] != "cpu"]

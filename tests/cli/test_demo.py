@@ -15,7 +15,7 @@ import torch
 import xkv
 from xkv.tools import demo
 
-TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
+TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 SMALL = ("--steps", "12", "--batch", "3", "--page-size", "16", "--max-context", "2048")
 
 

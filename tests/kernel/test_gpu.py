@@ -1,4 +1,4 @@
-"""What only a GPU shows: graphs, streams, and that an op is one kernel; tests/test_sizes_gpu.py: sizes."""
+"""What only a GPU shows: graphs, streams, and that an op is one kernel; test_sizes_gpu.py: sizes."""
 
 from __future__ import annotations
 

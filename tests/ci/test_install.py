@@ -14,7 +14,7 @@ from standins import Node
 
 import xkv
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OURS = {f"xkv=={xkv.__version__}"}
 PACKAGING = {f"packaging=={packaging.__version__}"}
 

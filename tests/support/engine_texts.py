@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".engines"
 
 

@@ -17,7 +17,7 @@ from xkv.integrations.codes import code
 from xkv.integrations.replacing import Kernel, Launch
 
 pytestmark = pytest.mark.repo
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from xkv.tools.demo.traces import (
     synthetic_trace,
 )
 
-TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
+TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE = "2023-11-16 18:15:46.6805900,374,44"
 

@@ -11,7 +11,7 @@ import fences
 import pytest
 import torch
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(fences.__file__).parent
 TOUCH = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
@@ -26,7 +26,7 @@ BYTES = (515 + 513) * 8
 
 def touch(side: str, byte: int) -> int:
     """Has another process touch a byte, counted from a tensor's first; returns its exit status."""
-    command = [sys.executable, "-W", "error", "-c", TOUCH, str(TESTS), side, str(byte)]
+    command = [sys.executable, "-W", "error", "-c", TOUCH, str(SUPPORT), side, str(byte)]
     return subprocess.run(command, capture_output=True, text=True, check=False).returncode
 
 

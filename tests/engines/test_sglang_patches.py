@@ -16,7 +16,7 @@ import xkv
 
 __all__ = ["loaded"]  # the plugin is loaded here, too
 pytestmark = pytest.mark.kernel
-PATCHES = Path(__file__).resolve().parent.parent / "docs"
+PATCHES = Path(__file__).resolve().parents[2] / "docs"
 
 
 def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[torch.Tensor], Any]:

@@ -15,7 +15,7 @@ import xkv
 from xkv.__main__ import main
 from xkv.tools import check, demo, info
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("info", "demo", "check")
 
 

@@ -135,15 +135,15 @@ def test_a_wrong_word_is_found(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("more", [0, 1], ids=["right", "planted"])
 def test_an_entry_too_many_ends_the_process(more: int, arch: str) -> None:
     """The source's width taken for one more: its last row's next entry lies behind a fence."""
-    here = Path(__file__).resolve().parent
-    command = [sys.executable, "-W", "error", "-c", _READ, str(here), arch, str(more)]
-    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=False)
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-W", "error", "-c", _READ, str(tests), arch, str(more)]
+    done = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=False)
     assert done.returncode == (-signal.SIGSEGV if more else 0), done.stderr
 
 
 _READ = """
 import sys
-sys.path[:0] = [sys.argv[1], "."]
+sys.path[:0] = [sys.argv[1] + "/kernel", sys.argv[1] + "/support", "."]
 import test_amd
 from xkv.build import Build
 build = test_amd.make(test_amd.CASES["beyond the source"], test_amd.TABLE, 1, 1, test_amd.I32, "cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 # As `Engine`, `sglang serve` and the scheduler's process do: plugins first.
 SGLANG = """
@@ -39,7 +39,7 @@ VLLM = """
 import sys, tempfile
 from pathlib import Path
 
-sys.path.insert(0, TESTS)
+sys.path.insert(0, SUPPORT)
 from vllm_engine import ROOT, distribution, folder, installed
 
 root, dist = folder(), Path(tempfile.mkdtemp())
@@ -87,7 +87,7 @@ def test_sglang(level: str) -> None:
 def test_vllm(worker: bool) -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("no vLLM here: see ci/engines.sh")
-    line, *own = said(VLLM.replace("TESTS", repr(str(TESTS))).replace("WORKER", str(worker)))
+    line, *own = said(VLLM.replace("SUPPORT", repr(str(SUPPORT))).replace("WORKER", str(worker)))
     assert " INFO " in line
     assert "] xkv " in line
     assert " in vLLM " in line

@@ -201,6 +201,7 @@ def test_spawned(device: str) -> None:
 
 FORK = """
 import os, sys
+sys.path[:0] = [".", "host", "support"]
 import torch, xkv
 xkv.build_page_table, xkv.MetadataBuilder, xkv.Status, xkv.warmup
 assert not torch.cuda.is_initialized(), "xkv touched the GPU on import"
@@ -220,7 +221,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in childre
 def test_forked_before_cuda_is_initialised() -> None:
     """As a server that imports first and forks its workers: importing and looking up touches no GPU."""
     done = subprocess.run(
-        [sys.executable, "-c", FORK], cwd=Path(__file__).parent, env=standins.environment(),
+        [sys.executable, "-c", FORK], cwd=Path(__file__).parents[1], env=standins.environment(),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
