@@ -21,8 +21,8 @@ import torch
 
 import xkv
 from xkv.build import Build, View
-from xkv.tools.check import hostile
-from xkv.tools.check.kinds import kinds
+from xkv.cli.check import hostile
+from xkv.cli.check.kinds import kinds
 
 DEVICE = "cuda"
 _EACH = 4  # hostile cases a kind

@@ -34,12 +34,12 @@ from tune_rows import CLASSES, SWEPT, Class
 import xkv
 from xkv import dispatch, launch
 from xkv.build import CSR, TABLE, Build, View
+from xkv.cli import timing
+from xkv.cli.bench import contenders, inputs, oracle, records
+from xkv.cli.bench.inputs import Inputs
+from xkv.cli.bench.workloads import Workload
 from xkv.platforms import Platform
 from xkv.schedule import schedule
-from xkv.tools import timing
-from xkv.tools.bench import contenders, inputs, oracle, records
-from xkv.tools.bench.inputs import Inputs
-from xkv.tools.bench.workloads import Workload
 from xkv.tuning import Kind, Tuning
 
 _COARSE_ROUNDS = 5

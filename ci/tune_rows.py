@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xkv.build import CSR, TABLE
-from xkv.tools.bench.records import geomean
-from xkv.tools.bench.workloads import WORKLOADS, Workload
+from xkv.cli.bench.records import geomean
+from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.tuning import Kind, Tuning
 
 SMALL = 16  # requests; the other class of batches begins above it

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import xkv
-from xkv.tools import bench, check, demo, info, steps  # none of them imports torch before it runs
+from xkv.cli import bench, check, demo, info, steps  # none of them imports torch before it runs
 
 _COMMANDS = {
     "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),

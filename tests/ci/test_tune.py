@@ -16,10 +16,10 @@ from benching import TINY
 import xkv
 from xkv import launch
 from xkv.build import CSR, TABLE
+from xkv.cli import timing
+from xkv.cli.bench import inputs
+from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.platforms import Platform
-from xkv.tools import timing
-from xkv.tools.bench import inputs
-from xkv.tools.bench.workloads import WORKLOADS, Workload
 from xkv.tuning import Kind, Tuning
 
 CI = Path(__file__).resolve().parents[2] / "ci"

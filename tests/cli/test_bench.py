@@ -10,9 +10,9 @@ import pytest
 import torch
 from benching import FOUND, HOST, TINY, write_trace
 
-from xkv.tools.bench import compiles, contenders, inputs, oracle, session, workloads
-from xkv.tools.bench.records import BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
-from xkv.tools.bench.workloads import WORKLOADS, Workload
+from xkv.cli.bench import compiles, contenders, inputs, oracle, session, workloads
+from xkv.cli.bench.records import BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
+from xkv.cli.bench.workloads import WORKLOADS, Workload
 
 K = 1024
 

@@ -20,10 +20,10 @@ from benching import FOUND, HOST, TINY, write_trace
 
 import xkv
 from xkv import launch
+from xkv.cli import bench, timing
+from xkv.cli.bench import inputs, session, workloads
+from xkv.cli.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 from xkv.platforms import CPU, Platform
-from xkv.tools import bench, timing
-from xkv.tools.bench import inputs, session, workloads
-from xkv.tools.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
 PEERS = os.environ.get("XKV_PEERS")  # where kernels of SGLang lie, for those who have them

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from xkv.tools.bench import records, table
-from xkv.tools.bench.records import AGAIN, CHAIN, EMPTY, OURS, READ_TABLE, SECTIONS, SEED, SERIAL, Point
+from xkv.cli.bench import records, table
+from xkv.cli.bench.records import AGAIN, CHAIN, EMPTY, OURS, READ_TABLE, SECTIONS, SEED, SERIAL, Point
 
 TABLE, CSR = SECTIONS
 
@@ -112,7 +112,7 @@ def test_only_who_is_there_has_a_column() -> None:
 
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from xkv.tools.bench.plot import figure
+    from xkv.cli.bench.plot import figure
 
     csr = Point("csr", "fast", 64, 2, 128, 4, 24, 1.0, {EMPTY: 1.0, CHAIN: 1.5, OURS: 2.0, "flashinfer": 9.0})
     drawn = figure(REPORT | {"points": [vars(each) for each in (*POINTS, csr)]})
@@ -146,7 +146,7 @@ def test_plot(tmp_path: Path) -> None:
 
 def test_nothing_to_plot() -> None:
     pytest.importorskip("matplotlib")
-    from xkv.tools.bench.plot import figure
+    from xkv.cli.bench.plot import figure
 
     with pytest.raises(ValueError, match="no points"):
         figure(REPORT | {"points": []})

@@ -13,7 +13,7 @@ from checking import bump, failed, outputs, plant, results
 import xkv
 from xkv import launch
 from xkv.__main__ import main
-from xkv.tools.check import selftest
+from xkv.cli.check import selftest
 
 QUICK = ("check", "--device", "cpu", "--quick")
 OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")

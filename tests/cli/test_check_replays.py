@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from xkv import launch
-from xkv.tools import check
-from xkv.tools.check import selftest, trial
+from xkv.cli import check
+from xkv.cli.check import selftest, trial
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import xkv
-from xkv.tools import demo
+from xkv.cli import demo
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 SMALL = ("--steps", "12", "--batch", "3", "--page-size", "16", "--max-context", "2048")

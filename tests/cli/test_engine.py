@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xkv.tools.demo.engine import Engine
-from xkv.tools.demo.traces import HASH_BLOCK, Request
+from xkv.cli.demo.engine import Engine
+from xkv.cli.demo.traces import HASH_BLOCK, Request
 
 
 def prompt(length: int, output: int = 3, hashes: tuple[int, ...] | None = None) -> Request:

@@ -14,11 +14,11 @@ from compiling import GPUS, need
 
 from xkv import cuda, dispatch, rocm
 from xkv.__main__ import main
+from xkv.cli import kernels
+from xkv.cli.kernels.resources import Resources, amd_bytes, code_bytes, count, ptx_bytes
+from xkv.cli.kernels.units import UNITS, programs
+from xkv.cli.kernels.variants import variants
 from xkv.platforms import Platform
-from xkv.tools import kernels
-from xkv.tools.kernels.resources import Resources, amd_bytes, code_bytes, count, ptx_bytes
-from xkv.tools.kernels.units import UNITS, programs
-from xkv.tools.kernels.variants import variants
 
 pytestmark = pytest.mark.compile
 
@@ -51,7 +51,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a table and of a stream alone."""
     some = ("build_page_table 64", "build_page_table 1", "triton 1")
     found = {vendor: [v for v in variants(vendor) if v[0] in some] for vendor in ("cuda", "hip")}
-    monkeypatch.setattr("xkv.tools.kernels.variants.variants", found.__getitem__)
+    monkeypatch.setattr("xkv.cli.kernels.variants.variants", found.__getitem__)
 
 
 def test_every_op_and_backend(printed) -> None:

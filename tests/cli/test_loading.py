@@ -7,7 +7,7 @@ from pathlib import Path
 import peer_stubs
 import pytest
 
-from xkv.tools import loading
+from xkv.cli import loading
 
 INDEX, READ, UTILS = peer_stubs.FILES
 MODULE = """

@@ -13,7 +13,7 @@ import pytest
 
 import xkv
 from xkv.__main__ import main
-from xkv.tools import check, demo, info
+from xkv.cli import check, demo, info
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("info", "demo", "check")
@@ -135,7 +135,7 @@ def test_other_exceptions_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> 
 ENDLESS = """
 import signal, sys, time
 from xkv.__main__ import main
-from xkv.tools.check import selftest
+from xkv.cli.check import selftest
 
 def case():
     print("in the midst", flush=True)

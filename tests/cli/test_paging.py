@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xkv.tools.demo.paging import PagedKVCache, ReqToToken
+from xkv.cli.demo.paging import PagedKVCache, ReqToToken
 
 
 def test_pool_refuses_what_it_has_not() -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_bench_tables import REPORT
 
 from xkv.__main__ import main
-from xkv.tools import loading
-from xkv.tools.bench import reading
-from xkv.tools.loading import PeerError
+from xkv.cli import loading
+from xkv.cli.bench import reading
+from xkv.cli.loading import PeerError
 
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")

@@ -9,11 +9,11 @@ import pytest
 import sglang_standins
 from test_steps import EDGES, PEERS, SMALL, by_row, differences, run
 
+from xkv.cli import timing
+from xkv.cli.steps import compared, peers
+from xkv.cli.steps.compared import ROWS, Row
 from xkv.integrations.codes import code_of
 from xkv.integrations.sglang import table
-from xkv.tools import timing
-from xkv.tools.steps import compared, peers
-from xkv.tools.steps.compared import ROWS, Row
 
 pytestmark = pytest.mark.kernel
 

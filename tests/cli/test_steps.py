@@ -14,11 +14,11 @@ import torch
 
 import xkv
 from xkv import launch
+from xkv.cli import steps, timing
+from xkv.cli.steps import compared, peers, sequences
+from xkv.cli.steps.compared import DRAFTS, ROWS, Row, Workload
+from xkv.cli.steps.peers import Step
 from xkv.platforms import CPU, Platform
-from xkv.tools import steps, timing
-from xkv.tools.steps import compared, peers, sequences
-from xkv.tools.steps.compared import DRAFTS, ROWS, Row, Workload
-from xkv.tools.steps.peers import Step
 
 CONTEXT = 1024
 EDGES = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 700, CONTEXT - DRAFTS]

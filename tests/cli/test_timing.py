@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.tools import timing
+from xkv.cli import timing
 
 
 class Fake:

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xkv.tools.demo.traces import (
-    HASH_BLOCK,
-    MAX_TOKENS,
-    Request,
-    TraceError,
-    read_trace,
-    synthetic_trace,
-)
+from xkv.cli.demo.traces import HASH_BLOCK, MAX_TOKENS, Request, TraceError, read_trace, synthetic_trace
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_traces import AZURE, HEADER, check, mooncake
 
-from xkv.tools.demo.traces import TraceError, read_trace
+from xkv.cli.demo.traces import TraceError, read_trace
 
 FUZZ = settings(max_examples=150)
 

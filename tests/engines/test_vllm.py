@@ -15,9 +15,9 @@ from compiling import GPUS
 from vllm_batches import BIG, Batch, block_tables, both, fill, random_kernel_test
 from vllm_engine import with_plugin
 
+from xkv.cli.kernels.compiling import plugged
 from xkv.integrations import replacing
 from xkv.integrations.vllm import kernels, table
-from xkv.tools.kernels.compiling import plugged
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from building import GUARD, SENTINEL, guarded, guarded_1d, whole
 from conftest import GPUS
 from test_vllm_kernels import ints, pointers
 
+from xkv.cli.check import wild
 from xkv.integrations.vllm import step, tables
-from xkv.tools.check import wild
 
 pytestmark = pytest.mark.kernel
 

@@ -16,8 +16,8 @@ from recorded import Recorded, arguments, on_gpu
 
 from xkv import launcher
 from xkv.build import Build
+from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
-from xkv.tools.kernels.compiling import plugged
 
 I32, I64 = torch.int32, torch.int64
 

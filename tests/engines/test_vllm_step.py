@@ -16,9 +16,9 @@ from test_vllm_kernels import ARCHES
 from vllm_batches import BIG, Batch, block_tables, fill, random_kernel_test
 from vllm_engine import folder, with_plugin
 
+from xkv.cli.kernels.compiling import plugged
 from xkv.integrations import replacing
 from xkv.integrations.vllm import kernels, step, table
-from xkv.tools.kernels.compiling import plugged
 
 RUNNER = "vllm.v1.worker.gpu.model_runner"
 

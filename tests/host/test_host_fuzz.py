@@ -14,7 +14,7 @@ from op_arguments import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
 from xkv import launch, op_calls
-from xkv.tools.check import naive
+from xkv.cli.check import naive
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:UserWarning")
 

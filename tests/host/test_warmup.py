@@ -63,8 +63,8 @@ def test_a_second_warmup_finds_everything() -> None:
 @cuda
 @pytest.mark.slow
 def test_nothing_compiles_or_loads_in_5000_steps() -> None:
-    from xkv.tools.bench import compiles, contenders, inputs
-    from xkv.tools.bench.workloads import Workload
+    from xkv.cli.bench import compiles, contenders, inputs
+    from xkv.cli.bench.workloads import Workload
 
     load = Workload("64 x 4K in 32K", (4096,) * 64, 32768)
     at = inputs.make_inputs(load, 64, inputs.make_sources([load], "cuda")[32768])
@@ -78,7 +78,7 @@ def test_nothing_compiles_or_loads_in_5000_steps() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["flashinfer_mla", "trtllm_mha", "flash_attention"])
 def test_every_mode_of_a_warm_builder(backend: str) -> None:
-    from xkv.tools.bench import compiles
+    from xkv.cli.bench import compiles
 
     source = table("cuda")
     builder = xkv.MetadataBuilder(backend, source, max_batch_size=40, max_context_len=600, sliding_window=100)

@@ -22,10 +22,10 @@ from cases import CASES, Case, make
 import xkv
 from xkv import dispatch, launch, rocm
 from xkv.build import CSR, SLOTS, TABLE, Build
+from xkv.cli.check import hostile
+from xkv.cli.check.kinds import Kind, kinds
+from xkv.cli.kernels.compiling import compiled
 from xkv.platforms import Platform
-from xkv.tools.check import hostile
-from xkv.tools.check.kinds import Kind, kinds
-from xkv.tools.kernels.compiling import compiled
 from xkv.tuning import Tuning
 
 pytestmark = [

@@ -10,13 +10,13 @@ from compiling import GPUS, HEAVY, KINDS, forms_of, need
 
 from xkv import dispatch
 from xkv.build import CSR, TABLE, Build
+from xkv.cli.kernels import asked
+from xkv.cli.kernels.compiling import compiled
+from xkv.cli.kernels.resources import Resources, read
+from xkv.cli.kernels.units import UNITS, programs, scheduler_warps
+from xkv.cli.kernels.variants import meta, plain
 from xkv.platforms import Platform
 from xkv.schedule import schedule
-from xkv.tools.kernels import asked
-from xkv.tools.kernels.compiling import compiled
-from xkv.tools.kernels.resources import Resources, read
-from xkv.tools.kernels.units import UNITS, programs, scheduler_warps
-from xkv.tools.kernels.variants import meta, plain
 from xkv.tuning import Tuning
 
 pytestmark = pytest.mark.compile

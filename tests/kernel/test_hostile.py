@@ -22,12 +22,12 @@ import xkv
 from xkv import dispatch, launch
 from xkv.__main__ import main
 from xkv.build import CSR, SLOTS, TABLE
+from xkv.cli.check import hostile, naive
+from xkv.cli.check.engines import SUMS, EngineSetting
+from xkv.cli.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
+from xkv.cli.check.setting import VECTORS, Setting
+from xkv.cli.check.trial import MismatchError
 from xkv.status import Reason
-from xkv.tools.check import hostile, naive
-from xkv.tools.check.engines import SUMS, EngineSetting
-from xkv.tools.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
-from xkv.tools.check.setting import VECTORS, Setting
-from xkv.tools.check.trial import MismatchError
 
 ROOT = Path(__file__).resolve().parents[2]
 I32, I64 = torch.int32, torch.int64

@@ -10,7 +10,7 @@ import torch
 from conftest import GPUS, INTERPRETED
 from serving import MAX_CONTEXT, MAX_REQS, PAGE_SIZE, PAGES, TRACES, IsolationError
 
-from xkv.tools.demo.engine import Engine
+from xkv.cli.demo.engine import Engine
 
 pytestmark = pytest.mark.skipif(
     INTERPRETED, reason="rows of 4,096 tokens take the interpreter a second a step"

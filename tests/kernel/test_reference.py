@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xkv import reference
 from xkv.build import Build
-from xkv.tools.check import naive
+from xkv.cli.check import naive
 
 
 def check(build: Build) -> None:

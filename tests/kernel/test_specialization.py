@@ -10,9 +10,9 @@ from compiling import GPUS, HEAVY, everything, forms_of, need, specialization
 
 from xkv import dispatch, launch
 from xkv.build import TABLE, Build
+from xkv.cli.kernels.variants import BIG, meta, of_spec, plain
 from xkv.dispatch import specs_of
 from xkv.platforms import Platform
-from xkv.tools.kernels.variants import BIG, meta, of_spec, plain
 from xkv.tuning import Tuning
 
 pytestmark = pytest.mark.compile

@@ -12,10 +12,10 @@ from compiling import GPUS, need, specialization
 import xkv
 from xkv import dispatch, launch, reference, tuning
 from xkv.build import CSR, TABLE, Build, View
+from xkv.cli.kernels.compiling import compiled
+from xkv.cli.kernels.resources import read
+from xkv.cli.kernels.variants import meta, plain
 from xkv.schedule import schedule
-from xkv.tools.kernels.compiling import compiled
-from xkv.tools.kernels.resources import read
-from xkv.tools.kernels.variants import meta, plain
 
 # blocks so small that rows are shared out among programs, and not
 ROWS = [

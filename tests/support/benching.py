@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xkv.tools.bench.records import BLOCKS, READ_TABLE, SEED, SERIAL, TOKENS
-from xkv.tools.bench.workloads import Workload
+from xkv.cli.bench.records import BLOCKS, READ_TABLE, SEED, SERIAL, TOKENS
+from xkv.cli.bench.workloads import Workload
 
 TINY = (Workload("skewed", (700, 1, 64, 65, 127), 800), Workload("one", (190,), 200))
 HOST = Workload("host", (60, 130), 200)

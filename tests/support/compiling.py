@@ -11,13 +11,13 @@ from triton.backends import backends
 
 from xkv import cuda, tuning
 from xkv.build import CSR, TABLE, Build
+from xkv.cli.kernels import BACKENDS
+from xkv.cli.kernels.compiling import intercepted
+from xkv.cli.kernels.units import UNITS
+from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
 from xkv.kernel import xkv_build
 from xkv.platforms import Platform
-from xkv.tools.kernels import BACKENDS
-from xkv.tools.kernels.compiling import intercepted
-from xkv.tools.kernels.units import UNITS
-from xkv.tools.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.tuning import Tuning
 
 I32, I64 = torch.int32, torch.int64

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import xkv
-from xkv.tools.demo.traces import read_trace, synthetic_trace
+from xkv.cli.demo.traces import read_trace, synthetic_trace
 
 DEVICE = "cuda"
 ROOT = Path(__file__).resolve().parents[2]

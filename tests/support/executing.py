@@ -25,10 +25,10 @@ from compiling import specialized
 
 from xkv import reference
 from xkv.build import Build, View
+from xkv.cli.kernels.compiling import intercepted
 from xkv.kernel import xkv_build
 from xkv.oracle import WRITTEN
 from xkv.platforms import Platform
-from xkv.tools.kernels.compiling import intercepted
 from xkv.tuning import Tuning
 
 PLACE = os.environ.get("XKV_AMD_EXECUTOR", "")

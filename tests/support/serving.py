@@ -14,9 +14,9 @@ import torch
 import xkv
 from xkv import dispatch
 from xkv.buffers import Metadata
-from xkv.tools.demo.batch import DecodeBatch
-from xkv.tools.demo.engine import Engine
-from xkv.tools.demo.traces import Request, read_trace, synthetic_trace
+from xkv.cli.demo.batch import DecodeBatch
+from xkv.cli.demo.engine import Engine
+from xkv.cli.demo.traces import Request, read_trace, synthetic_trace
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 PAGE_SIZE = 64

@@ -20,9 +20,9 @@ import torch
 from triton.runtime import interpreter
 
 from xkv.build import Build
+from xkv.cli.check import naive
 from xkv.kernel import xkv_build
 from xkv.launch import CompiledLaunch
-from xkv.tools.check import naive
 
 _OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
 

@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 from vllm_engine import ROOT, distribution, folder, installed, modules
 
-from xkv.tools import timing
+from xkv.cli import timing
 
 DEVICE = torch.device("cuda")
 BLOCK = 16

@@ -1,0 +1,191 @@
+"""`python -m xkv bench`: xkv's builders beside SGLang's kernels, on the device and on the host."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xkv
+from xkv.cli.bench import reading, table, workloads
+from xkv.cli.bench.records import SECTIONS
+from xkv.cli.demo.traces import TraceError
+from xkv.cli.loading import PeerError
+
+if TYPE_CHECKING:
+    from xkv.cli.bench.workloads import Workload
+
+_ROUNDS, _QUICK_ROUNDS = 25, 7
+_WIDTHS, _QUICK_WIDTHS = 64, 8
+_STEPS, _QUICK_STEPS = 5000, 200
+_PAGES, _QUICK_PAGES = "64,32,16,1", "64,1"
+
+
+class _UsageError(ValueError):
+    """Arguments that cannot be served; the message is for the user."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `bench`.
+
+    Args:
+        parser: the parser of the `bench` command.
+    """
+    add = parser.add_argument
+    many: dict[str, Any] = {"type": Path, "action": "append", "default": []}
+    add("--peers", metavar="DIR", **many, help="an unpacked SGLang wheel, or its kernel files; repeatable")
+    add("--trace", metavar="FILE", **many, help="adds decode batches of Mooncake's jsonl or Azure's csv")
+    add("--pages", metavar="N,N", help=f"page sizes in tokens (default: {_PAGES})")
+    add("--only", metavar="NAME", nargs="+", help="these workloads, of those in the tables")
+    add("--rounds", type=int, help=f"timed replays of each graph (default: {_ROUNDS})")
+    add("--warm", action="store_true", help="does not overwrite L2 between replays; see below")
+    add("--quick", action="store_true", help="three workloads, two page sizes, few rounds: a minute")
+    add("--json", metavar="FILE", type=Path, help="writes the record there")
+    add("--plot", metavar="FILE", type=Path, help="draws the tables there, such as bench.png")
+    add("--from", metavar="JSON", type=Path, dest="record", help="measures nothing: shows this record again")
+    parser.epilog = (
+        "Device times are by replay of a CUDA graph of 24 launches, each on source rows of its own; before"
+        " each replay L2 is overwritten, and the row indices and lengths are read again, as an engine has"
+        " just written them. The contenders' replays take turns. Every result is compared with plain"
+        " torch before it is timed. With --warm small batches find their rows in L2 from the second replay"
+        " on. The floor is an empty kernel plus the bytes at the speed of a copy."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares and times all contenders, and prints the tables.
+
+    Args:
+        args: what add_arguments defines.
+
+    Returns:
+        The exit status: 0; 1 if a result is wrong, which is then named and not timed; 2 if the
+        arguments or the machine do not allow a run (one line on stderr says why).
+
+    Raises:
+        xkv.UnsupportedPlatformError: what is installed or plugged in cannot run xkv.
+    """
+    try:
+        _check(args)
+        if args.record is not None:
+            report = _read(args.record)
+            print(*table.text(report), sep="\n")
+            _draw(args.plot, report)
+            return _status(report["wrong"])
+        loads, sizes = _loads(args), _sizes(args)
+    except _UsageError as error:
+        return _fail(str(error))
+    xkv.platform()  # first of all that needs torch: says so where it is missing
+    import torch
+
+    if not torch.cuda.is_available():
+        return _fail("kernels are timed on a GPU, and there is none")
+    return _measure(args, loads, sizes)
+
+
+def _measure(args: argparse.Namespace, loads: list[Workload], sizes: list[int]) -> int:
+    from xkv.cli.bench.contenders import Peers
+    from xkv.cli.bench.session import Plan, Session
+
+    try:
+        peers = Peers(args.peers)
+    except PeerError as error:
+        return _fail(f"--peers: {error}")
+    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
+    counted = (_QUICK_WIDTHS, _QUICK_STEPS) if args.quick else (_WIDTHS, _STEPS)
+    plan = Plan(loads, sizes, peers, rounds, *counted, warm=args.warm)
+    try:
+        session = Session(plan, shlex.join(sys.argv))
+    except MemoryError as error:
+        return _fail(str(error))
+    report, sections = session.report, {section.name: section for section in SECTIONS}
+    print(table.setting(report), flush=True)
+    tqdm = importlib.import_module("tqdm").tqdm
+    with tqdm(total=session.steps, unit="point", desc="xkv bench", file=sys.stderr) as bar:
+        for part in session.run(bar):
+            lines = table.section_text(report, sections[part]) if part in sections else _rest(report)
+            print(*lines, sep="\n", flush=True)
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    _draw(args.plot, report)
+    return _status(session.wrong)
+
+
+def _rest(report: dict[str, Any]) -> list[str]:
+    return [*table.host_text(report), *table.compiles_text(report)]
+
+
+def _draw(file: Path | None, report: dict[str, Any]) -> None:
+    if file is not None and report["points"]:
+        from xkv.cli.bench.plot import figure
+
+        figure(report).savefig(file)
+
+
+def _status(wrong: list[str]) -> int:
+    if wrong:
+        print("xkv bench: wrong, and not timed:", *wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _fail(message: str) -> int:
+    print(f"xkv bench: {message}", file=sys.stderr)
+    return 2
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises _UsageError for what can be said without torch."""
+    for module in ("tabulate", "tqdm", *(["matplotlib"] if args.plot else [])):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise _UsageError(f"{error.name} is missing; pip install 'xkv[bench]'") from error
+    for flag, file in (("--json", args.json), ("--plot", args.plot)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise _UsageError(f"{flag}: there is no folder {file.absolute().parent}")
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise _UsageError(f"--plot must end in .png, .svg or .pdf, not {args.plot.suffix!r}")
+    for folder in args.peers:
+        if not folder.is_dir():
+            raise _UsageError(f"--peers: there is no folder {folder}")
+    if args.rounds is not None and args.rounds < 1:
+        raise _UsageError(f"--rounds must be at least 1, not {args.rounds}")
+
+
+def _sizes(args: argparse.Namespace) -> list[int]:
+    usual = _QUICK_PAGES if args.quick else _PAGES
+    text: str = usual if args.pages is None else args.pages
+    allowed = [str(1 << k) for k in range(8)]  # whole pages of the source's pieces
+    if wrong := [each for each in text.split(",") if each not in allowed]:
+        raise _UsageError(f"--pages takes {', '.join(allowed)}, not {wrong[0]!r}")
+    return [int(each) for each in dict.fromkeys(text.split(","))]
+
+
+def _loads(args: argparse.Namespace) -> list[Workload]:
+    loads = [each for each in workloads.WORKLOADS if not args.quick or each.name in workloads.QUICK]
+    for file in args.trace:
+        try:
+            loads += workloads.from_trace(file)
+        except OSError as error:
+            raise _UsageError(f"--trace: {file}: {error.strerror or error}") from error
+        except (TraceError, ValueError) as error:
+            raise _UsageError(f"--trace: {error}") from error
+    if args.only is None:
+        return loads
+    names = [each.name for each in loads]
+    if wrong := [name for name in args.only if name not in names]:
+        raise _UsageError(f"--only: there is no {wrong[0]!r} among {', '.join(map(repr, names))}")
+    return [each for each in loads if each.name in args.only]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return reading.read(file)
+    except OSError as error:
+        raise _UsageError(f"--from: {file}: {error.strerror or error}") from error
+    except reading.RecordError as error:
+        raise _UsageError(f"--from: {error}") from error
