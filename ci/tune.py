@@ -38,9 +38,9 @@ from xkv.cli import timing
 from xkv.cli.bench import contenders, inputs, oracle, records
 from xkv.cli.bench.inputs import Inputs
 from xkv.cli.bench.workloads import Workload
-from xkv.platforms import Platform
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Kind, Tuning
 from xkv.schedule import schedule
-from xkv.tuning import Kind, Tuning
 
 _COARSE_ROUNDS = 5
 _COARSE_SHARE = 0.5  # of a class's time

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from xkv.build import CSR, TABLE
 from xkv.cli.bench.records import geomean
 from xkv.cli.bench.workloads import WORKLOADS, Workload
-from xkv.tuning import Kind, Tuning
+from xkv.platforms.tuning import Kind, Tuning
 
 SMALL = 16  # requests; the other class of batches begins above it
 MAX_WARPS = 64  # a compute unit has room for no more, at 32 lanes each
@@ -23,7 +23,7 @@ class Class(NamedTuple):
     """One class of rows.
 
     Attributes:
-        kind: as in `xkv.tuning.Tuning`.
+        kind: as in `xkv.platforms.tuning.Tuning`.
         max_batch: likewise.
         sizes: page sizes in tokens; the coarse stage takes the first.
         grid: values of a row's fields.

@@ -75,9 +75,10 @@ def device() -> str:
 @pytest.fixture
 def every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both vendors' specs on whatever is present: building them needs no vendor."""
-    from xkv import metadata, platforms
+    from xkv import metadata
+    from xkv.platforms import detect
 
-    monkeypatch.setattr(metadata, "platform", lambda device: platforms.CPU)
+    monkeypatch.setattr(metadata, "platform", lambda device: detect.CPU)
 
 
 @pytest.fixture(scope="session")

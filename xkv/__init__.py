@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from xkv.dispatch import backends
     from xkv.metadata import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
-    from xkv.platforms import Platform, UnsupportedPlatformError, platform
-    from xkv.specs import BackendSpec
+    from xkv.platforms.detect import Platform, UnsupportedPlatformError, platform
+    from xkv.platforms.specs import BackendSpec
     from xkv.status import Offence, Reason, Status, StatusError
     from xkv.warmup import warmup
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BackendSpec": "xkv.specs",
+    "BackendSpec": "xkv.platforms.specs",
     "backends": "xkv.dispatch",
     "Metadata": "xkv.buffers",
     "MetadataBuilder": "xkv.metadata",
@@ -29,9 +29,9 @@ _HOMES = {
     "build_kv_indices": "xkv.ops",
     "build_page_table": "xkv.ops",
     "build_slot_mapping": "xkv.ops",
-    "Platform": "xkv.platforms",
-    "UnsupportedPlatformError": "xkv.platforms",
-    "platform": "xkv.platforms",
+    "Platform": "xkv.platforms.detect",
+    "UnsupportedPlatformError": "xkv.platforms.detect",
+    "platform": "xkv.platforms.detect",
     "Offence": "xkv.status",
     "Reason": "xkv.status",
     "Status": "xkv.status",

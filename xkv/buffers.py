@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xkv.build import OUTPUTS, TABLE, View
-from xkv.specs import BackendSpec
+from xkv.platforms.specs import BackendSpec
 
 
 class Metadata:

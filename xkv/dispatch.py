@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from xkv import cuda, rocm
-from xkv.platforms import Platform, platform
-from xkv.specs import TRITON, BackendSpec
-from xkv.tuning import CPU_ROWS, Kind, Tuning
+from xkv.platforms.detect import Platform, platform
+from xkv.platforms.specs import TRITON, BackendSpec
+from xkv.platforms.tuning import CPU_ROWS, Kind, Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ def tuning_row(where: Platform, kind: Kind, batch: int) -> Tuning:
 
     Args:
         where: the device.
-        kind: see `xkv.tuning.kind_of`.
+        kind: see `xkv.platforms.tuning.kind_of`.
         batch: requests.
 
     Raises:

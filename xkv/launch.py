@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from xkv import dispatch, switches, tuning
+from xkv import dispatch, switches
 from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
 from xkv.launcher import LOADING, Call, launch_hooks_active, record
-from xkv.platforms import Platform, platform
+from xkv.platforms import tuning
+from xkv.platforms.detect import Platform, platform
 from xkv.schedule import Schedule, reschedule, schedule
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from xkv import dispatch, launch, memory
 from xkv.build import INT32_MAX, Build
 from xkv.launch import CompiledLaunch
-from xkv.platforms import platform
+from xkv.platforms.detect import platform
 from xkv.schedule import deal
 
 _MOST = 4096  # grids that an entry remembers: a tuple and a few ints each

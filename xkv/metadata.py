@@ -14,7 +14,7 @@ from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
 from xkv.guards import run_untraced
-from xkv.platforms import platform
+from xkv.platforms.detect import platform
 from xkv.status import Status
 from xkv.step import Inputs, Step
 

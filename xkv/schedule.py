@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from xkv import memory
 from xkv.build import INT32_MAX, Build
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
 

@@ -1,4 +1,4 @@
-"""The oldest torch and Triton that xkv accepts: every text that names them says what `xkv.platforms` says."""
+"""The oldest torch and Triton that xkv takes: every text that names them says what `platforms.detect` says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xkv.platforms import MIN_TORCH, MIN_TRITON
+from xkv.platforms.detect import MIN_TORCH, MIN_TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = {"torch": MIN_TORCH, "triton": MIN_TRITON}

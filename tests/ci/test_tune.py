@@ -19,8 +19,8 @@ from xkv.build import CSR, TABLE
 from xkv.cli import timing
 from xkv.cli.bench import inputs
 from xkv.cli.bench.workloads import WORKLOADS, Workload
-from xkv.platforms import Platform
-from xkv.tuning import Kind, Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Kind, Tuning
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 sys.path.append(str(CI))

@@ -23,7 +23,7 @@ from xkv import launch
 from xkv.cli import bench, timing
 from xkv.cli.bench import inputs, session, workloads
 from xkv.cli.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
-from xkv.platforms import CPU, Platform
+from xkv.platforms.detect import CPU, Platform
 
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
 PEERS = os.environ.get("XKV_PEERS")  # where kernels of SGLang lie, for those who have them

@@ -14,7 +14,7 @@ import torch
 import xkv
 from xkv import cuda, dispatch, rocm
 from xkv.__main__ import main
-from xkv.platforms import Platform
+from xkv.platforms.detect import Platform
 
 H100 = Platform("cuda", "sm90", 32, 132)
 
@@ -29,7 +29,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Model {i}")
-        monkeypatch.setattr("xkv.platforms._detect", lambda index: found[index])
+        monkeypatch.setattr("xkv.platforms.detect._detect", lambda index: found[index])
 
     return fake
 

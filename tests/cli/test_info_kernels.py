@@ -18,7 +18,7 @@ from xkv.cli import kernels
 from xkv.cli.kernels.resources import Resources, amd_bytes, code_bytes, count, ptx_bytes
 from xkv.cli.kernels.units import UNITS, programs
 from xkv.cli.kernels.variants import variants
-from xkv.platforms import Platform
+from xkv.platforms.detect import Platform
 
 pytestmark = pytest.mark.compile
 

@@ -18,7 +18,7 @@ from xkv.cli import steps, timing
 from xkv.cli.steps import compared, peers, sequences
 from xkv.cli.steps.compared import DRAFTS, ROWS, Row, Workload
 from xkv.cli.steps.peers import Step
-from xkv.platforms import CPU, Platform
+from xkv.platforms.detect import CPU, Platform
 
 CONTEXT = 1024
 EDGES = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 700, CONTEXT - DRAFTS]

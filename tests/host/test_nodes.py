@@ -12,8 +12,9 @@ import triton.runtime
 from nodes import Gpu
 
 import xkv
-from xkv import cuda, dispatch, platforms, rocm, tuning
+from xkv import cuda, dispatch, rocm
 from xkv.__main__ import main
+from xkv.platforms import detect, tuning
 
 MI300 = ("hip", "gfx942:sramecc+:xnack-", 64, 304)
 MI350 = ("hip", "gfx950:sramecc+:xnack-", 64, 256)
@@ -51,9 +52,9 @@ SAID = {
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No cache and no override, from a test before or from the machine at hand."""
     monkeypatch.delenv("XKV_ARCH", raising=False)
-    nodes.forget(platforms, dispatch)
+    nodes.forget(detect, dispatch)
     yield
-    nodes.forget(platforms, dispatch)
+    nodes.forget(detect, dispatch)
 
 
 def rows(device: int) -> set[tuning.Tuning]:

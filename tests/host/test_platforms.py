@@ -15,17 +15,18 @@ import pytest
 import torch
 import triton.runtime
 
-from xkv import Platform, UnsupportedPlatformError, platforms
-from xkv.platforms import platform
+from xkv import Platform, UnsupportedPlatformError
+from xkv.platforms import detect
+from xkv.platforms.detect import platform
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No cache and no override, from a test before or from the machine at hand."""
     monkeypatch.delenv("XKV_ARCH", raising=False)
-    nodes.forget(platforms)
+    nodes.forget(detect)
     yield
-    nodes.forget(platforms)
+    nodes.forget(detect)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_gpu(gpu: tuple[str, int | str, int, int], wanted: Platform, plug: Any) 
 
 def test_asked_once_a_device_and_not_before(plug: Any) -> None:
     machine = plug(H100, MI300, H100)
-    assert platform("cpu") == platforms.CPU
+    assert platform("cpu") == detect.CPU
     assert machine.asked == []
     for _ in range(3):
         assert platform(1).arch == "gfx942"
@@ -93,7 +94,7 @@ def test_current_device_is_looked_up_at_every_call(plug: Any) -> None:
 
 def test_importing_platforms_imports_neither_torch_nor_triton() -> None:
     code = (
-        "import sys, xkv.platforms, xkv.tuning;"
+        "import sys, xkv.platforms.detect, xkv.platforms.tuning;"
         "assert not {'torch', 'triton'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
@@ -101,7 +102,7 @@ def test_importing_platforms_imports_neither_torch_nor_triton() -> None:
 
 def test_no_gpu(plug: Any) -> None:
     machine = plug()
-    assert platform() == platform("cpu") == platform(torch.device("cpu")) == platforms.CPU
+    assert platform() == platform("cpu") == platform(torch.device("cpu")) == detect.CPU
     for device in ("cuda", "cuda:0", 0, torch.device("cuda")):
         message = refusal(device)
         assert message.startswith("device 'cuda:0' was asked for but torch ")
@@ -175,7 +176,7 @@ class TestOverride:
     ) -> None:
         plug()
         monkeypatch.setenv("XKV_ARCH", arch)
-        assert platform() == Platform(vendor, arch, warp_size, platforms.CPU.compute_units)
+        assert platform() == Platform(vendor, arch, warp_size, detect.CPU.compute_units)
 
     @pytest.mark.parametrize(
         ("gpu", "arch"),
@@ -204,7 +205,7 @@ class TestInstall:
         for advice in (
             "pip install torch",
             "AMD's torch and triton",
-            f"torch {platforms.MIN_TORCH} or newer",
+            f"torch {detect.MIN_TORCH} or newer",
         ):
             assert advice in message
 
@@ -218,7 +219,7 @@ class TestInstall:
     @pytest.mark.parametrize("version", ["2.9.0a0+git1b2c3d4", "2.11.0+rocm7.1", "3.0", "2.10.0.dev1"])
     def test_new_torch(self, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "__version__", version)
-        assert platform("cpu") == platforms.CPU
+        assert platform("cpu") == detect.CPU
 
     def test_no_triton(self, plug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         plug(H100)
@@ -227,7 +228,7 @@ class TestInstall:
         message = refusal()
         assert message.startswith(f"triton is not installed beside torch {torch.__version__}: ")
         assert "on AMD comes from AMD" in message
-        assert platform("cpu") == platforms.CPU, "the CPU needs no triton"
+        assert platform("cpu") == detect.CPU, "the CPU needs no triton"
 
     def test_old_triton(self, plug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = plug(MI300)

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xkv import cuda, dispatch, rocm, tuning
+from xkv import cuda, dispatch, rocm
 from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.dispatch import tuning_row as lookup
-from xkv.platforms import CPU, Platform
+from xkv.platforms import tuning
+from xkv.platforms.detect import CPU, Platform
+from xkv.platforms.tuning import Tuning
 from xkv.schedule import schedule
-from xkv.tuning import Tuning
 
 KINDS = get_args(tuning.Kind)
 MAX_BATCH = 65536

@@ -25,8 +25,8 @@ from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.cli.check import hostile
 from xkv.cli.check.kinds import Kind, kinds
 from xkv.cli.kernels.compiling import compiled
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 pytestmark = [
     pytest.mark.compile,

@@ -11,9 +11,10 @@ import torch
 from cases import CASES, make
 
 import xkv
-from xkv import launch, reference, tuning
+from xkv import launch, reference
 from xkv.build import CSR, SLOTS, TABLE, Build
-from xkv.platforms import Platform
+from xkv.platforms import tuning
+from xkv.platforms.detect import Platform
 
 pytestmark = pytest.mark.kernel
 

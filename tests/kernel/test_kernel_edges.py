@@ -15,7 +15,7 @@ from test_kernel import NAMES, ROWS, check
 import xkv
 from xkv import Reason, launch, reference
 from xkv.build import CSR, SLOTS, TABLE, Build, View
-from xkv.platforms import Platform
+from xkv.platforms.detect import Platform
 
 pytestmark = pytest.mark.kernel
 FORMS = (TABLE, CSR, SLOTS)

@@ -12,8 +12,8 @@ from xkv import dispatch, launch
 from xkv.build import TABLE, Build
 from xkv.cli.kernels.variants import BIG, meta, of_spec, plain
 from xkv.dispatch import specs_of
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 pytestmark = pytest.mark.compile
 

@@ -10,11 +10,12 @@ import torch
 from compiling import GPUS, need, specialization
 
 import xkv
-from xkv import dispatch, launch, reference, tuning
+from xkv import dispatch, launch, reference
 from xkv.build import CSR, TABLE, Build, View
 from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import read
 from xkv.cli.kernels.variants import meta, plain
+from xkv.platforms import tuning
 from xkv.schedule import schedule
 
 # blocks so small that rows are shared out among programs, and not

@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton.backends import backends
 
-from xkv import cuda, tuning
+from xkv import cuda
 from xkv.build import CSR, TABLE, Build
 from xkv.cli.kernels import BACKENDS
 from xkv.cli.kernels.compiling import intercepted
@@ -17,8 +17,9 @@ from xkv.cli.kernels.units import UNITS
 from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
 from xkv.kernel import xkv_build
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms import tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 I32, I64 = torch.int32, torch.int64
 KINDS = get_args(tuning.Kind)

@@ -28,8 +28,8 @@ from xkv.build import Build, View
 from xkv.cli.kernels.compiling import intercepted
 from xkv.kernel import xkv_build
 from xkv.oracle import WRITTEN
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 PLACE = os.environ.get("XKV_AMD_EXECUTOR", "")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from xkv import launch
-from xkv.platforms import platform
+from xkv.platforms.detect import platform
 from xkv.schedule import schedule
 
 

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import xkv
-from xkv import dispatch, tuning
+from xkv import dispatch
 from xkv.cli import kernels  # compiles, and so imports torch and Triton, when asked to
-from xkv.platforms import Platform
+from xkv.platforms import tuning
+from xkv.platforms.detect import Platform
 
 _SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
 

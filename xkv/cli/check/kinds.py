@@ -12,7 +12,7 @@ import torch
 
 from xkv import dispatch
 from xkv.build import CSR, SLOTS, TABLE
-from xkv.specs import BackendSpec
+from xkv.platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64
 

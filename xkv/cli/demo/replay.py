@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 
 import xkv
-from xkv import dispatch, launch, tuning
+from xkv import dispatch, launch
 from xkv.cli.demo.batch import DecodeBatch, EngineStats
 from xkv.cli.demo.engine import Engine
 from xkv.cli.demo.traces import Request
+from xkv.platforms import tuning
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows
 _GUARD = 8  # columns past the page table's width that belong to nobody

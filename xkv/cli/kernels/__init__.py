@@ -12,7 +12,7 @@ from xkv.cli.kernels.units import UNITS, Unit, programs
 
 if TYPE_CHECKING:
     from xkv.cli.kernels.resources import Resources
-    from xkv.tuning import Tuning
+    from xkv.platforms.tuning import Tuning
 
 ARCHES = tuple(UNITS)
 BATCHES = (1, 256)  # a small one and a large one, to a tuning row each

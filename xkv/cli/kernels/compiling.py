@@ -13,8 +13,8 @@ from triton.runtime import jit
 from xkv import launch
 from xkv.build import Build
 from xkv.kernel import xkv_build
-from xkv.platforms import Platform
-from xkv.tuning import Tuning
+from xkv.platforms.detect import Platform
+from xkv.platforms.tuning import Tuning
 
 
 class _Driver:

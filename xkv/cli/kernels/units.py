@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xkv.platforms import Platform
+from xkv.platforms.detect import Platform
 
 if TYPE_CHECKING:
     from xkv.cli.kernels.resources import Resources

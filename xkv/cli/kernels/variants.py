@@ -9,7 +9,7 @@ import torch
 
 from xkv.build import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.dispatch import specs_of
-from xkv.specs import BackendSpec
+from xkv.platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64
 BIG = 3 << 30  # bytes: past what 32-bit offsets, signed, reach
