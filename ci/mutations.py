@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ROWS = "xkv/kernel_rows.py"
-BLOCKS = "xkv/kernel_blocks.py"
-SHARES = "xkv/kernel_shares.py"
+ROWS = "xkv/kernel/rows.py"
+BLOCKS = "xkv/kernel/tiles.py"
+SHARES = "xkv/kernel/scheduler.py"
 VLLM = "xkv/integrations/vllm/kernels.py"
-KERNEL = "xkv/kernel.py"
+KERNEL = "xkv/kernel/entry.py"
 
 
 class Mutation(NamedTuple):

@@ -228,7 +228,7 @@ def interpreted() -> bool:
 @functools.cache
 def xkv_kernel() -> Any:
     """The kernel; imported late, since importing Triton takes a second."""
-    from xkv.kernel import xkv_build
+    from xkv.kernel.entry import xkv_build
 
     return xkv_build
 
@@ -271,7 +271,7 @@ def overlaps(where: Platform) -> bool:
 
 @functools.cache
 def _config(*fields: Any) -> Any:
-    from xkv.kernel import Config
+    from xkv.kernel.entry import Config
 
     return Config(*fields)
 

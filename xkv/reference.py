@@ -1,6 +1,6 @@
-"""The same as kernel.py in plain torch, obviously right: the oracle, and what CPU tensors get.
+"""The same as kernel/entry.py in plain torch, obviously right: the oracle, and what CPU tensors get.
 
-Line for line it follows the formula in kernel.py's docstring. It allocates and, on a GPU, syncs.
+Line for line it follows the formula in kernel/entry.py's docstring. It allocates and, on a GPU, syncs.
 """
 
 from __future__ import annotations

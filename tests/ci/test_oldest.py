@@ -1,4 +1,4 @@
-"""The oldest torch and Triton that xkv takes: every text that names them says what `platforms.detect` says."""
+"""The oldest torch and Triton that xkv takes: any text that names them says what `platforms.detect` says."""
 
 from __future__ import annotations
 

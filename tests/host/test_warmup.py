@@ -39,7 +39,7 @@ def test_a_wrong_call_is_refused_and_leaves_ops_as_they_were() -> None:
 @pytest.mark.compile
 def test_constexprs_can_be_written_as_json() -> None:
     """Triton does, once anybody listens to what it compiles."""
-    from xkv.kernel import Config
+    from xkv.kernel.entry import Config
 
     one, same = (Config(64, 1, 64, 0, False, 256, 16, True, False, *[False] * 7) for _ in range(2))
     other = Config(64, 1, 64, 0, False, 256, 16, False, False, *[False] * 7)

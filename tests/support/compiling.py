@@ -16,7 +16,7 @@ from xkv.cli.kernels.compiling import intercepted
 from xkv.cli.kernels.units import UNITS
 from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
-from xkv.kernel import xkv_build
+from xkv.kernel.entry import xkv_build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning

@@ -26,7 +26,7 @@ from compiling import specialized
 from xkv import reference
 from xkv.build import Build, View
 from xkv.cli.kernels.compiling import intercepted
-from xkv.kernel import xkv_build
+from xkv.kernel.entry import xkv_build
 from xkv.oracle import WRITTEN
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning

@@ -12,7 +12,7 @@ from triton.runtime import jit
 
 from xkv import launch
 from xkv.build import Build
-from xkv.kernel import xkv_build
+from xkv.kernel.entry import xkv_build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

@@ -1,4 +1,4 @@
-"""How kernel.py groups its arguments, and the constants that Triton reads only as constexprs."""
+"""How the kernel groups its arguments, and the constants that Triton reads only as constexprs."""
 
 from typing import Any, NamedTuple
 

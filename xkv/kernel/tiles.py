@@ -3,15 +3,8 @@
 import triton
 import triton.language as tl
 
-from xkv.kernel_args import (
-    BAD_ID,
-    BAD_MAP,
-    ID_MAX,
-    INT32_MAX,
-    SLOTS,
-    TABLE,
-)
-from xkv.kernel_rows import clip, report, written_entries
+from xkv.kernel.args import BAD_ID, BAD_MAP, ID_MAX, INT32_MAX, SLOTS, TABLE
+from xkv.kernel.rows import clip, report, written_entries
 
 
 @triton.jit

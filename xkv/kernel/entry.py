@@ -7,9 +7,9 @@ One formula, for a token position ``t`` of the source row ``r``::
 
 The kernel never asks what it runs on: page sizes, form and block shapes reach it in one constexpr
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
-``kernel_rows.py`` holds what is known of a row, ``kernel_blocks.py`` what is done to a block of it,
-``kernel_shares.py`` who writes what long rows have left; ``reference.py`` says the same in plain torch;
-``build.py`` says what each argument means.
+``rows.py`` holds what is known of a row, ``tiles.py`` what is done to a block of it,
+``scheduler.py`` who writes what long rows have left; ``xkv.reference`` says the same in plain torch;
+``xkv.build`` says what each argument means.
 
 Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. The direct pass writes the first blocks of
 every row, by programs of its own. BALANCE: what longer rows have left is counted over the batch while the
@@ -20,10 +20,10 @@ skewed.
 import triton
 import triton.language as tl
 
-from xkv.kernel_args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
-from xkv.kernel_blocks import load_block, store_block
-from xkv.kernel_rows import before, clip, describe, fill_end, report, report_least, row_blocks
-from xkv.kernel_shares import run_of, seek, survey
+from xkv.kernel.args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
+from xkv.kernel.rows import before, clip, describe, fill_end, report, report_least, row_blocks
+from xkv.kernel.scheduler import run_of, seek, survey
+from xkv.kernel.tiles import load_block, store_block
 
 __all__ = ["Config", "xkv_build"]
 
