@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import buffers, checks, dispatch, launch, switches
+from xkv import buffers, checks, dispatch, switches
 from xkv.buffers import Metadata
 from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.captured import CapturedBuild
-from xkv.guards import run_untraced
+from xkv.launch import launch
+from xkv.launch.guards import run_untraced
 from xkv.platforms.detect import platform
 from xkv.status import Status
 from xkv.step import Inputs, Step

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import checks, op_calls, request
+from xkv import checks, request
 from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from xkv.launch import op_calls
 from xkv.status import Status
 
 

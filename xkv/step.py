@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv import launch, oracle
 from xkv.build import CSR, INT32_MAX, ROW_MAX, Build
-from xkv.guards import addresses, make_guard, refuse
-from xkv.launch_cache import CacheEntry
-from xkv.launcher import launch_hooks_active
+from xkv.launch import launch, verify
+from xkv.launch.cache import CacheEntry
+from xkv.launch.guards import addresses, make_guard, refuse
+from xkv.launch.triton_launcher import launch_hooks_active
 from xkv.status import Status
 
 # What `MetadataBuilder.build` takes, where it is described: req_pool_indices, seq_lens, seq_lens_delta,
@@ -145,8 +145,8 @@ class Step:
     def _run(self, inputs: Inputs, most: int | None) -> None:
         """The same through a `Build`: the first time, on a CPU, and where launch hooks are active."""
         build = self.fill(inputs, most)
-        if self._check is not None and not oracle.capturing(build.req_to_token):
-            oracle.run_checked(build, self._check)
+        if self._check is not None and not verify.capturing(build.req_to_token):
+            verify.run_checked(build, self._check)
             return
         compiled = launch.run(build)
         if compiled is not None and compiled.fast_path and self._check is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xkv import launch, op_calls, ops
+from xkv import ops
+from xkv.launch import launch, op_calls
 
 _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 

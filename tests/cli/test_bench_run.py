@@ -19,10 +19,10 @@ import torch
 from benching import FOUND, HOST, TINY, write_trace
 
 import xkv
-from xkv import launch
 from xkv.cli import bench, timing
 from xkv.cli.bench import inputs, session, workloads
 from xkv.cli.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
+from xkv.launch import launch
 from xkv.platforms.detect import CPU, Platform
 
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")

@@ -11,9 +11,9 @@ import torch
 from checking import bump, failed, outputs, plant, results
 
 import xkv
-from xkv import launch
 from xkv.__main__ import main
 from xkv.cli.check import selftest
+from xkv.launch import launch
 
 QUICK = ("check", "--device", "cpu", "--quick")
 OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from xkv import launch
 from xkv.cli import check
 from xkv.cli.check import selftest, trial
+from xkv.launch import launch
 
 
 @pytest.fixture(autouse=True)

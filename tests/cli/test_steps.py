@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import xkv
-from xkv import launch
 from xkv.cli import steps, timing
 from xkv.cli.steps import compared, peers, sequences
 from xkv.cli.steps.compared import DRAFTS, ROWS, Row, Workload
 from xkv.cli.steps.peers import Step
+from xkv.launch import launch
 from xkv.platforms.detect import CPU, Platform
 
 CONTEXT = 1024

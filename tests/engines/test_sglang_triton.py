@@ -21,7 +21,7 @@ from sglang_triton import (
 )  # fmt: skip
 
 from xkv.integrations.sglang import again, triton_steps
-from xkv.launcher import Call
+from xkv.launch.triton_launcher import Call
 
 pytestmark = pytest.mark.kernel
 

@@ -14,10 +14,10 @@ from conftest import INTERPRETED
 from launchers import Compiled, Launcher, Nested
 from recorded import Recorded, arguments, on_gpu
 
-from xkv import launcher
 from xkv.build import Build
 from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
+from xkv.launch import triton_launcher
 
 I32, I64 = torch.int32, torch.int64
 
@@ -227,7 +227,7 @@ def test_an_unknown_launcher_keeps_the_front_door(monkeypatch: pytest.MonkeyPatc
         def warmup(self, *args: Any, grid: Any) -> Any:
             return object()
 
-    assert launcher.record(object(), 1) is None
+    assert triton_launcher.record(object(), 1) is None
     monkeypatch.setattr(kernels, "slot_mappings", Kernel())
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     launch = launching.Launcher("slot_mappings")

@@ -21,7 +21,7 @@ from conftest import GPUS, INTERPRETED
 from test_op_calls import made  # noqa: F401 - a fixture
 
 import xkv
-from xkv import launch
+from xkv.launch import launch
 
 TOKENS, PAGE = 256, 64  # flashmla's page size
 ROWS = 6

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.guards import addresses, make_guard, refuse
+from xkv.launch.guards import addresses, make_guard, refuse
 
 
 def tensors(device: str) -> list[torch.Tensor]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from op_arguments import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
-from xkv import launch, op_calls
 from xkv.cli.check import naive
+from xkv.launch import launch, op_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:UserWarning")
 

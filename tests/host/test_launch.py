@@ -17,8 +17,9 @@ from cases import CASES, make
 from launchers import Compiled, Launcher, Nested
 
 import xkv
-from xkv import launch, launcher, reference
+from xkv import reference
 from xkv.build import TABLE
+from xkv.launch import launch, triton_launcher
 
 
 class _Renamed(Launcher):
@@ -61,7 +62,7 @@ class _Bare:
 @pytest.mark.parametrize("kind", [Launcher, Nested])
 def test_what_triton_calls_is_recorded(kind: type[Launcher]) -> None:
     run = kind()
-    call = launcher.record(Compiled(run), 3)
+    call = triton_launcher.record(Compiled(run), 3)
     assert call is not None
     assert not run.calls  # recording launches nothing
     before = list(call.args)
@@ -78,11 +79,11 @@ def test_what_triton_calls_is_recorded(kind: type[Launcher]) -> None:
 
 @pytest.mark.parametrize("broken", [_Renamed, _Twice, _Hidden, _Rearranged, _Scratch, _Bare, lambda: None])
 def test_an_unknown_call_is_not_made(broken) -> None:
-    assert launcher.record(Compiled(broken()), 3) is None
+    assert triton_launcher.record(Compiled(broken()), 3) is None
 
 
 def test_no_launcher_at_all() -> None:
-    assert launcher.record(object(), 3) is None
+    assert triton_launcher.record(object(), 3) is None
 
 
 @pytest.mark.compile
@@ -99,7 +100,7 @@ def test_triton_has_a_call_we_know(vendor: str, name: str, monkeypatch: pytest.M
     )
     # what __init__ sets, as for a kernel without scratch memory
     vars(run).update({n: 0 for n in names if not hasattr(cls, n)}, launch=lambda *a: calls.append(a))
-    call = launcher.record(Compiled(run), 4)
+    call = triton_launcher.record(Compiled(run), 4)
     assert call is not None
     before = list(call.args)
     for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
@@ -121,22 +122,22 @@ class _Chain:
 
 
 def test_watchers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs, _ = launcher._hooks()
+    knobs, _ = triton_launcher._hooks()
     monkeypatch.setattr(knobs, "launch_enter_hook", _Chain())
     monkeypatch.setattr(knobs, "launch_exit_hook", _Chain())
     monkeypatch.setattr(knobs, "debug", False)
-    assert not launcher.launch_hooks_active()
+    assert not triton_launcher.launch_hooks_active()
     for name, value in (
         ("launch_exit_hook", _Chain(print)), ("launch_enter_hook", _Chain(print)),
         ("launch_enter_hook", print), ("debug", True),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(knobs, name, value)
-            assert launcher.launch_hooks_active()
+            assert triton_launcher.launch_hooks_active()
     monkeypatch.setattr(knobs, "launch_exit_hook", None)  # as some versions have it
-    assert not launcher.launch_hooks_active()
-    monkeypatch.setattr(launcher, "_hooks", lambda: (knobs, [print]))
-    assert launcher.launch_hooks_active()
+    assert not triton_launcher.launch_hooks_active()
+    monkeypatch.setattr(triton_launcher, "_hooks", lambda: (knobs, [print]))
+    assert triton_launcher.launch_hooks_active()
 
 
 def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +193,11 @@ def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch
     prepared, build, want = _prepared()
     assert prepared.fast_path
     seen: list[object] = []
-    enter = launcher._hooks()[0].launch_enter_hook
+    enter = triton_launcher._hooks()[0].launch_enter_hook
     if route == "hooked":
         enter.add(seen.append)
     elif route == "debug":
-        monkeypatch.setattr(launcher._hooks()[0], "debug", True)
+        monkeypatch.setattr(triton_launcher._hooks()[0], "debug", True)
     elif route == "unknown call":
         prepared.fast_path = False
     try:
@@ -216,7 +217,7 @@ def test_ops_and_builders_take_either_route(route: str) -> None:
     builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)
     out = torch.full((4, 25), -7, dtype=torch.int32, device="cuda")
     seen: list[object] = []
-    enter = launcher._hooks()[0].launch_enter_hook
+    enter = triton_launcher._hooks()[0].launch_enter_hook
     for turn in range(4):
         if route == "hooked" and turn == 2:
             enter.add(seen.append)

@@ -7,7 +7,8 @@ import torch
 from metadata_steps import CONTEXT, LENS, NAMES, PAGE_SIZES, batch, check, make, tokens
 
 import xkv
-from xkv import dispatch, oracle
+from xkv import dispatch
+from xkv.launch import verify
 
 pytestmark = pytest.mark.usefixtures("every_backend")
 
@@ -211,12 +212,12 @@ def test_check_mode(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         builder.build(rows, lens)
     lens[1] = 5
     builder.build(rows, lens)  # usable again
-    honest = oracle.launch.run
+    honest = verify.launch.run
 
     def faulty(build):
         honest(build)
         build.views[0].out[2, 1] += 1
 
-    monkeypatch.setattr(oracle.launch, "run", faulty)
-    with pytest.raises(oracle.MismatchError, match=r"views\[0\].out: at \[2, 1\]"):
+    monkeypatch.setattr(verify.launch, "run", faulty)
+    with pytest.raises(verify.MismatchError, match=r"views\[0\].out: at \[2, 1\]"):
         builder.build(rows, lens)

@@ -16,8 +16,9 @@ import torch
 from recorded import Recorded, arguments, on_gpu, value
 
 import xkv
-from xkv import launch, launch_cache, op_calls, reference
-from xkv.guards import refuse
+from xkv import reference
+from xkv.launch import cache, launch, op_calls
+from xkv.launch.guards import refuse
 
 
 class Made(list[Recorded]):
@@ -295,16 +296,16 @@ def test_a_cpu_call_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_cache.memory, "inputs_on_host", lambda _: False)
+    monkeypatch.setattr(cache.memory, "inputs_on_host", lambda _: False)
     assert op_calls._signature.cache_info().maxsize == op_calls._MOST <= 1 << 14
-    entries = launch_cache.Entries()
+    entries = cache.Entries()
     build = SimpleNamespace(kind="near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1))
     recorded = SimpleNamespace(
         fast_path=True, schedule=SimpleNamespace(balance=False, wide=False), row=None, first=0
     )
-    for n in range(3 * launch_cache.MOST_ENTRIES):
+    for n in range(3 * cache.MOST_ENTRIES):
         assert entries.made(n, build, recorded, (), ()) is not None
-        assert len(entries) <= launch_cache.MOST_ENTRIES
+        assert len(entries) <= cache.MOST_ENTRIES
 
 
 def freed(x: torch.Tensor) -> torch.Tensor:

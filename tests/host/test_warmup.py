@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import xkv
-from xkv import launch
+from xkv.launch import launch
 
 cuda = pytest.mark.gpu
 

@@ -20,11 +20,12 @@ import torch
 from cases import CASES, Case, make
 
 import xkv
-from xkv import dispatch, launch, rocm
+from xkv import dispatch, rocm
 from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.cli.check import hostile
 from xkv.cli.check.kinds import Kind, kinds
 from xkv.cli.kernels.compiling import compiled
+from xkv.launch import launch
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

@@ -15,9 +15,9 @@ from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import Resources, read
 from xkv.cli.kernels.units import UNITS, programs, scheduler_warps
 from xkv.cli.kernels.variants import meta, plain
+from xkv.launch.grid import schedule
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
-from xkv.schedule import schedule
 
 pytestmark = pytest.mark.compile
 

@@ -8,9 +8,10 @@ import torch
 from cases import CASES, make
 
 import xkv
-from xkv import launch, reference
+from xkv import reference
 from xkv.build import CSR, SLOTS, TABLE, Build, View
-from xkv.schedule import schedule
+from xkv.launch import launch
+from xkv.launch.grid import schedule
 
 pytestmark = pytest.mark.gpu
 

@@ -19,7 +19,7 @@ from checking import results
 from conftest import GPUS, INTERPRETED
 
 import xkv
-from xkv import dispatch, launch
+from xkv import dispatch
 from xkv.__main__ import main
 from xkv.build import CSR, SLOTS, TABLE
 from xkv.cli.check import hostile, naive
@@ -27,6 +27,7 @@ from xkv.cli.check.engines import SUMS, EngineSetting
 from xkv.cli.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
 from xkv.cli.check.setting import VECTORS, Setting
 from xkv.cli.check.trial import MismatchError
+from xkv.launch import launch
 from xkv.status import Reason
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ import torch
 from cases import CASES, make
 
 import xkv
-from xkv import launch, reference
+from xkv import reference
 from xkv.build import CSR, SLOTS, TABLE, Build
+from xkv.launch import launch
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
 

@@ -13,8 +13,9 @@ from cases import CASES, make
 from test_kernel import NAMES, ROWS, check
 
 import xkv
-from xkv import Reason, launch, reference
+from xkv import Reason, reference
 from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.launch import launch
 from xkv.platforms.detect import Platform
 
 pytestmark = pytest.mark.kernel

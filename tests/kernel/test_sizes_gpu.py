@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import xkv
-from xkv import launch, reference
+from xkv import reference
 from xkv.build import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
+from xkv.launch import launch
 from xkv.status import Reason
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -10,13 +10,14 @@ import torch
 from compiling import GPUS, need, specialization
 
 import xkv
-from xkv import dispatch, launch, reference
+from xkv import dispatch, reference
 from xkv.build import CSR, TABLE, Build, View
 from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import read
 from xkv.cli.kernels.variants import meta, plain
+from xkv.launch import launch
+from xkv.launch.grid import schedule
 from xkv.platforms import tuning
-from xkv.schedule import schedule
 
 # blocks so small that rows are shared out among programs, and not
 ROWS = [

@@ -9,7 +9,7 @@ import random
 import torch
 
 from xkv.build import CSR, SLOTS, TABLE, Build, View
-from xkv.oracle import WRITTEN
+from xkv.launch.verify import WRITTEN
 
 SENTINEL = -1234567
 GUARD = 24  # elements on either side of each buffer

@@ -27,7 +27,7 @@ from xkv import reference
 from xkv.build import Build, View
 from xkv.cli.kernels.compiling import intercepted
 from xkv.kernel.entry import xkv_build
-from xkv.oracle import WRITTEN
+from xkv.launch.verify import WRITTEN
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

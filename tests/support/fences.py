@@ -10,7 +10,7 @@ import torch
 
 from xkv.build import TABLE, Build, View
 from xkv.checks import extent
-from xkv.oracle import WRITTEN
+from xkv.launch.verify import WRITTEN
 
 _PROT_NONE = 0  # <sys/mman.h>; Python's mmap does not name it
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from xkv import launch
+from xkv.launch import launch
+from xkv.launch.grid import schedule
 from xkv.platforms.detect import platform
-from xkv.schedule import schedule
 
 
 class OnGPU(torch.Tensor):

@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from xkv.build import Build
 from xkv.cli.check import naive
 from xkv.kernel.entry import xkv_build
-from xkv.launch import CompiledLaunch
+from xkv.launch.launch import CompiledLaunch
 
 _OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from xkv import launch
 from xkv.build import CSR, OUTPUTS, Build, View
 from xkv.cli.check import wild
 from xkv.cli.check.kinds import I32, INDICES, METADATA, POOL_TABLES, STREAMS, TABLES
@@ -19,6 +18,7 @@ from xkv.cli.check.snippet import call_text
 from xkv.integrations.sglang import kernels
 from xkv.integrations.vllm import indices
 from xkv.integrations.vllm.launching import served
+from xkv.launch import launch
 
 SUMS = ("begins", "sums")  # where a stream's rows begin: of each row, or of each and the end of the last
 

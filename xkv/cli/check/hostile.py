@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import xkv
-from xkv import dispatch, op_calls
+from xkv import dispatch
 from xkv.build import CSR
 from xkv.cli.check import engines, naive, wild
 from xkv.cli.check.engines import EngineSetting
@@ -20,7 +20,8 @@ from xkv.cli.check.selftest import Checks
 from xkv.cli.check.setting import VECTORS, Setting
 from xkv.cli.check.snippet import program
 from xkv.cli.check.trial import SENTINEL, MismatchError, captured
-from xkv.oracle import WRITTEN
+from xkv.launch import op_calls
+from xkv.launch.verify import WRITTEN
 from xkv.platforms import tuning
 
 _CLEAN = (1 << 63) - 1

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 import xkv
-from xkv import launch
 from xkv.cli.check import cases
 from xkv.cli.check.cases import CSR, SLOTS, TABLE, call_of, tokens_of
 from xkv.cli.check.trial import Case, MismatchError, Trial, captured, new, once
+from xkv.launch import launch
 from xkv.status import Reason
 
 Checks = Iterable[tuple[str, Callable[[], None]]]

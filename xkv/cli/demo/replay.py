@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 
 import xkv
-from xkv import dispatch, launch
+from xkv import dispatch
 from xkv.cli.demo.batch import DecodeBatch, EngineStats
 from xkv.cli.demo.engine import Engine
 from xkv.cli.demo.traces import Request
+from xkv.launch import launch
 from xkv.platforms import tuning
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows

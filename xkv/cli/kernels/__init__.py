@@ -39,7 +39,7 @@ def require() -> None:
         xkv.UnsupportedPlatformError: torch or Triton are missing, or kernels are interpreted here.
     """
     xkv.platform("cpu")  # says what is wrong where torch is missing or too old
-    from xkv import launch
+    from xkv.launch import launch
 
     if launch.interpreted():
         raise xkv.UnsupportedPlatformError(
@@ -81,10 +81,10 @@ def table(arch: str) -> list[list[str]]:
 
 def _row(name: str, build: Any, unit: Unit) -> dict[str, str]:
     """Column -> cell."""
-    from xkv import launch
     from xkv.cli.kernels.compiling import compiled
     from xkv.cli.kernels.resources import read
-    from xkv.schedule import schedule
+    from xkv.launch import launch
+    from xkv.launch.grid import schedule
 
     where = unit.platform
     row = launch.tuned(build, where)

@@ -22,7 +22,7 @@ from xkv.integrations.sglang.planned import (
     vector,
     vector_or_none,
 )
-from xkv.launch_cache import fits_int32
+from xkv.launch.cache import fits_int32
 
 Q_CUMSUM, Q_STRIDED = 1, 2  # SGLang's Q_MODEs; 0: cu_seqlens_q is not written
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from xkv.integrations.sglang.again import Again, launch_again
 from xkv.integrations.sglang.methods import named
 from xkv.integrations.sglang.sums import sums
-from xkv.launcher import launch_hooks_active
+from xkv.launch.triton_launcher import launch_hooks_active
 
 _REPLACED = ("_fill_kv_indptr_and_indices", "_update_decode_kv_buffers", "get_num_kv_splits")
 _MOST = 512  # batch sizes whose steps a backend keeps

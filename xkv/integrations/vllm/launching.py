@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import launch
-from xkv.launcher import LOADING, Call, launch_hooks_active, record
+from xkv.launch import launch
+from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
 
 
 class Launcher:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xkv import dispatch, launch, memory
+from xkv import dispatch
 from xkv.build import INT32_MAX, Build
-from xkv.launch import CompiledLaunch
+from xkv.launch import launch, memory
+from xkv.launch.grid import deal
+from xkv.launch.launch import CompiledLaunch
 from xkv.platforms.detect import platform
-from xkv.schedule import deal
 
 _MOST = 4096  # grids that an entry remembers: a tuple and a few ints each
 MOST_ENTRIES = 256  # that one place keeps; an engine has a few dtypes of a few calls

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from xkv import launch
 from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
-from xkv.guards import addresses, make_guard, refuse
-from xkv.launch_cache import CacheEntry, Entries, fits_int32
-from xkv.launcher import launch_hooks_active
+from xkv.launch import launch
+from xkv.launch.cache import CacheEntry, Entries, fits_int32
+from xkv.launch.guards import addresses, make_guard, refuse
+from xkv.launch.triton_launcher import launch_hooks_active
 
 # The tensors of a call, by the kernel's names for them; what is read or written of each row first.
 POINTERS = (
@@ -190,9 +190,9 @@ class Signature:
     def run(self, build: Build, inputs: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps what it was launched with."""
         if is_dynamo_compiling():
-            from xkv import registered
+            from xkv import torch_library
 
-            registered.run(build)
+            torch_library.run(build)
             return
         compiled = launch.run(build)
         if compiled is None or self is UNCACHED:

@@ -1,7 +1,7 @@
 """From a checked `Build` to one launch: compiled once, then launched for what the driver costs.
 
 A kernel is compiled by Triton's `JITFunction`; each launch after that calls the driver's launcher as Triton
-itself would (`launcher`). Where it is not known how, or launch hooks are active, `JITFunction.run` launches.
+itself would (`triton_launcher`). Where it is not known how, or launch hooks are active, `JITFunction.run` launches.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from xkv import dispatch, switches
 from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
-from xkv.launcher import LOADING, Call, launch_hooks_active, record
+from xkv.launch.grid import Schedule, reschedule, schedule
+from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform, platform
-from xkv.schedule import Schedule, reschedule, schedule
 
 
 def run(build: Build) -> CompiledLaunch | None:

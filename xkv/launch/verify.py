@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from xkv import launch, reference
+from xkv import reference
 from xkv.build import OUTPUTS, Build, View
+from xkv.launch import launch
 from xkv.status import Status
 
 WRITTEN = ("out", *OUTPUTS)
