@@ -102,7 +102,7 @@ MUTATIONS = [
         "curated and window",
     ),
     Mutation(
-        "the host's bound not held", "xkv/build.py", "source.shape[0], self.max_tokens,",
+        "the host's bound not held", "xkv/params.py", "source.shape[0], self.max_tokens,",
         "source.shape[0], self.source_tokens,",
         "lengths beyond max_seq_len reach the backend", "curated and host",
     ),

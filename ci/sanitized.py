@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import xkv
-from xkv.build import Build, View
 from xkv.cli.check import hostile
 from xkv.cli.check.kinds import kinds
+from xkv.params import Build, View
 
 DEVICE = "cuda"
 _EACH = 4  # hostile cases a kind

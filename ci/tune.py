@@ -33,13 +33,13 @@ from tune_rows import CLASSES, SWEPT, Class
 
 import xkv
 from xkv import dispatch
-from xkv.build import CSR, TABLE, Build, View
 from xkv.cli import timing
 from xkv.cli.bench import contenders, inputs, oracle, records
 from xkv.cli.bench.inputs import Inputs
 from xkv.cli.bench.workloads import Workload
 from xkv.launch import launch
 from xkv.launch.grid import schedule
+from xkv.params import CSR, TABLE, Build, View
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Kind, Tuning
 

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xkv.build import CSR, TABLE
 from xkv.cli.bench.records import geomean
 from xkv.cli.bench.workloads import WORKLOADS, Workload
+from xkv.params import CSR, TABLE
 from xkv.platforms.tuning import Kind, Tuning
 
 SMALL = 16  # requests; the other class of batches begins above it

@@ -75,10 +75,10 @@ def device() -> str:
 @pytest.fixture
 def every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both vendors' specs on whatever is present: building them needs no vendor."""
-    from xkv import metadata
+    from xkv.metadata import builder
     from xkv.platforms import detect
 
-    monkeypatch.setattr(metadata, "platform", lambda device: detect.CPU)
+    monkeypatch.setattr(builder, "platform", lambda device: detect.CPU)
 
 
 @pytest.fixture(scope="session")

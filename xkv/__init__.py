@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xkv.buffers import Metadata
     from xkv.dispatch import backends
-    from xkv.metadata import MetadataBuilder
+    from xkv.metadata.buffers import Metadata
+    from xkv.metadata.builder import MetadataBuilder
     from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
     from xkv.platforms.detect import Platform, UnsupportedPlatformError, platform
     from xkv.platforms.specs import BackendSpec
@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "BackendSpec": "xkv.platforms.specs",
     "backends": "xkv.dispatch",
-    "Metadata": "xkv.buffers",
-    "MetadataBuilder": "xkv.metadata",
+    "Metadata": "xkv.metadata.buffers",
+    "MetadataBuilder": "xkv.metadata.builder",
     "KVIndices": "xkv.ops",
     "build_kv_indices": "xkv.ops",
     "build_page_table": "xkv.ops",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xkv.build import INT32_MAX, ROW_MAX
+from xkv.params import INT32_MAX, ROW_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor

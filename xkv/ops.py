@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xkv import checks, request
-from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.launch import op_calls
+from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
 
 

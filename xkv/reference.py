@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.build import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
+from xkv.params import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xkv import checks
-from xkv.build import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
+from xkv.params import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
 from xkv.status import Status
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import xkv
-from xkv.build import CSR, SLOTS, TABLE, Build
+from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.status import Status
 
 # Every op's first arguments, and its last; between them stand what it reads and writes of its own.

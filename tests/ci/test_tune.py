@@ -14,11 +14,11 @@ import torch
 from benching import TINY
 
 import xkv
-from xkv.build import CSR, TABLE
 from xkv.cli import timing
 from xkv.cli.bench import inputs
 from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.launch import launch
+from xkv.params import CSR, TABLE
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Kind, Tuning
 

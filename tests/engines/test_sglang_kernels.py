@@ -14,8 +14,8 @@ from conftest import GPUS
 from recorded import Recorded, arguments, on_gpu
 from sglang_calls import CALLS, assert_same, original, twin
 
-from xkv.build import Build
 from xkv.integrations.sglang import kernels, load, planned, table
+from xkv.params import Build
 
 pytest_plugins = ("sglang_fixture",)
 NAMES = [row.name for row in table.KERNELS]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.build import Build
 from xkv.integrations import importing
 from xkv.integrations.sglang import kernels, triton_steps, warmup
 from xkv.launch import launch
+from xkv.params import Build
 
 IDS = torch.arange(4 * 256, dtype=torch.int32).view(4, 256)
 ROWS, LENS = torch.tensor([1, 0]), torch.tensor([70, 3])

@@ -14,10 +14,10 @@ from conftest import INTERPRETED
 from launchers import Compiled, Launcher, Nested
 from recorded import Recorded, arguments, on_gpu
 
-from xkv.build import Build
 from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
 from xkv.launch import triton_launcher
+from xkv.params import Build
 
 I32, I64 = torch.int32, torch.int64
 

@@ -13,7 +13,7 @@ from conftest import GPUS
 from metadata_steps import CONTEXT, NAMES, batch, check, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xkv.captured import CapturedBuild
+from xkv.metadata.graph import CapturedBuild
 
 pytestmark = pytest.mark.usefixtures("every_backend")
 

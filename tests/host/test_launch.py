@@ -18,8 +18,8 @@ from launchers import Compiled, Launcher, Nested
 
 import xkv
 from xkv import reference
-from xkv.build import TABLE
 from xkv.launch import launch, triton_launcher
+from xkv.params import TABLE
 
 
 class _Renamed(Launcher):

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xkv import cuda, dispatch, rocm
-from xkv.build import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.dispatch import tuning_row as lookup
 from xkv.launch.grid import schedule
+from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
 from xkv.platforms.tuning import Tuning

@@ -21,11 +21,11 @@ from cases import CASES, Case, make
 
 import xkv
 from xkv import dispatch, rocm
-from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.cli.check import hostile
 from xkv.cli.check.kinds import Kind, kinds
 from xkv.cli.kernels.compiling import compiled
 from xkv.launch import launch
+from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 
@@ -146,7 +146,7 @@ _READ = """
 import sys
 sys.path[:0] = [sys.argv[1] + "/kernel", sys.argv[1] + "/support", "."]
 import test_amd
-from xkv.build import Build
+from xkv.params import Build
 build = test_amd.make(test_amd.CASES["beyond the source"], test_amd.TABLE, 1, 1, test_amd.I32, "cpu")
 build.req_pool_indices[:] = len(build.req_to_token) - 1
 honest = Build.source_tokens.fget

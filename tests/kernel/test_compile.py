@@ -9,13 +9,13 @@ import pytest
 from compiling import GPUS, HEAVY, KINDS, forms_of, need
 
 from xkv import dispatch
-from xkv.build import CSR, TABLE, Build
 from xkv.cli.kernels import asked
 from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import Resources, read
 from xkv.cli.kernels.units import UNITS, programs, scheduler_warps
 from xkv.cli.kernels.variants import meta, plain
 from xkv.launch.grid import schedule
+from xkv.params import CSR, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

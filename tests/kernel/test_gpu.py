@@ -9,9 +9,9 @@ from cases import CASES, make
 
 import xkv
 from xkv import reference
-from xkv.build import CSR, SLOTS, TABLE, Build, View
 from xkv.launch import launch
 from xkv.launch.grid import schedule
+from xkv.params import CSR, SLOTS, TABLE, Build, View
 
 pytestmark = pytest.mark.gpu
 

@@ -21,13 +21,13 @@ from conftest import GPUS, INTERPRETED
 import xkv
 from xkv import dispatch
 from xkv.__main__ import main
-from xkv.build import CSR, SLOTS, TABLE
 from xkv.cli.check import hostile, naive
 from xkv.cli.check.engines import SUMS, EngineSetting
 from xkv.cli.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
 from xkv.cli.check.setting import VECTORS, Setting
 from xkv.cli.check.trial import MismatchError
 from xkv.launch import launch
+from xkv.params import CSR, SLOTS, TABLE
 from xkv.status import Reason
 
 ROOT = Path(__file__).resolve().parents[2]

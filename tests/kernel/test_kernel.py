@@ -12,8 +12,8 @@ from cases import CASES, make
 
 import xkv
 from xkv import reference
-from xkv.build import CSR, SLOTS, TABLE, Build
 from xkv.launch import launch
+from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
 

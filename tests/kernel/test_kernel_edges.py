@@ -14,8 +14,8 @@ from test_kernel import NAMES, ROWS, check
 
 import xkv
 from xkv import Reason, reference
-from xkv.build import CSR, SLOTS, TABLE, Build, View
 from xkv.launch import launch
+from xkv.params import CSR, SLOTS, TABLE, Build, View
 from xkv.platforms.detect import Platform
 
 pytestmark = pytest.mark.kernel

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xkv import reference
-from xkv.build import Build
 from xkv.cli.check import naive
+from xkv.params import Build
 
 
 def check(build: Build) -> None:

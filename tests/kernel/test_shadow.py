@@ -16,9 +16,9 @@ from test_kernel import ROWS, check
 from triton.runtime import interpreter
 
 import xkv
-from xkv.build import CSR, TABLE, Build, View
 from xkv.kernel import entry
 from xkv.launch import launch
+from xkv.params import CSR, TABLE, Build, View
 
 pytestmark = pytest.mark.interpret
 

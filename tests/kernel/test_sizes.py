@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xkv
-from xkv.build import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.launch import launch
+from xkv.params import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.status import Reason
 

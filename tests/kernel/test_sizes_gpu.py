@@ -13,8 +13,8 @@ import torch
 
 import xkv
 from xkv import reference
-from xkv.build import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.launch import launch
+from xkv.params import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

@@ -9,10 +9,10 @@ import torch
 from compiling import GPUS, HEAVY, everything, forms_of, need, specialization
 
 from xkv import dispatch
-from xkv.build import TABLE, Build
 from xkv.cli.kernels.variants import BIG, meta, of_spec, plain
 from xkv.dispatch import specs_of
 from xkv.launch import launch
+from xkv.params import TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

@@ -11,12 +11,12 @@ from compiling import GPUS, need, specialization
 
 import xkv
 from xkv import dispatch, reference
-from xkv.build import CSR, TABLE, Build, View
 from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import read
 from xkv.cli.kernels.variants import meta, plain
 from xkv.launch import launch
 from xkv.launch.grid import schedule
+from xkv.params import CSR, TABLE, Build, View
 from xkv.platforms import tuning
 
 # blocks so small that rows are shared out among programs, and not

@@ -8,8 +8,8 @@ import random
 
 import torch
 
-from xkv.build import CSR, SLOTS, TABLE, Build, View
 from xkv.launch.verify import WRITTEN
+from xkv.params import CSR, SLOTS, TABLE, Build, View
 
 SENTINEL = -1234567
 GUARD = 24  # elements on either side of each buffer

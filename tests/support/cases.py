@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from building import guarded, guarded_1d, paged_source
 
-from xkv.build import CSR, SLOTS, TABLE, Build, View
+from xkv.params import CSR, SLOTS, TABLE, Build, View
 
 
 @dataclass

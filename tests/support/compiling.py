@@ -10,13 +10,13 @@ import torch
 from triton.backends import backends
 
 from xkv import cuda
-from xkv.build import CSR, TABLE, Build
 from xkv.cli.kernels import BACKENDS
 from xkv.cli.kernels.compiling import intercepted
 from xkv.cli.kernels.units import UNITS
 from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
 from xkv.kernel.entry import xkv_build
+from xkv.params import CSR, TABLE, Build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning

@@ -24,10 +24,10 @@ import torch
 from compiling import specialized
 
 from xkv import reference
-from xkv.build import Build, View
 from xkv.cli.kernels.compiling import intercepted
 from xkv.kernel.entry import xkv_build
 from xkv.launch.verify import WRITTEN
+from xkv.params import Build, View
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

@@ -8,9 +8,9 @@ import mmap
 
 import torch
 
-from xkv.build import TABLE, Build, View
 from xkv.checks import extent
 from xkv.launch.verify import WRITTEN
+from xkv.params import TABLE, Build, View
 
 _PROT_NONE = 0  # <sys/mman.h>; Python's mmap does not name it
 

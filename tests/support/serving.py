@@ -13,10 +13,10 @@ import torch
 
 import xkv
 from xkv import dispatch
-from xkv.buffers import Metadata
 from xkv.cli.demo.batch import DecodeBatch
 from xkv.cli.demo.engine import Engine
 from xkv.cli.demo.traces import Request, read_trace, synthetic_trace
+from xkv.metadata.buffers import Metadata
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 PAGE_SIZE = 64

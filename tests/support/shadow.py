@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from xkv.build import Build
 from xkv.cli.check import naive
 from xkv.kernel.entry import xkv_build
 from xkv.launch.launch import CompiledLaunch
+from xkv.params import Build
 
 _OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
 

@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from xkv import build
+from xkv import params
 from xkv.status import Reason
 
-TABLE = tl.constexpr(build.TABLE)
-CSR = tl.constexpr(build.CSR)
-SLOTS = tl.constexpr(build.SLOTS)
+TABLE = tl.constexpr(params.TABLE)
+CSR = tl.constexpr(params.CSR)
+SLOTS = tl.constexpr(params.SLOTS)
 BAD_ROW = tl.constexpr(Reason.BAD_ROW.value)
 BAD_LENGTH = tl.constexpr(Reason.BAD_LENGTH.value)
 BAD_START = tl.constexpr(Reason.BAD_START.value)
@@ -19,9 +19,9 @@ BAD_ID = tl.constexpr(Reason.BAD_ID.value)
 BAD_MAP = tl.constexpr(Reason.BAD_MAP.value)
 OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
 UNALIGNED_START = tl.constexpr(Reason.UNALIGNED_START.value)
-INT32_MAX = tl.constexpr(build.INT32_MAX)
-LENGTH_MAX = tl.constexpr(build.LENGTH_MAX)
-ID_MAX = tl.constexpr(build.ID_MAX)
+INT32_MAX = tl.constexpr(params.INT32_MAX)
+LENGTH_MAX = tl.constexpr(params.LENGTH_MAX)
+ID_MAX = tl.constexpr(params.ID_MAX)
 
 
 class Config(str):

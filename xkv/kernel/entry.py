@@ -9,7 +9,7 @@ The kernel never asks what it runs on: page sizes, form and block shapes reach i
 (`Config`), all else as unspecialised runtime integers, so that nothing compiles while serving.
 ``rows.py`` holds what is known of a row, ``tiles.py`` what is done to a block of it,
 ``scheduler.py`` who writes what long rows have left; ``xkv.reference`` says the same in plain torch;
-``xkv.build`` says what each argument means.
+``xkv.params`` says what each argument means.
 
 Work is cut into blocks of NUM_PAGE_PER_BLOCK items of one row. The direct pass writes the first blocks of
 every row, by programs of its own. BALANCE: what longer rows have left is counted over the batch while the

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xkv import dispatch
-from xkv.build import INT32_MAX, Build
 from xkv.launch import launch, memory
 from xkv.launch.grid import deal
 from xkv.launch.launch import CompiledLaunch
+from xkv.params import INT32_MAX, Build
 from xkv.platforms.detect import platform
 
 _MOST = 4096  # grids that an entry remembers: a tuple and a few ints each

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xkv.build import INT32_MAX, Build
 from xkv.launch import memory
+from xkv.params import INT32_MAX, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

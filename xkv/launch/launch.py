@@ -1,7 +1,8 @@
 """From a checked `Build` to one launch: compiled once, then launched for what the driver costs.
 
 A kernel is compiled by Triton's `JITFunction`; each launch after that calls the driver's launcher as Triton
-itself would (`triton_launcher`). Where it is not known how, or launch hooks are active, `JITFunction.run` launches.
+itself would (`triton_launcher`). Where it is not known how, or launch hooks are active, `JITFunction.run`
+launches.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 
 from xkv import dispatch, switches
-from xkv.build import INT32_MAX, MAX_BATCH, TABLE, Build
 from xkv.launch.grid import Schedule, reschedule, schedule
 from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
+from xkv.params import INT32_MAX, MAX_BATCH, TABLE, Build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform, platform
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
 from xkv.launch import launch
 from xkv.launch.cache import CacheEntry, Entries, fits_int32
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
+from xkv.params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
 
 # The tensors of a call, by the kernel's names for them; what is read or written of each row first.
 POINTERS = (

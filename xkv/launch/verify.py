@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xkv import reference
-from xkv.build import OUTPUTS, Build, View
 from xkv.launch import launch
+from xkv.params import OUTPUTS, Build, View
 from xkv.status import Status
 
 WRITTEN = ("out", *OUTPUTS)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from xkv.build import CSR, OUTPUTS, Build, View
 from xkv.cli.check import wild
 from xkv.cli.check.kinds import I32, INDICES, METADATA, POOL_TABLES, STREAMS, TABLES
 from xkv.cli.check.memory import Layout
@@ -19,6 +18,7 @@ from xkv.integrations.sglang import kernels
 from xkv.integrations.vllm import indices
 from xkv.integrations.vllm.launching import served
 from xkv.launch import launch
+from xkv.params import CSR, OUTPUTS, Build, View
 
 SUMS = ("begins", "sums")  # where a stream's rows begin: of each row, or of each and the end of the last
 

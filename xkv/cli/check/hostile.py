@@ -12,7 +12,6 @@ from torch import Tensor
 
 import xkv
 from xkv import dispatch
-from xkv.build import CSR
 from xkv.cli.check import engines, naive, wild
 from xkv.cli.check.engines import EngineSetting
 from xkv.cli.check.kinds import Kind, kinds
@@ -22,6 +21,7 @@ from xkv.cli.check.snippet import program
 from xkv.cli.check.trial import SENTINEL, MismatchError, captured
 from xkv.launch import op_calls
 from xkv.launch.verify import WRITTEN
+from xkv.params import CSR
 from xkv.platforms import tuning
 
 _CLEAN = (1 << 63) - 1

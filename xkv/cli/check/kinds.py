@@ -11,7 +11,7 @@ from itertools import cycle
 import torch
 
 from xkv import dispatch
-from xkv.build import CSR, SLOTS, TABLE
+from xkv.params import CSR, SLOTS, TABLE
 from xkv.platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64

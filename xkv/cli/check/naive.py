@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xkv.build import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
+from xkv.params import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
 
 INT32_MAX = 2**31 - 1

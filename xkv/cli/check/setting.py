@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import xkv
-from xkv.build import OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.cli.check.kinds import I32, I64, Kind
 from xkv.cli.check.memory import Layout, Memory
 from xkv.cli.check.snippet import call_text
 from xkv.launch.verify import WRITTEN
+from xkv.params import OUTPUTS, SLOTS, TABLE, Build, View
 
 VECTORS = ("seq_lens_delta", "query_lens", "kv_start", "window_kv_start")  # beside rows and lengths
 _DELTAS = [0, 0, 0, 1, 4, 5, -3, -5, (1 << 28) - 1, 1 - (1 << 28)]

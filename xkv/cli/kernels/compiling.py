@@ -10,9 +10,9 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
 
-from xkv.build import Build
 from xkv.kernel.entry import xkv_build
 from xkv.launch import launch
+from xkv.params import Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 

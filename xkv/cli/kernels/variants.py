@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from xkv.build import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.dispatch import specs_of
+from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.build import CAPACITY_MAX, CSR, TABLE, Build, View
 from xkv.integrations.sglang.planned import (
     Planned,
     Sizes,
@@ -23,6 +22,7 @@ from xkv.integrations.sglang.planned import (
     vector_or_none,
 )
 from xkv.launch.cache import fits_int32
+from xkv.params import CAPACITY_MAX, CSR, TABLE, Build, View
 
 Q_CUMSUM, Q_STRIDED = 1, 2  # SGLang's Q_MODEs; 0: cu_seqlens_q is not written
 

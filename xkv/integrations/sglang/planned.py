@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.build import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, Build
 from xkv.launch import launch
 from xkv.launch.cache import CacheEntry, Entries
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
+from xkv.params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, Build
 
 _INTS = (torch.int32, torch.int64)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xkv.build import CAPACITY_MAX, CSR, Build, View
 from xkv.integrations.sglang.planned import Planned, Sizes, long_enough, source, source_sizes, vector
+from xkv.params import CAPACITY_MAX, CSR, Build, View
 
 _NAMES = ("src_stride", "src_rows", "src_tokens", "batch", "delta", "out_stride", "capacity")
 

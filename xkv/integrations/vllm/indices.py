@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.build import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 from xkv.integrations.vllm.launching import served
 from xkv.launch import launch
 from xkv.launch.cache import Entries
 from xkv.launch.triton_launcher import launch_hooks_active
+from xkv.params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 
 _BLOCK_SIZES = {1 << n for n in range(11)}
 

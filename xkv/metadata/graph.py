@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xkv import checks
-from xkv.buffers import Metadata
+from xkv.metadata.buffers import Metadata
 
 
 class CapturedBuild:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from xkv.build import OUTPUTS, TABLE, View
+from xkv.params import OUTPUTS, TABLE, View
 from xkv.platforms.specs import BackendSpec
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import buffers, checks, dispatch, switches
-from xkv.buffers import Metadata
-from xkv.build import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
-from xkv.captured import CapturedBuild
+from xkv import checks, dispatch, switches
 from xkv.launch import launch
 from xkv.launch.guards import run_untraced
+from xkv.metadata import buffers
+from xkv.metadata.buffers import Metadata
+from xkv.metadata.graph import CapturedBuild
+from xkv.metadata.step import Inputs, Step
+from xkv.params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
 from xkv.platforms.detect import platform
 from xkv.status import Status
-from xkv.step import Inputs, Step
 
 _MOST_KEPT = 1024  # batches whose metadata a builder keeps
 

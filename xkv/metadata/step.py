@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.build import CSR, INT32_MAX, ROW_MAX, Build
 from xkv.launch import launch, verify
 from xkv.launch.cache import CacheEntry
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
+from xkv.params import CSR, INT32_MAX, ROW_MAX, Build
 from xkv.status import Status
 
 # What `MetadataBuilder.build` takes, where it is described: req_pool_indices, seq_lens, seq_lens_delta,

@@ -1,0 +1,1 @@
+"""MetadataBuilder: its buffers, its steps, and builds in graphs of their own."""
