@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import checks, request
+from xkv import arguments, outputs
 from xkv.launch import op_calls
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
@@ -100,7 +100,7 @@ def build_page_table(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    deltas, delta = request.rows_or_all(seq_lens_delta)
+    deltas, delta = outputs.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
@@ -114,25 +114,25 @@ def build_page_table(
     )
     if out is not None and signature.launch(inputs, delta, max_seq_len):
         return out
-    build = request.common(
+    build = outputs.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
     )  # fmt: skip
     if max_seq_len is not None:
-        build.max_seq_len = checks.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
+        build.max_seq_len = arguments.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
     if out is None:
-        out = request.new_table(build, max_seq_len, dtype)
+        out = outputs.new_table(build, max_seq_len, dtype)
         if tail_fill is None:
             build.tail_fill = 0
     else:
-        checks.output("out", out, 2, build.batch, request.reads(build, kv_start, token_map, page_map))
+        arguments.output("out", out, 2, build.batch, outputs.reads(build, kv_start, token_map, page_map))
         if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
             raise ValueError(
                 f"out is too narrow: {out.shape[1]} pages of {page_size} tokens do not hold"
                 f" max_seq_len={max_seq_len}"
             )
-    request.offsets(build, kv_start_offset, [kv_start, token_map, page_map, out])
+    outputs.offsets(build, kv_start_offset, [kv_start, token_map, page_map, out])
     build.views = (View(out, kv_start, None, token_map, page_map, kv_start_offset=kv_start_offset),)
     if build.batch:  # a table of an empty batch has nothing to write
         signature.run(build, inputs)
@@ -204,7 +204,7 @@ def build_kv_indices(
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
-    deltas, delta = request.rows_or_all(seq_lens_delta)
+    deltas, delta = outputs.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, ids, indptr, last,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
@@ -219,24 +219,24 @@ def build_kv_indices(
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = request.common(
+    build = outputs.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
     )  # fmt: skip
     if max_tokens is not None:
-        checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
-    build.min_last_page_len = checks.integer("min_last_page_len", min_last_page_len, 0, build.page_size)
+        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
+    build.min_last_page_len = arguments.integer("min_last_page_len", min_last_page_len, 0, build.page_size)
     if out is None:
-        out = KVIndices(*request.new_csr(build, kv_start, max_tokens, dtype))
+        out = KVIndices(*outputs.new_csr(build, kv_start, max_tokens, dtype))
     else:
-        _check_out(build, out, request.reads(build, kv_start, token_map, page_map))
+        _check_out(build, out, outputs.reads(build, kv_start, token_map, page_map))
         if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
             raise ValueError(
                 f"out.kv_indices is too short: {out.kv_indices.shape[0]} entries of {page_size}"
                 f" token(s) do not hold max_tokens={max_tokens}"
             )
-    request.offsets(build, kv_start_offset, [kv_start, token_map, page_map, *out])
+    outputs.offsets(build, kv_start_offset, [kv_start, token_map, page_map, *out])
     build.views = (
         View(
             out.kv_indices, kv_start, None, token_map, page_map, kv_indptr=out.kv_indptr,
@@ -300,7 +300,7 @@ def build_slot_mapping(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    deltas, delta = request.rows_or_all(seq_lens_delta)
+    deltas, delta = outputs.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
@@ -310,19 +310,19 @@ def build_slot_mapping(
     )
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = request.common(
+    build = outputs.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
     )  # fmt: skip
-    build.query_lens = checks.per_row("query_lens", query_lens, req_to_token, build.batch)
+    build.query_lens = arguments.per_row("query_lens", query_lens, req_to_token, build.batch)
     if max_tokens is not None:
-        checks.integer("max_tokens", max_tokens, 0, INT32_MAX)
+        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
-        out = request.new_slots(build, query_lens, max_tokens, dtype)
+        out = outputs.new_slots(build, query_lens, max_tokens, dtype)
     else:
-        reads = [*request.reads(build, None, token_map, page_map), query_lens]
-        checks.output("out", out, 1, max_tokens or 0, reads)
+        reads = [*outputs.reads(build, None, token_map, page_map), query_lens]
+        arguments.output("out", out, 1, max_tokens or 0, reads)
     build.views = (View(out, None, None, token_map, page_map),)
     signature.run(build, inputs)
     return out
@@ -336,7 +336,7 @@ def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
         ("out.kv_indices", out[1], 0),
         ("out.kv_last_page_len", out[2], build.batch),
     ):
-        checks.output(name, x, 1, size, reads)
+        arguments.output(name, x, 1, size, reads)
         if x.dtype is not torch.int32 and x is not out[1]:
             raise TypeError(f"{name} must be int32, got {x.dtype}")
         reads = [*reads, x]

@@ -8,7 +8,7 @@ import mmap
 
 import torch
 
-from xkv.checks import extent
+from xkv.arguments import extent
 from xkv.launch.verify import WRITTEN
 from xkv.params import TABLE, Build, View
 

@@ -201,7 +201,7 @@ def xkv_build(
     min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
     direct: "i32", C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows and one for the sums, programs a row, views). `build.Build` describes the arguments."""
+    """Grid (rows and one for the sums, programs a row, views). `params.Build` describes the arguments."""
     if C.OVERLAP:
         # launched before the kernel before it has ended: nothing is read or written until it has
         tl.extra.cuda.gdc_wait()

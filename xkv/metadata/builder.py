@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import checks, dispatch, switches
+from xkv import arguments, dispatch, switches
 from xkv.launch import launch
 from xkv.launch.guards import run_untraced
 from xkv.metadata import buffers
@@ -72,26 +72,26 @@ class MetadataBuilder:
         window_token_map: Tensor | None = None,
         page_map: Tensor | None = None,
     ) -> None:
-        self.source_page_size = checks.source(req_to_token, source_page_size)
+        self.source_page_size = arguments.source(req_to_token, source_page_size)
         device = req_to_token.device
         self.spec = spec = dispatch.backend(backend, platform(device).vendor)
         size = spec.page_size if page_size is None else page_size
-        self.page_size = checks.integer("page_size", size, 1, checks.MAX_PAGE_SIZE)
+        self.page_size = arguments.integer("page_size", size, 1, arguments.MAX_PAGE_SIZE)
         if self.page_size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {backend!r} must be one of {allowed}, got {page_size}")
-        self.max_batch_size = checks.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
+        self.max_batch_size = arguments.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
         tokens = req_to_token.shape[1] * source_page_size
-        self.max_context_len = checks.integer("max_context_len", max_context_len, 1, tokens)
+        self.max_context_len = arguments.integer("max_context_len", max_context_len, 1, tokens)
         most = min(max_batch_size * max_context_len, INT32_MAX)
-        self.max_tokens = most if max_tokens is None else checks.integer(
+        self.max_tokens = most if max_tokens is None else arguments.integer(
             "max_tokens", max_tokens, 1, INT32_MAX
         )  # fmt: skip
         if sliding_window is not None:
-            sliding_window = checks.integer("sliding_window", sliding_window, 1, ROW_MAX)
+            sliding_window = arguments.integer("sliding_window", sliding_window, 1, ROW_MAX)
         for name, ids in (("window_token_map", window_token_map), ("page_map", page_map)):
             if ids is not None:
-                checks.tensor(name, ids, 1, req_to_token)
+                arguments.tensor(name, ids, 1, req_to_token)
         self.req_to_token = req_to_token
         self.status = Status(device)
         self._on_cpu = device.type == "cpu"
@@ -190,7 +190,7 @@ class MetadataBuilder:
         ):
             inputs = self._check(inputs)
         if max_tokens is not None:
-            checks.integer("max_tokens", max_tokens, 0, self.max_tokens)
+            arguments.integer("max_tokens", max_tokens, 0, self.max_tokens)
         # where the view that is returned ends with them
         most = max_tokens if self.page_size == 1 else None
         if not step.run(inputs, most):
@@ -237,21 +237,21 @@ class MetadataBuilder:
         """Raises what is wrong with a step's arguments; returns them with ints of Python's own type."""
         source = self.req_to_token
         rows, lens, delta, query, sign, start, window_start = inputs
-        checks.tensor("seq_lens", lens, 1, source)
+        arguments.tensor("seq_lens", lens, 1, source)
         batch = lens.shape[0]
         if batch > self.max_batch_size:
             raise ValueError(
                 f"seq_lens must have at most max_batch_size={self.max_batch_size} entries, got {batch}"
             )
-        sign = checks.integer("query_lens_sign", sign, -1, 1)
-        checks.per_row("req_pool_indices", rows, source, batch)
+        sign = arguments.integer("query_lens_sign", sign, -1, 1)
+        arguments.per_row("req_pool_indices", rows, source, batch)
         for name, value in (("kv_start", start), ("window_kv_start", window_start)):
             if value is not None:
-                checks.per_row(name, value, source, batch)
+                arguments.per_row(name, value, source, batch)
         if window_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        delta = checks.integers("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
-        query = checks.integers("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
+        delta = arguments.integers("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
+        query = arguments.integers("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
         if sign and not isinstance(query, Tensor):
             raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
         return rows, lens, delta, query, sign, start, window_start
@@ -322,8 +322,8 @@ class MetadataBuilder:
         Raises:
             TypeError, ValueError: as in `build`, or buffers of another dtype, size or device.
         """
-        checks.integer("batch_size", batch_size, 1, self.max_batch_size)
-        checks.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
+        arguments.integer("batch_size", batch_size, 1, self.max_batch_size)
+        arguments.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
         device = self.req_to_token.device
         return CapturedBuild(self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import checks
+from xkv import arguments
 from xkv.metadata.buffers import Metadata
 
 
@@ -69,13 +69,13 @@ class CapturedBuild:
         return self.metadata
 
     def _fill(self, req_pool_indices: Any, seq_lens: Any) -> None:
-        checks.tensor("seq_lens", seq_lens, 1, self.seq_lens)
+        arguments.tensor("seq_lens", seq_lens, 1, self.seq_lens)
         batch = seq_lens.shape[0]
         if batch > self.batch_size:
             raise ValueError(
                 f"seq_lens must have at most the {self.batch_size} entries that were captured, got {batch}"
             )
-        checks.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
+        arguments.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
         for name, value in (("seq_lens", seq_lens), ("req_pool_indices", req_pool_indices)):
             buffer = getattr(self, name)
             if value.dtype.itemsize > buffer.dtype.itemsize:
@@ -90,7 +90,7 @@ class CapturedBuild:
 def _given(name: str, value: Tensor | None, own: Tensor) -> Tensor:
     if value is None:
         return own
-    checks.tensor(name, value, 1, own)
+    arguments.tensor(name, value, 1, own)
     if len(value) != len(own):
         raise ValueError(f"{name} must have batch_size entries, {len(own)}, got {len(value)}")
     return value

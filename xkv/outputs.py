@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xkv import checks
+from xkv import arguments
 from xkv.params import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
 from xkv.status import Status
 
@@ -33,40 +33,40 @@ def common(
     status: Status | None,
 ) -> Build:
     """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
-    page_size = checks.page_size("page_size", page_size)
-    source_page_size = checks.source(req_to_token, source_page_size)
-    checks.tensor("seq_lens", seq_lens, 1, req_to_token)
+    page_size = arguments.page_size("page_size", page_size)
+    source_page_size = arguments.source(req_to_token, source_page_size)
+    arguments.tensor("seq_lens", seq_lens, 1, req_to_token)
     batch = seq_lens.shape[0]
     if batch > MAX_BATCH:
         raise ValueError(f"seq_lens must have at most {MAX_BATCH} entries, got {batch}")
-    checks.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
+    arguments.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
     build = Build(
         req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
-        page_size if map_page_size is None else checks.page_size("map_page_size", map_page_size), (),
+        page_size if map_page_size is None else arguments.page_size("map_page_size", map_page_size), (),
     )  # fmt: skip
-    delta = checks.integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
+    delta = arguments.integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
     if isinstance(delta, Tensor):
         build.seq_lens_delta_rows = delta
     else:
         build.seq_lens_delta = delta
     if kv_start is not None:
-        checks.per_row("kv_start", kv_start, req_to_token, batch)
+        arguments.per_row("kv_start", kv_start, req_to_token, batch)
     for name, ids in (("token_map", token_map), ("page_map", page_map)):
         if ids is not None:
-            checks.tensor(name, ids, 1, req_to_token)
+            arguments.tensor(name, ids, 1, req_to_token)
     if missing_id is not None:
-        build.missing_id = checks.integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
+        build.missing_id = arguments.integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
         build.expect_all = False
     if tail_fill is not None:
-        build.tail_fill = checks.integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
+        build.tail_fill = arguments.integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
     if tail_tile is not None:
-        build.tail_tile = checks.integer("tail_tile", tail_tile, 1, INT32_MAX)
+        build.tail_tile = arguments.integer("tail_tile", tail_tile, 1, INT32_MAX)
         if tail_fill is None:
             raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
     if status is not None:
         if not isinstance(status, Status):
             raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
-        build.status = checks.status_word(status.word, req_to_token)
+        build.status = arguments.status_word(status.word, req_to_token)
     return build
 
 
@@ -81,7 +81,7 @@ def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
 def offsets(build: Build, kv_start_offset: Tensor | None, others: list[Tensor | None]) -> None:
     """Checks the output of that name, beside what else the launch reads and writes."""
     if kv_start_offset is not None:
-        checks.output("kv_start_offset", kv_start_offset, 1, build.batch, reads(build, *others))
+        arguments.output("kv_start_offset", kv_start_offset, 1, build.batch, reads(build, *others))
         if kv_start_offset.dtype is not torch.int32:
             raise TypeError(f"kv_start_offset must be int32, got {kv_start_offset.dtype}")
 
