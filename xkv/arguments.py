@@ -1,18 +1,17 @@
-"""What the host can check about arguments, without looking at device memory."""
+"""What the host can check about arguments, without looking at device memory; those of an op, as a `Build`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
-from xkv.params import INT32_MAX, ROW_MAX
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from xkv.params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from xkv.status import Status
 
 MAX_PAGE_SIZE = 1024
 
 
-def page_size(name: str, value: int) -> int:
+def power_of_two(name: str, value: int) -> int:
     """A power of two from 1 to 1024."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
@@ -37,8 +36,6 @@ def plain(value: int) -> int:
 
 def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> Tensor:
     """An int32 or int64 tensor of that rank, inner stride 1, on the device of ``like``."""
-    import torch
-
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
@@ -60,8 +57,6 @@ def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> T
 
 def _has_memory(value: Tensor) -> bool:
     """Whether there is something at the tensor's address, or nothing to be there."""
-    import torch
-
     if torch.compiler.is_dynamo_compiling() or value.is_meta:  # looked at when it runs; named by its device
         return True
     try:
@@ -80,8 +75,6 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
 
 def integers(name: str, value: int | Tensor, like: Tensor, rows: int, low: int, high: int) -> int | Tensor:
     """An int in [low, high] for all rows, or a `per_row` with one for each."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         return per_row(name, value, like, rows)
     return integer(name, value, low, high)
@@ -104,7 +97,7 @@ def source(req_to_token: Tensor, source_page_size: int) -> int:
             "req_to_token must be on a GPU (torch device 'cuda', ROCm's too) or on the CPU, got"
             f" {req_to_token.device}"
         )
-    unit = page_size("source_page_size", source_page_size)
+    unit = power_of_two("source_page_size", source_page_size)
     if req_to_token.shape[0] > INT32_MAX:
         raise ValueError(f"req_to_token must have at most {INT32_MAX} rows, got {req_to_token.shape[0]}")
     tokens = req_to_token.shape[1] * unit
@@ -115,8 +108,6 @@ def source(req_to_token: Tensor, source_page_size: int) -> int:
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
     """A `tensor` with at least ``size`` entries in its first dimension that overlaps no input."""
-    import torch
-
     tensor(name, out, rank, reads[0])
     if out.shape[0] < size:
         raise ValueError(f"{name} must have at least {size} rows or entries, got {out.shape[0]}")
@@ -150,3 +141,63 @@ def extent(x: Tensor) -> int:
         return 0
     last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     return (last + 1) * x.element_size()
+
+
+def rows_or_all(value: int | Tensor) -> tuple[Tensor | None, int]:
+    """An argument that is one number for each row, or one for all: the tensor, and the number beside it."""
+    return (value, 0) if isinstance(value, Tensor) else (None, value)
+
+
+def common(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    form: int,
+    page_size: int,
+    source_page_size: int,
+    seq_lens_delta: int | Tensor,
+    kv_start: Tensor | None,
+    token_map: Tensor | None,
+    page_map: Tensor | None,
+    map_page_size: int | None,
+    missing_id: int | None,
+    tail_fill: int | None,
+    tail_tile: int | None,
+    status: Status | None,
+) -> Build:
+    """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
+    page_size = power_of_two("page_size", page_size)
+    source_page_size = source(req_to_token, source_page_size)
+    tensor("seq_lens", seq_lens, 1, req_to_token)
+    batch = seq_lens.shape[0]
+    if batch > MAX_BATCH:
+        raise ValueError(f"seq_lens must have at most {MAX_BATCH} entries, got {batch}")
+    per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
+    build = Build(
+        req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
+        page_size if map_page_size is None else power_of_two("map_page_size", map_page_size), (),
+    )  # fmt: skip
+    delta = integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
+    if isinstance(delta, Tensor):
+        build.seq_lens_delta_rows = delta
+    else:
+        build.seq_lens_delta = delta
+    if kv_start is not None:
+        per_row("kv_start", kv_start, req_to_token, batch)
+    for name, ids in (("token_map", token_map), ("page_map", page_map)):
+        if ids is not None:
+            tensor(name, ids, 1, req_to_token)
+    if missing_id is not None:
+        build.missing_id = integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
+        build.expect_all = False
+    if tail_fill is not None:
+        build.tail_fill = integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
+    if tail_tile is not None:
+        build.tail_tile = integer("tail_tile", tail_tile, 1, INT32_MAX)
+        if tail_fill is None:
+            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
+    if status is not None:
+        if not isinstance(status, Status):
+            raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
+        build.status = status_word(status.word, req_to_token)
+    return build

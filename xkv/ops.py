@@ -100,7 +100,7 @@ def build_page_table(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    deltas, delta = outputs.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
@@ -114,7 +114,7 @@ def build_page_table(
     )
     if out is not None and signature.launch(inputs, delta, max_seq_len):
         return out
-    build = outputs.common(
+    build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
@@ -204,7 +204,7 @@ def build_kv_indices(
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
-    deltas, delta = outputs.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, ids, indptr, last,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
@@ -219,7 +219,7 @@ def build_kv_indices(
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = outputs.common(
+    build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,
@@ -300,7 +300,7 @@ def build_slot_mapping(
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
     """
-    deltas, delta = outputs.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.rows_or_all(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
@@ -310,7 +310,7 @@ def build_slot_mapping(
     )
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = outputs.common(
+    build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
         status,

@@ -1,4 +1,4 @@
-"""From the arguments that the public ops share to a `Build`, and how large their outputs must be."""
+"""The outputs of the ops: what they may not overlap, and what is allocated where none is given."""
 
 from __future__ import annotations
 
@@ -6,68 +6,7 @@ import torch
 from torch import Tensor
 
 from xkv import arguments
-from xkv.params import INT32_MAX, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build
-from xkv.status import Status
-
-
-def rows_or_all(value: int | Tensor) -> tuple[Tensor | None, int]:
-    """An argument that is one number for each row, or one for all: the tensor, and the number beside it."""
-    return (value, 0) if isinstance(value, Tensor) else (None, value)
-
-
-def common(
-    req_to_token: Tensor,
-    req_pool_indices: Tensor,
-    seq_lens: Tensor,
-    form: int,
-    page_size: int,
-    source_page_size: int,
-    seq_lens_delta: int | Tensor,
-    kv_start: Tensor | None,
-    token_map: Tensor | None,
-    page_map: Tensor | None,
-    map_page_size: int | None,
-    missing_id: int | None,
-    tail_fill: int | None,
-    tail_tile: int | None,
-    status: Status | None,
-) -> Build:
-    """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
-    page_size = arguments.page_size("page_size", page_size)
-    source_page_size = arguments.source(req_to_token, source_page_size)
-    arguments.tensor("seq_lens", seq_lens, 1, req_to_token)
-    batch = seq_lens.shape[0]
-    if batch > MAX_BATCH:
-        raise ValueError(f"seq_lens must have at most {MAX_BATCH} entries, got {batch}")
-    arguments.per_row("req_pool_indices", req_pool_indices, req_to_token, batch)
-    build = Build(
-        req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
-        page_size if map_page_size is None else arguments.page_size("map_page_size", map_page_size), (),
-    )  # fmt: skip
-    delta = arguments.integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
-    if isinstance(delta, Tensor):
-        build.seq_lens_delta_rows = delta
-    else:
-        build.seq_lens_delta = delta
-    if kv_start is not None:
-        arguments.per_row("kv_start", kv_start, req_to_token, batch)
-    for name, ids in (("token_map", token_map), ("page_map", page_map)):
-        if ids is not None:
-            arguments.tensor(name, ids, 1, req_to_token)
-    if missing_id is not None:
-        build.missing_id = arguments.integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
-        build.expect_all = False
-    if tail_fill is not None:
-        build.tail_fill = arguments.integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
-    if tail_tile is not None:
-        build.tail_tile = arguments.integer("tail_tile", tail_tile, 1, INT32_MAX)
-        if tail_fill is None:
-            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
-    if status is not None:
-        if not isinstance(status, Status):
-            raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")
-        build.status = arguments.status_word(status.word, req_to_token)
-    return build
+from xkv.params import INT32_MAX, LENGTH_MAX, Build
 
 
 def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
