@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import arguments, outputs
+from xkv import arguments, outputs, torch_library
 from xkv.launch import op_calls
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Status
@@ -340,3 +340,8 @@ def _check_out(build: Build, out: KVIndices, reads: list[Tensor]) -> None:
         if x.dtype is not torch.int32 and x is not out[1]:
             raise TypeError(f"{name} must be int32, got {x.dtype}")
         reads = [*reads, x]
+
+
+torch_library.register(TABLE, build_page_table)
+torch_library.register(CSR, build_kv_indices, KVIndices)
+torch_library.register(SLOTS, build_slot_mapping)

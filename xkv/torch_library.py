@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import xkv
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.status import Status
 
@@ -26,7 +25,20 @@ _NUMBERS = (
     "SymInt source_page_size, SymInt seq_lens_delta, SymInt map_page_size, SymInt? missing_id,"
     " SymInt? tail_fill, SymInt? tail_tile"
 )
-_OPS: dict[int, Any] = {}
+# By form: those, and numbers of its own.
+_OWN = {
+    TABLE: (
+        "Tensor? kv_start, Tensor(a!) out, Tensor(b!)? kv_start_offset",
+        ", SymInt page_size, SymInt? max_seq_len",
+    ),
+    CSR: (
+        "Tensor? kv_start, Tensor(a!) kv_indptr, Tensor(b!) kv_indices, Tensor(c!) kv_last_page_len,"
+        " Tensor(d!)? kv_start_offset",
+        ", SymInt page_size, SymInt min_last_page_len",
+    ),
+    SLOTS: ("Tensor query_lens, Tensor(a!) out", ""),
+}
+_OPS: dict[int, Any] = {}  # what `register` made, by form
 
 
 def run(build: Build) -> None:
@@ -54,60 +66,37 @@ def run(build: Build) -> None:
     _OPS[build.form](*tensors, **numbers)
 
 
-def _call(
-    op: str, inputs: list[Tensor], more: dict[str, Any], deltas: Tensor | None, token_map: Tensor | None,
-    page_map: Tensor | None, word: Tensor | None, numbers: dict[str, Any],
-) -> None:  # fmt: skip
-    """Calls a public op with what an op of the graph was given."""
-    if deltas is not None:
-        numbers = {**numbers, "seq_lens_delta": deltas}
-    status = None if word is None else Status.of(word)
-    getattr(xkv, op)(*inputs, token_map=token_map, page_map=page_map, status=status, **more, **numbers)
+def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | None = None) -> None:
+    """Registers a public op with PyTorch, as one that writes to tensors that it is given and returns nothing.
 
+    Args:
+        form: TABLE, CSR or SLOTS.
+        op: the public op.
+        outputs: makes of several outputs what it takes as ``out``; None: there is one.
+    """
 
-def _page_table(
-    source: Tensor, rows: Tensor, lens: Tensor, deltas: Any, token_map: Any, page_map: Any, word: Any,
-    start: Tensor | None, out: Tensor, offset: Tensor | None, **numbers: Any,
-) -> None:  # fmt: skip
-    more = {"kv_start": start, "out": out, "kv_start_offset": offset}
-    _call("build_page_table", [source, rows, lens], more, deltas, token_map, page_map, word, numbers)
+    def call(
+        source: Tensor, rows: Tensor, lens: Tensor, deltas: Tensor | None, token_map: Tensor | None,
+        page_map: Tensor | None, word: Tensor | None, *own: Any, **numbers: Any,
+    ) -> None:  # fmt: skip
+        inputs = [source, rows, lens]
+        if form == SLOTS:
+            query_lens, *outs = own
+            inputs.append(query_lens)
+        else:
+            numbers["kv_start"], *outs, numbers["kv_start_offset"] = own
+        if deltas is not None:
+            numbers["seq_lens_delta"] = deltas
+        out = outputs(*outs) if outputs else outs[0]
+        status = None if word is None else Status.of(word)
+        op(*inputs, out=out, token_map=token_map, page_map=page_map, status=status, **numbers)
 
-
-def _kv_indices(
-    source: Tensor, rows: Tensor, lens: Tensor, deltas: Any, token_map: Any, page_map: Any, word: Any,
-    start: Tensor | None, indptr: Tensor, ids: Tensor, last: Tensor, offset: Tensor | None, **numbers: Any,
-) -> None:  # fmt: skip
-    more = {"kv_start": start, "out": xkv.KVIndices(indptr, ids, last), "kv_start_offset": offset}
-    _call("build_kv_indices", [source, rows, lens], more, deltas, token_map, page_map, word, numbers)
-
-
-def _slot_mapping(
-    source: Tensor, rows: Tensor, lens: Tensor, deltas: Any, token_map: Any, page_map: Any, word: Any,
-    query: Tensor, out: Tensor, **numbers: Any,
-) -> None:  # fmt: skip
-    inputs = [source, rows, lens, query]
-    _call("build_slot_mapping", inputs, {"out": out}, deltas, token_map, page_map, word, numbers)
-
-
-def _register(form: int, name: str, tensors: str, numbers: str, call: Callable[..., None]) -> None:
-    """Registers an op that writes to tensors that it is given, and returns nothing."""
-    schema = f"({_TENSORS}, {tensors}, *, {_NUMBERS}{numbers}) -> ()"
+    tensors, more = _OWN[form]
+    name = f"xkv::{op.__name__}"
+    schema = f"({_TENSORS}, {tensors}, *, {_NUMBERS}{more}) -> ()"
     # not custom_op, whose wrapper costs ten times as much at every call; and not needs_exact_strides, with
     # which torch 2.13 cannot order the code of a new table of one row
-    torch.library.define(f"xkv::{name}", schema, tags=torch.Tag.needs_fixed_stride_order)
-    torch.library.impl(f"xkv::{name}", ("cpu", "cuda"), call)
-    torch.library.register_fake(f"xkv::{name}", lambda *tensors, **numbers: None)
-    _OPS[form] = getattr(torch.ops.xkv, name).default
-
-
-_register(
-    TABLE, "build_page_table", "Tensor? kv_start, Tensor(a!) out, Tensor(b!)? kv_start_offset",
-    ", SymInt page_size, SymInt? max_seq_len", _page_table,
-)  # fmt: skip
-_register(
-    CSR, "build_kv_indices",
-    "Tensor? kv_start, Tensor(a!) kv_indptr, Tensor(b!) kv_indices, Tensor(c!) kv_last_page_len,"
-    " Tensor(d!)? kv_start_offset",
-    ", SymInt page_size, SymInt min_last_page_len", _kv_indices,
-)  # fmt: skip
-_register(SLOTS, "build_slot_mapping", "Tensor query_lens, Tensor(a!) out", "", _slot_mapping)
+    torch.library.define(name, schema, tags=torch.Tag.needs_fixed_stride_order)
+    torch.library.impl(name, ("cpu", "cuda"), call)
+    torch.library.register_fake(name, lambda *tensors, **numbers: None)
+    _OPS[form] = getattr(torch.ops.xkv, op.__name__).default

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from xkv import torch_library
 from xkv.launch import launch
 from xkv.launch.cache import CacheEntry, Entries, fits_int32
 from xkv.launch.guards import addresses, make_guard, refuse
@@ -190,8 +191,6 @@ class Signature:
     def run(self, build: Build, inputs: tuple[Any, ...]) -> None:
         """Launches a build that was checked, and keeps what it was launched with."""
         if is_dynamo_compiling():
-            from xkv import torch_library
-
             torch_library.run(build)
             return
         compiled = launch.run(build)
