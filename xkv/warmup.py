@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xkv import ops
-from xkv.launch import launch, op_calls
+from xkv.launch import compile, launch, op_calls
 
 _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 
@@ -33,4 +33,4 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     op_calls.forget()  # a call that is known would be made
     with launch.compile_only() as builds:
         op(*args, **options)
-    return sum(launch.warm(build, None) for build in builds)
+    return sum(compile.warm(build, None) for build in builds)

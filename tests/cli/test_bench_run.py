@@ -22,7 +22,7 @@ import xkv
 from xkv.cli import bench, timing
 from xkv.cli.bench import inputs, session, workloads
 from xkv.cli.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.platforms.detect import CPU, Platform
 
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
@@ -74,7 +74,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     )  # fmt: skip
     names = ("gpu", "driver", "toolkit", "xkv", "torch", "triton", "python")
     monkeypatch.setattr(timing, "versions", lambda: dict.fromkeys(names, "made up"))
-    if not launch.interpreted():  # these are Triton's alone
+    if not compile.interpreted():  # these are Triton's alone
         monkeypatch.setattr(session, "least", lambda at: dict.fromkeys((EMPTY, CHAIN), lambda rows: None))
     return seen
 

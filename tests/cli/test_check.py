@@ -13,7 +13,7 @@ from checking import bump, failed, outputs, plant, results
 import xkv
 from xkv.__main__ import main
 from xkv.cli.check import selftest
-from xkv.launch import launch
+from xkv.launch import compile
 
 QUICK = ("check", "--device", "cpu", "--quick")
 OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
@@ -23,7 +23,7 @@ ALL = [group.__name__.replace("_", " ") for group in selftest.GROUPS]
 @pytest.fixture(autouse=True)
 def _by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The torch reference also under TRITON_INTERPRET=1, where a run would take half a minute."""
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(compile, "interpreted", lambda: False)
 
 
 @pytest.mark.parametrize("more", [(), ("--quick",)])
@@ -70,7 +70,7 @@ def test_passes_on_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_passes_in_the_interpreter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "interpreted", lambda: True)
+    monkeypatch.setattr(compile, "interpreted", lambda: True)
     monkeypatch.setattr(selftest, "GROUPS", selftest.GROUPS[:3])
     assert main(["check", "--quick"]) == 0
     assert "on cpu: the kernel in Triton's interpreter\n" in capsys.readouterr().out

@@ -10,13 +10,13 @@ import torch
 
 from xkv.cli import check
 from xkv.cli.check import selftest, trial
-from xkv.launch import launch
+from xkv.launch import compile
 
 
 @pytest.fixture(autouse=True)
 def _by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The torch reference also under TRITON_INTERPRET=1: what is tested is the comparison."""
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(compile, "interpreted", lambda: False)
 
 
 # "cpu:0" is no GPU, but not "cpu" either: the replays run, with a graph that is faked.

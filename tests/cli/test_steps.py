@@ -17,7 +17,7 @@ from xkv.cli import steps, timing
 from xkv.cli.steps import compared, peers, sequences
 from xkv.cli.steps.compared import DRAFTS, ROWS, Row, Workload
 from xkv.cli.steps.peers import Step
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.platforms.detect import CPU, Platform
 
 CONTEXT = 1024
@@ -54,7 +54,7 @@ def differences(
     )
 
 
-quick = pytest.mark.skipif(launch.interpreted(), reason="slow in the interpreter, and says no more")
+quick = pytest.mark.skipif(compile.interpreted(), reason="slow in the interpreter, and says no more")
 by_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from xkv.integrations import importing
 from xkv.integrations.sglang import kernels, triton_steps, warmup
-from xkv.launch import launch
+from xkv.launch import compile, launch
 from xkv.params import Build
 
 IDS = torch.arange(4 * 256, dtype=torch.int32).view(4, 256)
@@ -30,7 +30,7 @@ def warmed(monkeypatch: pytest.MonkeyPatch) -> list[Build]:
         builds.append(build)
         return 1
 
-    monkeypatch.setattr(launch, "warm", warm)
+    monkeypatch.setattr(compile, "warm", warm)
     return builds
 
 
@@ -43,7 +43,7 @@ def backend(name: str, *bases: str, within: str = warmup._WITHIN, **fields: Any)
 
 def signature(build: Build) -> Any:
     """What a compiled kernel depends on."""
-    kinds = [launch._kind(x) for x in build.arguments()]
+    kinds = [compile._kind(x) for x in build.arguments()]
     return (build.form, build.page_size, build.tail_fill is not None, build.sums_given, build.kind, *kinds)
 
 

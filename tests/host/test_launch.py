@@ -18,7 +18,7 @@ from launchers import Compiled, Launcher, Nested
 
 import xkv
 from xkv import reference
-from xkv.launch import launch, triton_launcher
+from xkv.launch import compile, launch, triton_launcher
 from xkv.params import TABLE
 
 
@@ -145,9 +145,9 @@ def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch
     shut_out: list[bool] = []
 
     def try_the_lock() -> None:
-        got = launch.LOADING.acquire(blocking=False)
+        got = compile.LOADING.acquire(blocking=False)
         if got:
-            launch.LOADING.release()
+            compile.LOADING.release()
         shut_out.append(not got)
 
     class Loading:
@@ -164,12 +164,12 @@ def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch
             return self._run
 
     kernel = Loading()
-    monkeypatch.setattr(launch, "xkv_kernel", lambda: SimpleNamespace(warmup=lambda *_, **__: kernel))
-    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(compile, "xkv_kernel", lambda: SimpleNamespace(warmup=lambda *_, **__: kernel))
+    monkeypatch.setattr(compile, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     calls: list[object] = []
     threads = [
-        threading.Thread(target=lambda n=n: calls.append(launch.compiled(0, f"config {n}", {}, [])))
+        threading.Thread(target=lambda n=n: calls.append(compile.compiled(0, f"config {n}", {}, [])))
         for n in (1, 1, 2)
     ]
     for thread in threads:

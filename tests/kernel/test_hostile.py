@@ -26,7 +26,7 @@ from xkv.cli.check.engines import SUMS, EngineSetting
 from xkv.cli.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
 from xkv.cli.check.setting import VECTORS, Setting
 from xkv.cli.check.trial import MismatchError
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.params import CSR, SLOTS, TABLE
 from xkv.status import Reason
 
@@ -180,7 +180,7 @@ def test_a_seed_decides_everything() -> None:
 
 def test_every_word_outside_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The word before and the word behind every tensor, of those that are read too."""
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(compile, "interpreted", lambda: False)
     caught = 0
     for kind in kinds("cpu")[::7]:
         setting = hostile.setting_of(kind, 0, 1, "cpu", True)
@@ -244,7 +244,7 @@ def test_the_program_that_is_printed_shows_the_fault(fault: str, tmp_path: Path)
 
 @pytest.fixture
 def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(compile, "interpreted", lambda: False)
 
 
 @pytest.mark.usefixtures("by_reference")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from xkv.launch import launch
+from xkv.launch import compile, launch
 from xkv.launch.grid import schedule
 from xkv.platforms.detect import platform
 
@@ -57,4 +57,4 @@ def arguments(build: Any) -> list[Any]:
 
 def value(call: list[Any], name: str) -> Any:
     """What a call gives the kernel by that name."""
-    return call[Recorded.first + launch.positions()[name]]
+    return call[Recorded.first + compile.positions()[name]]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xkv import dispatch
-from xkv.launch import launch, memory
+from xkv.launch import compile, memory
 from xkv.launch.grid import deal
 from xkv.launch.launch import CompiledLaunch
 from xkv.params import INT32_MAX, Build
@@ -58,7 +58,7 @@ class CacheEntry:
         """Keeps what a build of this signature was launched with."""
         if compiled.fast_path:
             plan = compiled.schedule
-            self._at = [compiled.first + launch.positions()[name] for name in self._names]
+            self._at = [compiled.first + compile.positions()[name] for name in self._names]
             # last, as a call may be interrupted
             self._compiled[compiled.row, plan.balance, plan.wide] = compiled
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xkv import arguments, dispatch, switches
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.launch.guards import run_untraced
 from xkv.metadata import buffers
 from xkv.metadata.buffers import Metadata
@@ -299,7 +299,7 @@ class MetadataBuilder:
             deltas, queries, starts, starts if len(self._views) == 2 else (None,)
         ):
             inputs: Inputs = (one, one, delta, query, 0, start, window_start)
-            made += launch.warm(self._step(inputs).fill(inputs), self.max_batch_size)
+            made += compile.warm(self._step(inputs).fill(inputs), self.max_batch_size)
         return made
 
     def capture(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.launch import launch, verify
+from xkv.launch import compile, launch, verify
 from xkv.launch.cache import CacheEntry
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
@@ -157,7 +157,7 @@ class Step:
                 "query_len" if self._query_is_int else "query_ptr", "start_ptr", "start2_ptr",
                 "window2", "capacity",
             )  # fmt: skip
-            self._at = tuple(compiled.first + launch.positions()[name] for name in names)
+            self._at = tuple(compiled.first + compile.positions()[name] for name in names)
             self._entry = entry  # last but for the guard: a call may be interrupted
             self.guard = make_guard(inputs[:2])
 

@@ -12,7 +12,7 @@ import xkv
 from xkv.cli.check import cases
 from xkv.cli.check.cases import CSR, SLOTS, TABLE, call_of, tokens_of
 from xkv.cli.check.trial import Case, MismatchError, Trial, captured, new, once
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.status import Reason
 
 Checks = Iterable[tuple[str, Callable[[], None]]]
@@ -74,7 +74,7 @@ def bench(device: str, quick: bool) -> Bench:
             the kernel run on the CPU.
         quick: a few page sizes instead of all.
     """
-    interpreted = launch.interpreted()
+    interpreted = compile.interpreted()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and not interpreted else "cpu"
     return Bench(device, quick, interpreted)

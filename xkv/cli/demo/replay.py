@@ -16,7 +16,7 @@ from xkv import dispatch
 from xkv.cli.demo.batch import DecodeBatch, EngineStats
 from xkv.cli.demo.engine import Engine
 from xkv.cli.demo.traces import Request
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.platforms import tuning
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows
@@ -243,7 +243,7 @@ def _synchronize(device: torch.device) -> None:
 def _chosen_row(device: torch.device, page_size: int, batch: int) -> str:
     """Names the device and the tuning rows that its page table and its CSR run with."""
     platform = xkv.platform(device)
-    if device.type == "cpu" and not launch.interpreted():
+    if device.type == "cpu" and not compile.interpreted():
         return f"{platform}: the torch reference"
     kinds = [tuning.kind_of(page_size, 1), tuning.kind_of(1, 1, stream=True)]
     rows = [f"{kind}: {dispatch.tuning_row(platform, kind, batch)}" for kind in kinds]

@@ -39,9 +39,9 @@ def require() -> None:
         xkv.UnsupportedPlatformError: torch or Triton are missing, or kernels are interpreted here.
     """
     xkv.platform("cpu")  # says what is wrong where torch is missing or too old
-    from xkv.launch import launch
+    from xkv.launch import compile
 
-    if launch.interpreted():
+    if compile.interpreted():
         raise xkv.UnsupportedPlatformError(
             "--kernels compiles, and TRITON_INTERPRET is set, under which Triton compiles nothing: unset it"
         )

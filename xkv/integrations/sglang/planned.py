@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.launch import launch
+from xkv.launch import compile, launch
 from xkv.launch.cache import CacheEntry, Entries
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
@@ -117,7 +117,7 @@ class Planned:
             How many kernels were not there before.
         """
         build = self._make(*given, batch, *options) if _fit(given, batch) else None
-        return 0 if build is None else launch.warm(build, None)
+        return 0 if build is None else compile.warm(build, None)
 
     def clear(self) -> None:
         """Forgets every call."""

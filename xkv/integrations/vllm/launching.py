@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.launch import launch
+from xkv.launch import compile
 from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
 
 
@@ -109,7 +109,7 @@ class Launcher:
 def served(x: Tensor) -> int | None:
     """The device of a call's tensors, by one of them; -1 in the interpreter; None: not one of ours."""
     device: int = x.get_device()
-    return device if device >= 0 or launch.interpreted() else None
+    return device if device >= 0 or compile.interpreted() else None
 
 
 def parts(rows: int, groups: int, most: int) -> int:

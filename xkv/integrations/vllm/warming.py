@@ -12,7 +12,7 @@ import torch
 from xkv.integrations import replacing
 from xkv.integrations.vllm import indices, step, tables
 from xkv.integrations.vllm.launching import served
-from xkv.launch import launch
+from xkv.launch import compile
 
 _FLASHINFER = "vllm.v1.attention.backends.flashinfer"
 _I32, _I64 = torch.int32, torch.int64
@@ -80,4 +80,4 @@ def page_indices(runner: Any) -> None:
     """FlashInfer's page indices, at any batch and width."""
     kernel = getattr(sys.modules.get(_FLASHINFER), "_copy_page_indices_kernel", None)
     if kernel is not None and replacing.replaced(kernel) and runner.device.type == "cuda":
-        launch.warm(indices.example(runner.device, _I32, _I32, _I32, 1), None)
+        compile.warm(indices.example(runner.device, _I32, _I32, _I32, 1), None)
