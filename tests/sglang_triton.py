@@ -165,7 +165,7 @@ def make(engine: Engine, seed: int, device: str, **others: Any) -> Any:
     self.sliding_window_size, self.dcp_size, self.token_to_kv_pool = None, 1, None
     self.static_kv_splits = self.enable_deterministic = False
     self.split_tile_size, self._translate_kv_loc = None, None
-    self.qo_indptr = new(MAX_BATCH + 3, torch.int32)
+    self.qo_indptr = new(MAX_BATCH + 3, torch.int64)
     self.qo_indptr[0] = 0
     self.device, self.max_context_len, self.dllm_attention = torch.device(device), WIDTH, None
     self.use_sliding_window_kv_pool = False

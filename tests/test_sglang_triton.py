@@ -111,7 +111,7 @@ def test_an_eager_step_that_extends(version: str, mode: str, device: str) -> Non
         ({}, {"extend_prefix_lens_cpu": None}),
         ({}, {"extend_seq_lens_cpu": None}),
         ({}, {"batch_size": 0}),
-        ({"qo_indptr": torch.zeros(9, dtype=torch.int64)}, {}),
+        ({"qo_indptr": torch.zeros(9, dtype=torch.int16)}, {}),
     ],
 )
 def test_eager_steps_that_are_left_to_theirs(

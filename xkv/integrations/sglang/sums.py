@@ -28,7 +28,7 @@ def _fits(
 ) -> bool:  # fmt: skip
     if out.dim() != 1 or not out.is_contiguous() or indptr.dtype is not torch.int32:
         return False
-    if qo_indptr is not None and qo_indptr.dtype is not torch.int32:
+    if qo_indptr is not None and qo_indptr.dtype not in (torch.int32, torch.int64):
         return False
     return long_enough(batch, rows, lens, queries) and long_enough(batch + 1, indptr, qo_indptr)
 

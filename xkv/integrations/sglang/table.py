@@ -66,7 +66,10 @@ STEPS = tuple(
 FUNCTIONS = (
     # 4096 // page_size, by which grids are sized: 0 for larger pages, and a division by it
     Function(
-        "get_num_page_per_block_flashmla", frozenset({"fe9a39b28bdb"}), f"{_HERE}.methods:page_per_block"
+        "get_num_page_per_block_flashmla",
+        frozenset({"fe9a39b28bdb"}),
+        f"{_HERE}.methods:page_per_block",
+        factory=True,
     ),
 )
 
