@@ -47,7 +47,8 @@ class View:
         cu_seqlens_k: prefix sums of those, ``[batch + 1]`` int32. Tables only.
         kv_indptr: prefix sums of the entries, ``[batch + 1]`` int32. CSR only.
         kv_last_page_len: tokens in each row's last page, ``[batch]`` int32.
-        cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32. First view only.
+        cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32, or int64 as SGLang's Triton
+            backend has them. First view only.
         kv_start_offset: tokens of each row's first page before the row's first token, ``[batch]`` int32.
             Tables and CSR.
         max_entries: host bound of the entries of a row or the stream; None: what ``out`` has room for.

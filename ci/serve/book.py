@@ -23,6 +23,7 @@ class Book:
         self.ready = False
         self.arguments: dict[str, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
+        self._profile: Any = None
         self._clear()
 
     def _clear(self) -> None:
@@ -108,6 +109,17 @@ class Book:
             if e["ready"] and e["module"].startswith("xkv")
         ]
         return counts
+
+    def profile(self, on: bool, names: set[str]) -> dict[str, list[float]] | None:
+        """Starts a profile, or ends it and says each launch's microseconds, of kernels with these names."""
+        from torch.profiler import ProfilerActivity, profile
+
+        if on:
+            self._profile = profile(activities=[ProfilerActivity.CUDA])
+            self._profile.start()
+            return None
+        self._profile.stop()
+        return device_times(self._profile, names)
 
 
 def capturing() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import hooks
-from serve.book import Book, device_times
+from serve.book import Book
 from serve.flashinfer_ops import without_fa3
 
 _METHODS = ("init_forward_metadata", "init_forward_metadata_out_graph")
@@ -43,7 +43,6 @@ class Inside:
         self._wanted, self._held = 1, list[Any]()
         self._last: tuple[float, str, int] | None = None
         self._answered = 0
-        self._profile: Any = None
         self._start: dict[str, Any] = {}
 
     def install(self) -> None:
@@ -118,12 +117,12 @@ class Inside:
         if do == "take":
             return self._book.take()
         if do == "profile":
-            return self._profiled(value)
+            return hooks.profile(self._book, value, self._switches)
         if do == "about":
             return {
                 "start": self._start, "compiles": self._book.compiles(),
                 "arguments": self._book.arguments,
-                "profiled": {s.name: s.profiled for s in self._switches if s.profiled},
+                "profiled": hooks.profiled(self._switches),
                 "facts": {"attention": sorted(c.__name__ for c in _backends())},
             }  # fmt: skip
         raise ValueError(f"no such question: {do}")
@@ -131,17 +130,6 @@ class Inside:
     def _mode(self, mode: str) -> None:
         for switch in self._switches:
             switch.set(mode)
-
-    def _profiled(self, on: bool) -> dict[str, list[float]] | None:
-        from torch.profiler import ProfilerActivity, profile
-
-        if on:
-            self._profile = profile(activities=[ProfilerActivity.CUDA])
-            self._profile.start()
-            return None
-        self._profile.stop()
-        names = {s.profiled for s in self._switches if s.profiled} | set(self._book.compiles()["names"])
-        return device_times(self._profile, names)
 
 
 def around(owner: Any, name: str, call: Any) -> None:

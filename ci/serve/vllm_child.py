@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import hooks
-from serve.book import Book, device_times
+from serve.book import Book
 from serve.cases import VLLM, Case
 from serve.flashinfer_ops import without_fa3
 from serve.models import CONTEXT
@@ -34,7 +34,6 @@ class Vllm:
         case = VLLM[name]
         os.environ.update(environment(case))
         self._book, self._switches = Book(), list[hooks.Switch]()
-        self._profile: Any = None
         self._book.listen()
         if way == "on":
             hooks.follow(self._book, self._attach)
@@ -113,22 +112,14 @@ class Vllm:
 
     def profile(self, on: bool) -> dict[str, list[float]] | None:
         """Starts or ends a profile."""
-        from torch.profiler import ProfilerActivity, profile
-
-        if on:
-            self._profile = profile(activities=[ProfilerActivity.CUDA])
-            self._profile.start()
-            return None
-        self._profile.stop()
-        names = {s.profiled for s in self._switches if s.profiled} | set(self._book.compiles()["names"])
-        return device_times(self._profile, names)
+        return hooks.profile(self._book, on, self._switches)
 
     def about(self) -> dict[str, Any]:
         """What is known of the engine, its start and its launches' arguments."""
         return {
             "started_s": self.started_s, "start": self.start, "facts": self.facts,
             "compiles": self._book.compiles(), "arguments": self._book.arguments,
-            "profiled": {s.name: s.profiled for s in self._switches},
+            "profiled": hooks.profiled(self._switches),
         }  # fmt: skip
 
 

@@ -72,7 +72,12 @@ def around(original, self, asked):
     return "ours" if asked else original(self, asked)
 
 
-def backend():
+def instead(original):
+    original(None, False)  # what it is made from may be asked
+    return lambda self, asked: "ours"
+
+
+def backend(name="around"):
     """What an engine has methods of."""
 
     class Backend:
@@ -81,8 +86,9 @@ def backend():
 
     from xkv.integrations import replacing
 
-    replacing.put_around(Backend, "step", Backend.step, around)
-    return Backend, replacing.Function("step", frozenset(), f"{__name__}:around")
+    row = replacing.Function("step", frozenset(), f"{__name__}:{name}", name != "around")
+    replacing.put(Backend, "step", Backend.step, row.made(Backend.step))
+    return Backend, row
 
 
 def test_a_method_is_ours_or_the_engines():
@@ -101,6 +107,16 @@ def test_a_method_is_ours_or_the_engines():
     switch.set("on+")
     assert host().step(False) == "theirs"
     assert book.take()["calls"] == {"step": {"handed back": 1}}
+
+
+def test_what_is_called_in_a_method_s_place_without_it():
+    (host, row), book = backend("instead"), module("book").Book()
+    switch = module("hooks")._method(book, row, host, "step")
+    switch.set("on+")
+    assert host().step(True) == "ours"
+    assert book.take()["calls"] == {"step": {"served": 1}}
+    switch.set("off")
+    assert host().step(True) == "theirs"
 
 
 def test_what_is_replaced_later_is_followed_too(monkeypatch):

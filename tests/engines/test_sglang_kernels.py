@@ -130,3 +130,42 @@ def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.
     for x in every:
         x.clear()
     assert seen > 20
+
+
+def test_a_call_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tensors: measured no more. Others at the same addresses are."""
+    launched: list[list[Any]] = []
+    builds: list[Build] = []
+
+    def run(build: Build) -> Recorded:
+        builds.append(build)
+        return Recorded(build, launched)
+
+    monkeypatch.setattr(planned.launch, "run", run)
+    tables, measured = kernels.tables, []
+    sizes = tables._sizes
+    monkeypatch.setattr(tables, "_sizes", lambda *given: measured.append(given) or sizes(*given))
+    tables.clear()
+    pool, lens = on_gpu(torch.arange(4)), on_gpu(torch.tensor([9, 30, 1, 0]))
+    source = on_gpu(torch.arange(256, dtype=torch.int32).view(4, 64))
+    out = on_gpu(torch.zeros(4, 16, dtype=torch.int32))
+
+    def ask(ids: torch.Tensor, to: torch.Tensor) -> list[Any]:
+        given = (ids, pool, lens, None, None, None, to, None)
+        assert tables(given, 4, ids.stride(0), to.stride(0), 4)
+        # what would be launched if nothing were remembered
+        want = arguments(tables._make(*given, 4, ids.stride(0), to.stride(0), 4))
+        assert launched[-1:] in ([], [want])
+        return want
+
+    for _ in range(5):
+        ask(source, out)
+    assert len(measured) == 3  # built, like the one before, the second of its kind; then no more
+    assert len(launched) == 4
+    narrow = out[:, :9]  # the same address
+    assert ask(source, narrow) != ask(source, out)
+    assert ask(source[:3], out) != ask(source, out)
+    assert (len(launched), len(builds)) == (8, 1)
+    tables.clear()
+    ask(source, out)
+    assert len(builds) == 2

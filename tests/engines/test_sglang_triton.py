@@ -15,6 +15,7 @@ from sglang_triton import (
     Engine,
     batch_of,
     buffers,
+    extending,
     make,
     run_decode,
     run_fill,
@@ -67,6 +68,66 @@ def test_sums_and_indices(version: str, dtype: torch.dtype, device: str) -> None
             assert torch.equal(got, want), seed
             assert got.dtype is want.dtype
     assert ours.indices.launches == 0
+
+
+@pytest.mark.parametrize("mode", ["EXTEND", "MIXED"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_eager_step_that_extends(version: str, mode: str, device: str) -> None:
+    theirs, ours = both(version)
+    name = "_dense_one_shot_kv_indptr"  # 0.5.23 keeps it of a step, and forgets it in the next
+    others = {name: 1} if name in theirs.backend.init_forward_metadata.__code__.co_names else {}
+    for seed in range(3):
+        batch, rows, lens = batch_of(seed, device, torch.int32)
+        lens = lens * (seed < 2)  # at last, nothing is cached
+        queries, found = [(7 * b + seed) % 11 + 1 for b in range(batch)], []
+        for engine in (theirs, ours):
+            self = make(engine, seed, device, **others)
+            self.init_forward_metadata(extending(rows, lens, queries, mode))
+            made = self.forward_metadata
+            assert set(made.others.values()) <= {None}
+            assert getattr(self, name, None) is None
+            found.append([*made.fields, *buffers(self), self.qo_indptr])
+        for want, got in zip(*found, strict=True):
+            if not isinstance(want, torch.Tensor):
+                assert got == want
+                continue
+            assert (got.dtype, got.device) == (want.dtype, want.device)
+            assert torch.equal(got, want), seed
+    assert ours.indices.launches == 0
+    assert theirs.indices.launches >= 2
+
+
+@pytest.mark.parametrize(
+    ("of_backend", "of_batch"),
+    [
+        ({"sliding_window_size": 5}, {}),
+        ({"use_sliding_window_kv_pool": True}, {}),
+        ({"dcp_size": 2}, {}),
+        ({"_translate_kv_loc": print}, {}),
+        ({"dllm_attention": object()}, {}),
+        ({}, {"mode": "DRAFT_EXTEND_V2"}),
+        ({}, {"mode": "TARGET_VERIFY"}),
+        ({}, {"mode": "DECODE"}),
+        ({}, {"extend_prefix_lens_cpu": None}),
+        ({}, {"extend_seq_lens_cpu": None}),
+        ({}, {"batch_size": 0}),
+        ({"qo_indptr": torch.zeros(9, dtype=torch.int16)}, {}),
+    ],
+)
+def test_eager_steps_that_are_left_to_theirs(
+    of_backend: dict[str, Any], of_batch: dict[str, Any], device: str
+) -> None:
+    asked = []
+
+    def original(self, forward_batch):
+        asked.append(forward_batch)
+
+    self = make(Engine(VERSIONS[0], True), 1, device, **of_backend)
+    _, rows, lens = batch_of(1, device, torch.int32)
+    forward = extending(rows, lens, [3] * len(lens), **of_batch)
+    triton_steps.init_forward_metadata(original, self, forward)
+    assert asked == [forward]
+    assert not hasattr(self, "forward_metadata")
 
 
 @pytest.mark.parametrize("version", VERSIONS[-1:])

@@ -38,8 +38,11 @@ class Recorded:
         self.launched: list[list[Any]] = []
         self._all = [] if launched is None else launched
 
-    def copy(self) -> tuple[list[Any], list[Any]]:
+    def filled(self, at: Any, values: Any, grid: Any) -> tuple[list[Any], list[Any]]:
         call = self.args.copy()
+        for n, value in zip(at, values, strict=True):
+            call[n] = value
+        call[:3] = grid
         return call, call
 
     def launch(self, call: list[Any]) -> None:

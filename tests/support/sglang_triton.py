@@ -18,7 +18,6 @@ from xkv.integrations.sglang import table
 
 RECORD = json.loads((ROOT / "docs" / "engines-support.json").read_text())["sglang"]
 NAMES = [row.name for row in table.STEPS]
-FILL, UPDATE, SPLITS, APPLY = (name.split(".")[1] for name in NAMES)
 WIDTH, ROWS, MAX_BATCH = 40, 6, 5
 GUARD = -7
 
@@ -86,6 +85,14 @@ def splits_kernel(uneven: bool) -> Any:
     return num_kv_splits_uneven if uneven else num_kv_splits
 
 
+class Metadata:
+    """In the place of SGLang's dataclass: what of it an extending step sets."""
+
+    def __init__(self, *fields: Any, **others: Any) -> None:
+        assert len(fields) == 13
+        self.fields, self.others = fields, others
+
+
 class Engine:
     """A version's methods in a class, with what they call."""
 
@@ -98,7 +105,7 @@ class Engine:
         names = {
             "create_flashinfer_kv_indices_triton": self.indices, "get_num_kv_splits_triton": self.splits,
             "update_sliding_window_buffer": self._window, "KVLocPlan": None, "ForwardMode": None,
-            "Optional": Any, "SpecInput": None,
+            "Optional": Any, "SpecInput": None, "ForwardBatch": None, "ForwardMetadata": Metadata,
         }  # fmt: skip
         members = {}
         for row in table.STEPS:
@@ -158,6 +165,11 @@ def make(engine: Engine, seed: int, device: str, **others: Any) -> Any:
     self.sliding_window_size, self.dcp_size, self.token_to_kv_pool = None, 1, None
     self.static_kv_splits = self.enable_deterministic = False
     self.split_tile_size, self._translate_kv_loc = None, None
+    self.qo_indptr = new(MAX_BATCH + 3, torch.int64)
+    self.qo_indptr[0] = 0
+    self.device, self.max_context_len, self.dllm_attention = torch.device(device), WIDTH, None
+    self.use_sliding_window_kv_pool = False
+    self.kv_index_translator.is_translating = False
     self.device_core_count, self.num_head, self.num_kv_head, self.max_kv_splits = 132, 8, 2, 8
     vars(self).update(others)
     return self
@@ -200,3 +212,18 @@ def run_fill(self: Any, batch: int, rows: Any, lens: Any, out: Any) -> Any:
     )
     plan = [None] if "plan" in method.__code__.co_varnames else []
     return self._fill_kv_indptr_and_indices(*plan, batch, lens, rows, out)
+
+
+def extending(rows: Any, lens: Any, queries: list[int], mode: str = "EXTEND", **others: Any) -> Any:
+    """A ForwardBatch of a step that extends: lengths are those of the prefixes."""
+    no = lambda *args, **kwargs: False  # noqa: E731
+    extend_seq_lens = torch.tensor(queries, dtype=torch.int32, device=rows.device)
+    fields = {
+        "forward_mode": SimpleNamespace(
+            name=mode, is_decode_or_idle=no, is_target_verify=no, is_draft_extend=no, is_draft_extend_v2=no
+        ),
+        "batch_size": len(queries), "spec_info": None, "req_pool_indices": rows, "extend_prefix_lens": lens,
+        "extend_prefix_lens_cpu": lens.tolist(), "extend_seq_lens": extend_seq_lens,
+        "extend_seq_lens_cpu": queries, "out_cache_loc": torch.zeros(3), "kv_loc_plan": None,
+    }  # fmt: skip
+    return SimpleNamespace(**(fields | others))

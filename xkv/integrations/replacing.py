@@ -68,11 +68,26 @@ class Function(NamedTuple):
         name: the function's, ``Class.method`` where it stands in a class.
         codes: `code` of each that xkv was compared with; ANY where only something is done beside it.
         around: ``module:function`` of xkv; takes the original and its arguments, a method's self first.
+        factory: it takes the original alone, and returns what is called: for what costs less than a call.
     """
 
     name: str
     codes: Container[str]
     around: str
+    factory: bool = False
+
+    def made(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called in the original's place."""
+        around = resolve(self.around)
+        if self.factory:
+            made: Callable[..., Any] = around(original)
+            return made
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        return call
 
     def replace(self, host: Any) -> str | None:
         """Replaces the function that a module or class has; returns why not, where it is left alone."""
@@ -83,7 +98,7 @@ class Function(NamedTuple):
             return None
         why = why_unknown(original, self.codes)
         if why is None:
-            put_around(host, _last(self.name), original, resolve(self.around))
+            put(host, _last(self.name), original, self.made(original))
         return why
 
 
@@ -108,13 +123,8 @@ def host_of(module: str, name: str) -> Any:
     return host
 
 
-def put_around(host: Any, name: str, original: Callable[..., Any], around: Callable[..., Any]) -> None:
-    """Puts ``around`` in a function's place, for those that imported it by name before, too."""
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
+def put(host: Any, name: str, original: Callable[..., Any], call: Callable[..., Any]) -> None:
+    """Puts ``call`` in a function's place, for those that imported it by name before, too."""
     call.xkv_original = original  # type: ignore[attr-defined]
     setattr(host, name, call)
     for module in list(sys.modules.values()):

@@ -32,17 +32,9 @@ class CacheEntry:
     """
 
     __slots__ = (
-        "_at",
-        "_compiled",
-        "_dealt",
-        "_host_inputs",
-        "_kind",
-        "_names",
-        "_prepared",
-        "_sums",
-        "_views",
+        "_at", "_compiled", "_dealt", "_host_inputs", "_kind", "_names", "_prepared", "_sums", "_views",
         "_where",
-    )
+    )  # fmt: skip
 
     def __init__(self, build: Build, pointers: Iterable[str], sizes: Iterable[str]) -> None:
         self._kind, self._sums, self._views = build.kind, build.writes_sums, len(build.views)
@@ -62,19 +54,16 @@ class CacheEntry:
             # last, as a call may be interrupted
             self._compiled[compiled.row, plan.balance, plan.wide] = compiled
 
-    def find(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
-        """Returns grid, direct tiles and kernel for these sizes; None where it is not compiled yet."""
-        key = batch, row_items
-        found = self._dealt.get(key)
-        if found is None:
-            row = dispatch.tuning_row(self._where, self._kind, batch)
-            plan = deal(batch, row_items, self._sums, self._views, row, self._where, self._host_inputs)
-            compiled = self._compiled.get((row, plan.balance, plan.wide))
-            if compiled is None:
-                return None
-            if len(self._dealt) >= _MOST:
-                self._dealt.clear()
-            found = self._dealt[key] = plan.grid, plan.direct, compiled
+    def _deal(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
+        """Deals out work of these sizes: the grid, direct tiles and kernel; None: not compiled yet."""
+        row = dispatch.tuning_row(self._where, self._kind, batch)
+        plan = deal(batch, row_items, self._sums, self._views, row, self._where, self._host_inputs)
+        compiled = self._compiled.get((row, plan.balance, plan.wide))
+        if compiled is None:
+            return None
+        if len(self._dealt) >= _MOST:
+            self._dealt.clear()
+        found = self._dealt[batch, row_items] = plan.grid, plan.direct, compiled
         return found
 
     def launch(self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int) -> bool:
@@ -97,36 +86,26 @@ class CacheEntry:
         self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
     ) -> tuple[list[Any], CompiledLaunch] | None:
         """Returns what `launch` launches, and what launches it; it may be launched again as it is."""
-        found = self._dealt.get((batch, row_items)) or self.find(batch, row_items)
+        found = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
         if found is None:
             return None
         grid, direct, compiled = found
-        call, args = compiled.copy()
-        for at, value in zip(self._at, (*pointers, *sizes, direct)):  # noqa: B905 (strict costs time)
-            args[at] = value
-        x, y, z = compiled.grid_at
-        call[x], call[y], call[z] = grid
-        return call, compiled
+        return compiled.filled(self._at, (*pointers, *sizes, direct), grid)[0], compiled
 
     def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
         """Returns a call of this batch, its arguments, and what launches it; the same ones every time.
 
-        For one thread at a time, which puts its inputs among the arguments. None where nothing is compiled
-            yet.
+        For one thread at a time, which puts its inputs among the arguments. None where nothing is compiled.
         """
         found = self._prepared.get(batch)
         if found is None:
-            sizes = self.find(batch, row_items)
-            if sizes is None:
+            dealt = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
+            if dealt is None:
                 return None
-            grid, direct, compiled = sizes
-            call, args = compiled.copy()
-            for at, value in zip(self._at, (batch, direct), strict=True):
-                args[at] = value
-            for at, size in zip(compiled.grid_at, grid, strict=True):
-                call[at] = size
+            grid, direct, compiled = dealt
             if len(self._prepared) >= _MOST:
                 self._prepared.clear()
+            call, args = compiled.filled(self._at, (batch, direct), grid)
             found = self._prepared[batch] = call, args, compiled
         return found
 

@@ -6,7 +6,7 @@ launch hooks are active, `JITFunction.run` launches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -97,12 +97,8 @@ class CompiledLaunch:
         self._alone = torch.cuda.device_count() == 1
         # current_stream() would cost fifty times as much
         self._stream = torch._C._cuda_getCurrentRawStream
-        self._raw, self._nested, self._stream_at, self.grid_at = (
-            call.raw,
-            call.nested,
-            call.stream_at,
-            call.grid_at,
-        )
+        self._raw, self._nested = call.raw, call.nested
+        self._stream_at, self.grid_at = call.stream_at, call.grid_at
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
         before = list(call.args)
         for at, size in zip(self.grid_at, self.schedule.grid, strict=True):
@@ -110,16 +106,22 @@ class CompiledLaunch:
         self.call = [*before, args] if call.nested else [*before, *args]
         self.args, self.first = (args, 0) if call.nested else (self.call, len(before))
 
-    def copy(self) -> tuple[list[Any], list[Any]]:
-        """A ``call`` that nobody else has, and its ``args``."""
+    def filled(
+        self, at: Sequence[int], values: Iterable[Any], grid: tuple[int, int, int]
+    ) -> tuple[list[Any], list[Any]]:
+        """A ``call`` that nobody else has, of this grid, and its ``args``, with ``values`` put in."""
         call = self.call.copy()
+        args = call
         if self._nested:
             call[-1] = args = self.args.copy()
-            return call, args
-        return call, call
+        for n, value in zip(at, values):  # noqa: B905 (strict costs time)
+            args[n] = value
+        x, y, z = self.grid_at
+        call[x], call[y], call[z] = grid
+        return call, args
 
     def launch(self, call: list[Any]) -> None:
-        """Launches ``call``, or a `copy` with other ``args``, on the current stream of their device."""
+        """Launches ``call``, or one that is `filled` otherwise, on the current stream of its device."""
         device = self._device
         if self._alone or torch._C._cuda_getDevice() == device:
             call[self._stream_at] = self._stream(device)

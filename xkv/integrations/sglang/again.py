@@ -47,7 +47,7 @@ class Again:
             # the kernel is kept, so that its id stays its own
             self._known[key] = kernel, _recorded(compiled, len(tensors) + len(values))
             return
-        found = self.call(kernel, tensors, values)
+        found = self._call(key, tensors, values)
         if found is None:
             own()
             return
@@ -55,9 +55,11 @@ class Again:
 
     def call(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
         """Returns a known call, for `launch_again`; None: it is not known."""
-        key = self._key(kernel, tensors, values)
+        return self._call(self._key(kernel, tensors, values), tensors, values)
+
+    def _call(self, key: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
         _, found = self._known.get(key, (None, None))
-        if key is None or found is None:
+        if found is None:
             return None
         call, before = found
         pointers = [None if x is None else x.data_ptr() for x in tensors]

@@ -69,6 +69,7 @@ def _table_sizes(
         return None
     if start is not None and page_size > 1:
         return None
+    width = min(width, CAPACITY_MAX)
     values: tuple[int, ...] = (stride, *found, batch, more, out_stride, width)
     if out2 is not None:
         width2 = table_width(out2, batch, out_stride)
@@ -76,6 +77,7 @@ def _table_sizes(
             return None
         if not fits_int32(out_stride, map_len):
             return None
+        width2 = min(width2, CAPACITY_MAX)
         values, width = (*values, out_stride, width2, map_len), max(width, width2)
     most = width if tail_fill is not None else min(width, found[1] // page_size + 1)
     return Sizes((page_size, tail_fill), _SIZES if out2 is None else _SIZES_OF_TWO, values, most)
@@ -251,7 +253,7 @@ def _metadata_sizes(
         return None
     if not long_enough(batch + 1, cu_k, cu_q):
         return None
-    width = min(width, pages)
+    width = min(width, pages, CAPACITY_MAX)
     values: tuple[int, ...] = (stride, *found, batch, more, out_stride, width)
     names = _SIZES
     if cu_q is not None and qlens is None:
@@ -262,7 +264,7 @@ def _metadata_sizes(
             return None
         if not fits_int32(out2_stride, token_map.numel()):
             return None
-        width2 = min(width2, pages)
+        width2 = min(width2, pages, CAPACITY_MAX)
         values = (*values, out2_stride, width2, token_map.numel())
         names, width = (*names, *_SIZES_OF_TWO[len(_SIZES) :]), max(width, width2)
     return Sizes((page_size,), names, values, min(width, found[1] // page_size + 1))

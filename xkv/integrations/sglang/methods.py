@@ -50,9 +50,14 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     return None
 
 
-def page_per_block(original: Callable[..., int], *args: Any, **kwargs: Any) -> int:
-    """Theirs, and 1 where it is 0: of pages larger than a block."""
-    return max(original(*args, **kwargs), 1)
+def page_per_block(original: Callable[..., int]) -> Callable[..., int]:
+    """SGLang's ``get_num_page_per_block_flashmla`` with 1 where it says 0: of pages larger than a block."""
+    block = original(1)
+
+    def pages(page_size: int = 64) -> int:
+        return block // page_size or 1
+
+    return pages
 
 
 def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

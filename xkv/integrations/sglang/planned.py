@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xkv.integrations.repeats import Repeats
 from xkv.launch import compile, launch
 from xkv.launch.cache import CacheEntry, Entries
 from xkv.launch.guards import addresses, make_guard, refuse
 from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from xkv.params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
 
 _INTS = (torch.int32, torch.int64)
 
@@ -49,6 +50,7 @@ class Planned:
         self._entries = Entries()
         # of the last call with the same fixed numbers: a guard of its tensors, and their entry
         self._recent: dict[Any, tuple[Callable[..., bool], CacheEntry]] = {}
+        self._repeats = Repeats()
 
     def __call__(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> bool:
         """Launches, unless this call is the original's: then returns False.
@@ -62,8 +64,12 @@ class Planned:
             return True
         try:
             tensors = [x for x in given if x is not None]
+            pointers = addresses(tensors)
+            key = (batch, options, *[x is None for x in given], *pointers)
+            if self._repeats.launch(key, tensors):
+                return True
             sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
-            if sizes is not None and self._launch(sizes, given, tensors, batch):
+            if sizes is not None and self._launch(sizes, given, tensors, pointers, batch, key):
                 return True
         except (AttributeError, RuntimeError):
             return False  # no tensors, or such as have no strides
@@ -73,23 +79,26 @@ class Planned:
         compiled = launch.run(build)
         if sizes is not None:
             signature = _signature(sizes, given)
-            pointers = [name for name, x in zip(self._names, given, strict=True) if x is not None]
-            self._entries.made(signature, build, compiled, pointers, sizes.names)
+            names = [name for name, x in zip(self._names, given, strict=True) if x is not None]
+            self._entries.made(signature, build, compiled, names, sizes.names)
         return True
 
-    def _launch(self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int) -> bool:
+    def _launch(
+        self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], pointers: list[int],
+        batch: int, key: Any,
+    ) -> bool:  # fmt: skip
         """Launches a call like an earlier one; False where there was none."""
-        found = None if launch_hooks_active() else self._call(sizes, given, tensors, batch)
+        found = None if launch_hooks_active() else self._call(sizes, given, tensors, pointers, batch)
         if found is None:
             return False
         call, compiled = found
         compiled.launch(call)
+        self._repeats.add(key, tensors, call, compiled)
         return True
 
     def _call(
-        self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], batch: int
+        self, sizes: Sizes, given: tuple[Any, ...], tensors: Sequence[Tensor], pointers: list[int], batch: int
     ) -> tuple[list[Any], launch.CompiledLaunch] | None:
-        pointers = addresses(tensors)
         present = sizes.fixed, sizes.names, len(tensors)
         guard, entry = self._recent.get(present, (refuse, None))
         if not guard(*tensors):
@@ -108,7 +117,8 @@ class Planned:
         sizes = self._sizes(*given, batch, *options) if 0 < batch <= MAX_BATCH else None
         if sizes is None:
             return None
-        return self._call(sizes, given, [x for x in given if x is not None], batch)
+        tensors = [x for x in given if x is not None]
+        return self._call(sizes, given, tensors, addresses(tensors), batch)
 
     def warm(self, given: tuple[Any, ...], batch: int, *options: int | bool | None) -> int:
         """Compiles and loads all that calls like this can need, without making it.
@@ -123,6 +133,7 @@ class Planned:
         """Forgets every call."""
         self._entries.clear()
         self._recent.clear()
+        self._repeats.clear()
 
 
 MOST_RECENT = 64
@@ -157,19 +168,23 @@ def source_sizes(x: Tensor, stride: int, unit: int) -> tuple[int, int] | None:
 
 
 def table_width(x: Tensor, batch: int, stride: int) -> int | None:
-    """Entries of a row of a `table`, ``stride`` apart; None where there is none."""
-    if x.stride() == (stride, 1) and x.shape[0] >= batch:
-        width = x.shape[1]  # no need to ask for the storage's size, which costs a microsecond
-        return min(width, CAPACITY_MAX) if width <= stride else None
-    found = table(x, batch, stride)
-    return None if found is None else min(found.size(1), CAPACITY_MAX)
+    """Entries of a row of a `table`, ``stride`` apart; None where x does not say that there are so many rows.
+
+    Of x's own sizes alone, not of its storage's: a guard of x's sizes then holds for it.
+    """
+    if x.stride() == (stride, 1):
+        rows, width = x.shape
+        return width if rows >= batch and width <= stride else None
+    return stride if 0 <= batch * stride <= x.numel() and x.is_contiguous() else None
 
 
 def long_enough(batch: int, *vectors: Tensor | None) -> bool:
     """Whether each has an entry a request, side by side."""
     for x in vectors:
-        if x is not None and (x.numel() < batch or x.dim() != 1 or not x.is_contiguous()):
-            return False
+        if x is not None:
+            shape = x.shape
+            if len(shape) != 1 or shape[0] < batch or not x.is_contiguous():
+                return False
     return True
 
 
@@ -193,10 +208,6 @@ def source(x: Tensor, stride: int) -> Tensor | None:
 
 
 def table(x: Tensor, batch: int, stride: int) -> Tensor | None:
-    """The first rows, ``stride`` apart and as wide as x's; None where memory ends before them."""
-    width = x.shape[1] if x.dim() == 2 and x.stride() == (stride, 1) else stride
-    room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
-    # rows without entries need no memory
-    if width > stride or (width and (batch - 1) * stride + width > room):
-        return None
-    return x.as_strided((batch, width), (stride, 1))
+    """The first rows, ``stride`` apart and as wide as x's; None where x has not so many."""
+    width = table_width(x, batch, stride)
+    return None if width is None else x.as_strided((batch, width), (stride, 1))

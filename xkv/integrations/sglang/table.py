@@ -50,6 +50,11 @@ STEPS = tuple(
             "_update_decode_kv_buffers",
             "56e5aea1be70 aa32e550d302 0a08f6160a3b 730c4f7741b4",
         ),
+        (
+            "init_forward_metadata",
+            "c6c77e1946d8 56ee27e79cc4 e8632c5382a7 9fb05bd55cb6 3c3a14a1d9c2 771a3eb34ab1 d30386b38900 "
+            "41eb09464dff",
+        ),
         ("get_num_kv_splits", "d16523999544 b7db0256ff32"),
         (
             "_apply_cuda_graph_metadata",
@@ -61,7 +66,10 @@ STEPS = tuple(
 FUNCTIONS = (
     # 4096 // page_size, by which grids are sized: 0 for larger pages, and a division by it
     Function(
-        "get_num_page_per_block_flashmla", frozenset({"fe9a39b28bdb"}), f"{_HERE}.methods:page_per_block"
+        "get_num_page_per_block_flashmla",
+        frozenset({"fe9a39b28bdb"}),
+        f"{_HERE}.methods:page_per_block",
+        factory=True,
     ),
 )
 

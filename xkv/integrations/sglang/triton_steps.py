@@ -17,6 +17,7 @@ from xkv.integrations.sglang.methods import named
 from xkv.integrations.sglang.sums import sums
 from xkv.launch.triton_launcher import launch_hooks_active
 
+_EXTENDS = ("EXTEND", "MIXED")  # of SGLang's ForwardMode: prefill, with decodes among it or not
 _REPLACED = ("_fill_kv_indptr_and_indices", "_update_decode_kv_buffers", "get_num_kv_splits")
 _MOST = 512  # batch sizes whose steps a backend keeps
 _splits = Again()
@@ -40,6 +41,36 @@ def fill_kv_indptr_and_indices(original: Callable[..., Any], *args: Any, **kwarg
     if _sums(self, batch, lens, given["req_pool_indices"], indptr, out):
         return indptr
     return original(*args, **kwargs)
+
+
+def init_forward_metadata(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A whole eager step that extends, without a sliding window: one launch for two cumsums and a kernel."""
+    given = named(original, args, kwargs)
+    self, forward = given["self"], given["forward_batch"]
+    batch, prefixes, queries = forward.batch_size, forward.extend_prefix_lens_cpu, forward.extend_seq_lens_cpu
+    if (
+        forward.forward_mode.name not in _EXTENDS or batch < 1 or prefixes is None or queries is None
+        or getattr(self, "use_sliding_window_kv_pool", False) or getattr(self, "dllm_attention", None)
+        or not _one_stream(self)
+    ):  # fmt: skip
+        return original(*args, **kwargs)
+    total, source = sum(prefixes), self.req_to_token
+    # a launch needs an address to write to, also where nothing is cached
+    out = torch.empty(total or 1, dtype=torch.int64, device=self.device)
+    call = (
+        source, forward.req_pool_indices, forward.extend_prefix_lens, forward.extend_seq_lens, self.kv_indptr,
+        self.qo_indptr, out,
+    )  # fmt: skip
+    if not sums(call, batch, source.stride(0)):
+        return original(*args, **kwargs)
+    if hasattr(self, "_dense_one_shot_kv_indptr"):
+        self._dense_one_shot_kv_indptr = None  # 0.5.23: of the step before
+    kv_indptr, qo_indptr = self.kv_indptr[: batch + 1], self.qo_indptr[: batch + 1]
+    self.forward_metadata = original.__globals__["ForwardMetadata"](
+        None, None, max(queries), None, kv_indptr, out if total else out[:0], qo_indptr, None, None,
+        self.window_kv_indptr, None, None, None,
+    )  # fmt: skip
+    return None
 
 
 def update_decode_kv_buffers(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +132,8 @@ def _keep(
 ) -> None:  # fmt: skip
     """Keeps the two calls of a step that was launched just now, where both are known."""
     source, indptr, ids, out = buffers
-    found = sums.call((source, rows, lens, indptr, ids), batch, source.stride(0)) if source.is_cuda else None
+    call = (source, rows, lens, None, indptr, None, ids)
+    found = sums.call(call, batch, source.stride(0)) if source.is_cuda else None
     asked = _asked(type(self).get_num_kv_splits.xkv_original, self, out, lens, uneven, batch, batch)
     splits = None if found is None or asked is None else _splits.call(*asked)
     if found is not None and splits is not None:
@@ -113,7 +145,7 @@ def _keep(
 
 def _sums(self: Any, batch: int, lens: Tensor, rows: Tensor, indptr: Tensor, out: Tensor) -> bool:
     source = self.req_to_token
-    return sums((source, rows, lens, indptr, out), batch, source.stride(0))
+    return sums((source, rows, lens, None, indptr, None, out), batch, source.stride(0))
 
 
 def _translates(self: Any) -> bool:
@@ -128,6 +160,8 @@ def _translates(self: Any) -> bool:
 def _one_stream(self: Any) -> bool:
     """Whether decode is nothing but sums, indices and splits, by methods whose texts are known."""
     if self.sliding_window_size is not None and self.sliding_window_size > 0:
+        return False
+    if getattr(self, "_translate_kv_loc", None) is not None:  # 0.5.15 to 0.5.18, after the fill
         return False
     return getattr(self, "dcp_size", 1) <= 1 and _all_known(type(self)) and not _translates(self)
 

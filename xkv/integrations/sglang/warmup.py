@@ -114,9 +114,11 @@ def _streams(backend: Any, out: torch.dtype) -> int:
 
 def _sums(backend: Any) -> int:
     ids, one = backend.req_to_token, _ints(backend)
-    given = (ids, one, one, _ints(backend, 2), _new(backend, torch.int64, 1))
+    two, wide, out = _ints(backend, 2), _new(backend, torch.int64, 2), _new(backend, torch.int64, 1)
     # streams: a sliding window's, and of what is left to the engine's own methods
-    count = sums.warm(given, 1, ids.stride(0)) + _streams(backend, torch.int64)
+    count = _streams(backend, torch.int64)
+    for queries, qo_indptr in ((None, None), (one, wide)):  # steps that extend sum up their queries
+        count += sums.warm((ids, one, one, queries, two, qo_indptr, out), 1, ids.stride(0))
     if getattr(backend, "num_draft_tokens", None):  # drafts make their own int32 indices
         count += _streams(backend, torch.int32)
     return count

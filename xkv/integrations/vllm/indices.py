@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xkv.integrations.repeats import Repeats
 from xkv.integrations.vllm.launching import served
 from xkv.launch import launch
 from xkv.launch.cache import Entries
+from xkv.launch.guards import addresses
 from xkv.launch.triton_launcher import launch_hooks_active
 from xkv.params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 
@@ -22,12 +24,14 @@ _BLOCK_SIZES = {1 << n for n in range(11)}
 _POINTERS = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr")
 _SIZES = ("src_stride", "src_rows", "src_tokens", "batch", "capacity")
 _entries = Entries()
+_repeats = Repeats()
 _every: dict[torch.device, Tensor] = {}  # 0, 1, 2, ...: rows of a block table are the batch's, in order
 
 
 def forget() -> None:
     """Forgets every call."""
     _entries.clear()
+    _repeats.clear()
 
 
 def copy_page_indices(
@@ -63,15 +67,24 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
     device = served(out)
     if device is None or not 0 < batch <= MAX_BATCH or out.shape[0] > LENGTH_MAX:
         return False
+    tensors = out, table, sums
+    begin, first, start = addresses(tensors)
+    key = batch, stride, block_size, begin, first, start
+    if _repeats.launch(key, tensors):
+        return True
     if not _fits(batch, out, table, stride, sums, block_size):
         return False
     signature = device, block_size, out.dtype, table.dtype, sums.dtype
     entry = _entries.get(signature)
-    if entry is not None and not launch_hooks_active():
-        start, tokens = sums.data_ptr(), table.size(1) * block_size
-        pointers = (table.data_ptr(), start + sums.element_size(), start, start, out.data_ptr())
+    if entry is not None and not launch_hooks_active() and 0 not in (begin, first, start):
+        tokens = table.size(1) * block_size
+        pointers = (first, start + sums.element_size(), start, start, begin)
         sizes = (stride, table.size(0), tokens, batch, out.size(0))
-        if 0 not in pointers and entry.launch(pointers, sizes, batch, min(out.size(0), tokens + 1)):
+        found = entry.call(pointers, sizes, batch, min(out.size(0), tokens + 1))
+        if found is not None:
+            call, compiled = found
+            compiled.launch(call)
+            _repeats.add(key, tensors, call, compiled)
             return True
     if not _rows_there(table.device):
         return False
