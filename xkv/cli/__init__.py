@@ -1,1 +1,1 @@
-"""What `python -m xkv` runs beside the library: serving traces, a small paged engine, the demo."""
+"""What `python -m xkv` runs: info, demo, check, bench and steps; and what they share."""
