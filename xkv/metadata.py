@@ -180,6 +180,19 @@ class MetadataBuilder:
             ValueError: a batch larger than ``max_batch_size``, another device, or an argument out of
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
+
+        Examples:
+            Verify of 2 draft tokens:
+
+            >>> import torch
+            >>> import xkv
+            >>> req_to_token = torch.arange(64, dtype=torch.int32).view(2, 32)
+            >>> sizes = {"max_batch_size": 2, "max_context_len": 32}
+            >>> builder = xkv.MetadataBuilder("trtllm_mha", req_to_token, **sizes)
+            >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+            >>> meta = builder.build(rows, lens, seq_lens_delta=2, query_lens=2)
+            >>> meta.cache_seqlens, meta.cu_seqlens_q
+            (tensor([9, 5], dtype=torch.int32), tensor([0, 2, 4], dtype=torch.int32))
         """
         plain = (
             type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int
