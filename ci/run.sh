@@ -71,6 +71,7 @@ lint() {
     tier shellcheck "$bin/shellcheck" -x ci/*.sh .ci/run
     # The schema finds a misspelt key, zizmor what an attacker would. Neither needs the network.
     tier workflows "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+    tier issue-forms "$bin/check-jsonschema" --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
     tier zizmor "$bin/zizmor" --quiet --offline --min-severity medium .github/workflows
 }
 
