@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # ci/run.sh demo [ARGUMENTS]   python -m xkv demo, on a real trace where one lies beside the checkout
-# ci/run.sh test               lint, then every tier of the tests that this machine can run
+# ci/run.sh test               lint, the documentation, then every tier of the tests that this machine can run
 # ci/run.sh lint               lint alone
+# ci/run.sh docs               the documentation's site, into the folder site of the checkout; a warning is an error
 #
-# Makes what is missing first, in a virtual environment: XKV_VENV, or .venv in the checkout.
+# Makes what is missing first, in a virtual environment: XKV_VENV, or .venv in the checkout. The documentation's
+# tools have one of their own beside it, with -docs behind its name.
 # A torch and triton that `python3` already has (an engine's image, a GPU node) are used as they are.
 set -euo pipefail
 
@@ -12,6 +14,7 @@ set -euo pipefail
 venv=${XKV_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv
 py=$venv/bin/python
+docs_py=$venv-docs/bin/python
 
 setup() {
     local want found packages=()
@@ -39,6 +42,21 @@ demo() {
     exec "$py" -m xkv demo "$@"
 }
 
+docs_setup() { # no torch: the tools read the package and never import it
+    local want packages=()
+    want=$(dependency_group python3 docs) || return
+    if [[ -x $docs_py && -f $venv-docs/xkv-stamp && $(<"$venv-docs/xkv-stamp") == "$want" ]]; then return; fi
+
+    echo "setting up $venv-docs" >&2
+    mapfile -t packages <<<"$want"
+    [[ -x $docs_py ]] || python3 -m venv "$venv-docs" || return
+    "$docs_py" -m pip install -qq "${packages[@]}" || return
+    echo "$want" >"$venv-docs/xkv-stamp"
+}
+
+# The variable silences a notice about MkDocs' future, not a warning about these pages.
+docs() { docs_setup && NO_MKDOCS_2_WARNING=1 "$docs_py" -m mkdocs build --strict --site-dir site; }
+
 failed=()
 tier() { # NAME COMMAND...: a failure is noted, and what follows still runs
     echo "== $1"
@@ -53,12 +71,14 @@ lint() {
     tier shellcheck "$bin/shellcheck" -x ci/*.sh .ci/run
     # The schema finds a misspelt key, zizmor what an attacker would. Neither needs the network.
     tier workflows "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+    tier issue-forms "$bin/check-jsonschema" --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
     tier zizmor "$bin/zizmor" --quiet --offline --min-severity medium .github/workflows
 }
 
 run_tests() {
     unset TRITON_INTERPRET # Triton reads it at import: each tier is a process of its own
     lint
+    tier docs docs
     # Offline compilation, and the reference that CPU tensors get.
     tier plain "$py" -m pytest -n 2 -m "not gpu and not kernel and not interpret"
     # A machine that must have a GPU gets the tier even if torch sees none: the tests then fail.
@@ -88,8 +108,12 @@ case ${1:-} in
         lint
         exit $((${#failed[@]} > 0))
         ;;
+    docs)
+        cd "$root"
+        docs
+        ;;
     *)
-        echo "usage: ci/run.sh demo [ARGUMENTS] | test | lint" >&2
+        echo "usage: ci/run.sh demo [ARGUMENTS] | test | lint | docs" >&2
         exit 2
         ;;
 esac

@@ -72,6 +72,14 @@ def backends(device: torch.device | str | int | None = None) -> tuple[BackendSpe
 
     Returns:
         Their specs; on a CPU those of both vendors.
+
+    Examples:
+        >>> import xkv
+        >>> for spec in xkv.backends("cpu")[:3]:
+        ...     print(spec.name, spec.form, spec.page_size)
+        flashmla table 64
+        cutlass_mla table 128
+        trtllm_mla table 64
     """
     return tuple(specs_of(platform(device).vendor).values())
 

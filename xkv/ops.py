@@ -22,6 +22,23 @@ class KVIndices(NamedTuple):
             ``kv_indptr[-1]`` are live.
         kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; 0 for an empty row, or
             ``min_last_page_len``.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> indices = xkv.KVIndices(
+        ...     kv_indptr=torch.zeros(3, dtype=torch.int32),
+        ...     kv_indices=torch.zeros(4, dtype=torch.int32),
+        ...     kv_last_page_len=torch.zeros(2, dtype=torch.int32),
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> xkv.build_kv_indices(req_to_token, rows, lens, page_size=4, out=indices) is indices
+        True
+        >>> indices.kv_indptr, indices.kv_last_page_len
+        (tensor([0, 2, 3], dtype=torch.int32), tensor([3, 3], dtype=torch.int32))
     """
 
     kv_indptr: Tensor
@@ -99,6 +116,21 @@ def build_page_table(
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> xkv.build_page_table(req_to_token, rows, lens, page_size=4)
+        tensor([[4, 0],
+                [2, 0]], dtype=torch.int32)
+        >>> out = torch.full((2, 3), -7, dtype=torch.int32)
+        >>> xkv.build_page_table(req_to_token, rows, lens, page_size=4, out=out)
+        tensor([[ 4,  0, -7],
+                [ 2, -7, -7]], dtype=torch.int32)
     """
     deltas, delta = arguments.rows_or_all(seq_lens_delta)
     inputs = (
@@ -202,6 +234,21 @@ def build_kv_indices(
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> indices = xkv.build_kv_indices(req_to_token, rows, lens, page_size=4)
+        >>> indices.kv_indptr
+        tensor([0, 2, 3], dtype=torch.int32)
+        >>> indices.kv_indices
+        tensor([4, 0, 2], dtype=torch.int32)
+        >>> indices.kv_last_page_len
+        tensor([3, 3], dtype=torch.int32)
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
     deltas, delta = arguments.rows_or_all(seq_lens_delta)
@@ -299,6 +346,16 @@ def build_slot_mapping(
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> xkv.build_slot_mapping(req_to_token, rows, lens, query_lens=torch.tensor([1, 2]))
+        tensor([ 2,  9, 10])
     """
     deltas, delta = arguments.rows_or_all(seq_lens_delta)
     inputs = (

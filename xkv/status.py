@@ -12,7 +12,15 @@ _CLEAN = (1 << 63) - 1
 
 
 class Reason(IntEnum):
-    """Why a row was cut. Of several at one row the smallest is reported."""
+    """Why a row was cut. Of several at one row the smallest is reported.
+
+    Examples:
+        >>> import xkv
+        >>> xkv.Reason(2).name
+        'BAD_LENGTH'
+        >>> print(xkv.Offence(3, xkv.Reason.CUT))
+        row 3: CUT: the output has no room for all of it; it was cut
+    """
 
     BAD_ROW = 1
     BAD_LENGTH = 2
@@ -41,7 +49,20 @@ _MEANING = {
 
 
 class Offence(NamedTuple):
-    """The first offending row of the batch and the reason."""
+    """The first offending row of the batch and the reason.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> status = xkv.Status("cpu")
+        >>> lens = torch.tensor([7, 9])  # the table has room for 8 tokens
+        >>> table = xkv.build_page_table(req_to_token, torch.tensor([1, 0]), lens, page_size=4, status=status)
+        >>> status.read()
+        Offence(row=1, reason=<Reason.BAD_LENGTH: 2>)
+    """
 
     row: int
     reason: Reason
@@ -51,7 +72,23 @@ class Offence(NamedTuple):
 
 
 class StatusError(RuntimeError):
-    """What `Status.check` raises; ``offence`` says which row and why."""
+    """What `Status.check` raises; ``offence`` says which row and why.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> status = xkv.Status("cpu")
+        >>> rows = torch.tensor([1, 5])  # the table has 2 rows
+        >>> table = xkv.build_page_table(req_to_token, rows, torch.tensor([7, 3]), page_size=4, status=status)
+        >>> try:
+        ...     status.check()
+        ... except xkv.StatusError as error:
+        ...     print(error.offence.row, error.offence.reason.name)
+        1 BAD_ROW
+    """
 
     def __init__(self, offence: Offence) -> None:
         super().__init__(f"xkv: {offence}")
@@ -69,6 +106,19 @@ class Status:
 
     Attributes:
         word: ``[1]`` int64 on ``device``.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> status = xkv.Status("cpu")
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> table = xkv.build_page_table(req_to_token, rows, lens, page_size=4, status=status)
+        >>> status.check()  # nothing was cut
+        >>> print(status.read())
+        None
     """
 
     def __init__(self, device: torch.device | str | int) -> None:

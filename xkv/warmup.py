@@ -26,6 +26,18 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
 
     Returns:
         How many kernels were not there before.
+
+    Examples:
+        A CPU has nothing to compile:
+
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> xkv.warmup(xkv.build_page_table, req_to_token, rows, lens, page_size=4)
+        0
     """
     if not any(op is getattr(ops, name) for name in _OPS):
         got = getattr(op, "__name__", type(op).__name__)

@@ -19,21 +19,24 @@ PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-c import torch, triton") exit {status} ;;
     "-m pip") shift 3; printf '%s\\n' "$@" >"{asked}" ;;
-    "-m xkv") ;;
+    "-m xkv" | "-m mkdocs") ;;
     *) exec {python} "$@" ;;
 esac
 """
 
 
-def asked_for(tmp_path: Path, has_torch: bool) -> list[str]:
-    """What `ci/run.sh demo` asks pip for, in an environment that is there already."""
-    python, asked = tmp_path / "bin" / "python", tmp_path / "asked"
-    python.parent.mkdir()
+def asked_for(tmp_path: Path, has_torch: bool, command: str = "demo") -> list[str]:
+    """What `ci/run.sh demo` asks pip for, in an environment that is there already; or another command."""
+    venv = tmp_path / "venv"
+    place = tmp_path / "venv-docs" if command == "docs" else venv
+    python, asked = place / "bin" / "python", tmp_path / "asked"
+    python.parent.mkdir(parents=True)
     python.write_text(PYTHON.format(status=int(not has_torch), asked=asked, python=sys.executable))
     python.chmod(0o755)
-    env = standins.environment(XKV_VENV=str(tmp_path))
-    command = [ROOT / "ci" / "run.sh", "demo"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    env = standins.environment(XKV_VENV=str(venv))
+    done = subprocess.run(
+        [ROOT / "ci" / "run.sh", command], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return asked.read_text().splitlines()
 
@@ -55,6 +58,14 @@ def test_without_a_torch(tmp_path: Path) -> None:
     assert all([each.operator for each in requirement.specifier] == ["=="] for requirement in requirements)
     text = (ROOT / "pyproject.toml").read_text()
     assert all(f'"{line}"' in text for line in asked[len(PACKAGE) :])
+
+
+def test_the_documentations_tools(tmp_path: Path) -> None:
+    """They are pinned, have an environment of their own, and none of them is a torch."""
+    requirements = [Requirement(line) for line in asked_for(tmp_path, has_torch=True, command="docs")[1:]]
+    assert {requirement.name for requirement in requirements} >= {"mkdocs", "mkdocs-material", "mkdocstrings"}
+    assert not {requirement.name for requirement in requirements} & {"torch", "triton", "numpy", "xkv"}
+    assert all([each.operator for each in requirement.specifier] == ["=="] for requirement in requirements)
 
 
 def test_a_group_that_is_not_there() -> None:

@@ -33,7 +33,7 @@ TEXTS = [
     for pattern in (
         "*.md",
         "*.toml",
-        "docs/*.md",
+        "docs/**/*.md",
         "ci/*",
         "tests/*.md",
         "examples/*",

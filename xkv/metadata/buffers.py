@@ -20,6 +20,23 @@ class Metadata:
         page_size: tokens of a page.
         max_seq_len: tokens, host bound of every length; what is longer was cut and reported.
         window: the same for the sliding window, or None.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> builder = xkv.MetadataBuilder(
+        ...     "flashinfer_mla", req_to_token, max_batch_size=8, max_context_len=8, page_size=4
+        ... )
+        >>> meta = builder.build(torch.tensor([1, 0]), torch.tensor([7, 3]))
+        >>> meta.kv_indptr, meta.kv_len_arr
+        (tensor([0, 2, 3], dtype=torch.int32), tensor([7, 3], dtype=torch.int32))
+        >>> meta.kv_indices[:3]  # the whole capacity; the first kv_indptr[-1] entries are live
+        tensor([4, 0, 2], dtype=torch.int32)
+        >>> meta.page_table is None  # this backend reads CSR
+        True
     """
 
     def __init__(

@@ -56,6 +56,23 @@ class MetadataBuilder:
         TypeError: an argument of another type or dtype.
         ValueError: a backend or page size that is not there (the message lists what is), or an
             argument out of its range.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> builder = xkv.MetadataBuilder(
+        ...     "flash_attention", req_to_token, max_batch_size=8, max_context_len=8, page_size=4
+        ... )
+        >>> meta = builder.build(torch.tensor([1, 0]), torch.tensor([7, 3]), seq_lens_delta=1)
+        >>> meta.page_table
+        tensor([[4, 0],
+                [2, 0]], dtype=torch.int32)
+        >>> meta.cache_seqlens, meta.cu_seqlens_q
+        (tensor([8, 4], dtype=torch.int32), tensor([0, 1, 2], dtype=torch.int32))
+        >>> builder.check()  # raises StatusError if a row had to be cut
     """
 
     def __init__(
@@ -165,6 +182,19 @@ class MetadataBuilder:
             ValueError: a batch larger than ``max_batch_size``, another device, or an argument out of
                 its range. Nothing was written.
             StatusError: with XKV_CHECK=1, a row had to be cut.
+
+        Examples:
+            Verify of 2 draft tokens:
+
+            >>> import torch
+            >>> import xkv
+            >>> req_to_token = torch.arange(64, dtype=torch.int32).view(2, 32)
+            >>> sizes = {"max_batch_size": 2, "max_context_len": 32}
+            >>> builder = xkv.MetadataBuilder("trtllm_mha", req_to_token, **sizes)
+            >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+            >>> meta = builder.build(rows, lens, seq_lens_delta=2, query_lens=2)
+            >>> meta.cache_seqlens, meta.cu_seqlens_q
+            (tensor([9, 5], dtype=torch.int32), tensor([0, 2, 4], dtype=torch.int32))
         """
         plain = (
             type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int

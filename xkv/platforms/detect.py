@@ -22,7 +22,16 @@ MIN_TORCH, MIN_TRITON = "2.9", "3.5"
 
 
 class UnsupportedPlatformError(RuntimeError):
-    """The device or its software cannot run xkv; the message says what was found and what to do."""
+    """The device or its software cannot run xkv; the message says what was found and what to do.
+
+    Examples:
+        >>> import xkv
+        >>> try:
+        ...     xkv.platform("meta")
+        ... except xkv.UnsupportedPlatformError as error:
+        ...     print(str(error).split(":")[0])
+        device 'meta' is not supported
+    """
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,14 @@ class Platform:
         warp_size: threads in a warp (CUDA) or lanes in a wavefront (ROCm); 1 on a CPU.
         compute_units: multiprocessors (CUDA) or compute units (ROCm); what the grid is sized by.
         device_arch: the arch that kernels are compiled for, where XKV_ARCH names another; else "".
+
+    Examples:
+        >>> import xkv
+        >>> found = xkv.platform("cpu")
+        >>> found.vendor, found.arch, found.warp_size
+        ('cpu', 'cpu', 1)
+        >>> print(found)
+        cpu (cpu, 4 compute units)
     """
 
     vendor: str
@@ -75,6 +92,11 @@ def platform(device: torch.device | str | int | None = None) -> Platform:
     Raises:
         UnsupportedPlatformError: the device is neither a CPU nor a GPU that Triton drives, or torch
             or Triton are missing or too old.
+
+    Examples:
+        >>> import xkv
+        >>> xkv.platform("cpu").vendor
+        'cpu'
     """
     torch = _torch()
     if device is None:

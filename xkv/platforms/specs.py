@@ -32,6 +32,14 @@ class BackendSpec:
         window_is_prefix_only: a sliding window's view ends with the prefix: the backend gets the keys of
             the query tokens from elsewhere, so that several of them need no more of it than one.
         why: what the contract rests on, and the sources it follows.
+
+    Examples:
+        >>> import xkv
+        >>> (spec,) = (spec for spec in xkv.backends("cpu") if spec.name == "flashmla")
+        >>> spec.form, spec.page_sizes, spec.outputs
+        ('table', (64,), ('cache_seqlens', 'cu_seqlens_k', 'cu_seqlens_q'))
+        >>> spec.width(max_context_len=1000, page_size=64)  # pages of a row
+        16
     """
 
     name: str
