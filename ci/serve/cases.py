@@ -10,6 +10,7 @@ STEP_V2, STEP_V1 = "GPUModelRunner.prepare_attn", "BlockTable.compute_slot_mappi
 STREAM, TABLE = "create_flashinfer_kv_indices_triton", "create_flashmla_kv_indices_triton"
 _TRITON = "TritonAttnBackend."
 STEP, FILL = _TRITON + "_apply_cuda_graph_metadata", _TRITON + "_fill_kv_indptr_and_indices"
+EXTEND = _TRITON + "init_forward_metadata"  # an eager step: prefill, mixed
 
 
 class Case(NamedTuple):
@@ -63,10 +64,10 @@ VLLM = {
 }  # fmt: skip
 
 SGLANG = {
-    "gqa": Case("llama", (STEP, FILL), {"attention_backend": "triton"}),
-    "mla": Case("deepseek", (STEP, FILL), {"attention_backend": "triton"}),
-    "flashmla": Case("deepseek", (TABLE, FILL), {"decode_attention_backend": "flashmla", **_MLA_DECODE}),
-    "eagle": Case("llama", (FILL,), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
+    "gqa": Case("llama", (STEP, EXTEND), {"attention_backend": "triton"}),
+    "mla": Case("deepseek", (STEP, EXTEND), {"attention_backend": "triton"}),
+    "flashmla": Case("deepseek", (TABLE, EXTEND), {"decode_attention_backend": "flashmla", **_MLA_DECODE}),
+    "eagle": Case("llama", (FILL, EXTEND), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
     "flashinfer": Case("llama", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
     "flashinfer_mla": Case("deepseek", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
     # FA3 builds its page table with torch: nothing of it is replaced, and nothing may change
