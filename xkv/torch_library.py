@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.params import CSR, SLOTS, TABLE, Build
-from xkv.status import Status
+from .params import CSR, SLOTS, TABLE, Build
+from .status import Status
 
 # Every op's first arguments, and its last; between them stand what it reads and writes of its own.
 _TENSORS = (
