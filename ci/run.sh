@@ -32,6 +32,11 @@ setup() {
         found=$(dependency_group "$py" torch)
         mapfile -t packages <<<"$found"
     fi
+    # Not beside a node's own packages (make_venv): an engine there needs the huggingface-hub that it came with.
+    if ! compgen -G "$venv/lib/python*/site-packages/node.pth" >/dev/null; then
+        found=$(dependency_group "$py" hub)
+        packages+=("$found")
+    fi
     "$py" -m pip install -qq -e "${root}[test,lint,plot]" "${packages[@]}"
     echo "$want" >"$venv/xkv-stamp"
 }

@@ -9,34 +9,34 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xkv.dispatch import backends
-    from xkv.metadata.buffers import Metadata
-    from xkv.metadata.builder import MetadataBuilder
-    from xkv.ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
-    from xkv.platforms.detect import Platform, UnsupportedPlatformError, platform
-    from xkv.platforms.specs import BackendSpec
-    from xkv.status import Offence, Reason, Status, StatusError
-    from xkv.warmup import warmup
+    from .dispatch import backends
+    from .metadata.buffers import Metadata
+    from .metadata.builder import MetadataBuilder
+    from .ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
+    from .platforms.detect import Platform, UnsupportedPlatformError, platform
+    from .platforms.specs import BackendSpec
+    from .status import Offence, Reason, Status, StatusError
+    from .warmup import warmup
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BackendSpec": "xkv.platforms.specs",
-    "backends": "xkv.dispatch",
-    "Metadata": "xkv.metadata.buffers",
-    "MetadataBuilder": "xkv.metadata.builder",
-    "KVIndices": "xkv.ops",
-    "build_kv_indices": "xkv.ops",
-    "build_page_table": "xkv.ops",
-    "build_slot_mapping": "xkv.ops",
-    "Platform": "xkv.platforms.detect",
-    "UnsupportedPlatformError": "xkv.platforms.detect",
-    "platform": "xkv.platforms.detect",
-    "Offence": "xkv.status",
-    "Reason": "xkv.status",
-    "Status": "xkv.status",
-    "StatusError": "xkv.status",
-    "warmup": "xkv.warmup",
+    "BackendSpec": ".platforms.specs",
+    "backends": ".dispatch",
+    "Metadata": ".metadata.buffers",
+    "MetadataBuilder": ".metadata.builder",
+    "KVIndices": ".ops",
+    "build_kv_indices": ".ops",
+    "build_page_table": ".ops",
+    "build_slot_mapping": ".ops",
+    "Platform": ".platforms.detect",
+    "UnsupportedPlatformError": ".platforms.detect",
+    "platform": ".platforms.detect",
+    "Offence": ".status",
+    "Reason": ".status",
+    "Status": ".status",
+    "StatusError": ".status",
+    "warmup": ".warmup",
 }
 
 __all__ = [
@@ -61,8 +61,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module 'xkv' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
     globals()[name] = value
     return value
 

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-import xkv
-from xkv.cli import bench, check, demo, info, steps  # none of them imports torch before it runs
+from . import __doc__ as about
+from . import __version__
+from .cli import bench, check, demo, info, steps  # none of them imports torch before it runs
+from .platforms import detect
 
 _COMMANDS = {
     "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
@@ -52,15 +54,15 @@ def _run(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         status: int = _COMMANDS[args.command][0].run(args)
-    except xkv.UnsupportedPlatformError as error:
+    except detect.UnsupportedPlatformError as error:
         print(f"xkv {args.command}: {error}", file=sys.stderr)
         return 2
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xkv", description=(xkv.__doc__ or "").split("\n")[0])
-    parser.add_argument("--version", action="version", version=f"xkv {xkv.__version__}")
+    parser = argparse.ArgumentParser(prog="xkv", description=(about or "").split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"xkv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (tool, summary) in _COMMANDS.items():
         tool.add_arguments(commands.add_parser(name, help=summary, description=summary))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xkv.params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
-from xkv.status import Status
+from .params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from .status import Status
 
 MAX_PAGE_SIZE = 1024
 

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from xkv import cuda, rocm
-from xkv.platforms.detect import Platform, platform
-from xkv.platforms.specs import TRITON, BackendSpec
-from xkv.platforms.tuning import CPU_ROWS, Kind, Tuning
+from . import cuda, rocm
+from .platforms.detect import Platform, platform
+from .platforms.specs import TRITON, BackendSpec
+from .platforms.tuning import CPU_ROWS, Kind, Tuning
 
 if TYPE_CHECKING:
     import torch

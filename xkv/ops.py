@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv import arguments, outputs, torch_library
-from xkv.launch import op_calls
-from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
-from xkv.status import Status
+from . import arguments, outputs, torch_library
+from .launch import op_calls
+from .params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from .status import Status
 
 
 class KVIndices(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xkv.platforms.tuning import Kind, kind_of
+from .platforms.tuning import Kind, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor

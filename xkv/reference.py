@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.params import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
-from xkv.status import Reason
+from .params import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
+from .status import Reason
 
 
 class _Rows(NamedTuple):

@@ -7,14 +7,19 @@ memory shows is checked when it runs. Eager calls do not come here: the dispatch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xkv.params import CSR, SLOTS, TABLE, Build
-from xkv.status import Status
+from .params import CSR, SLOTS, TABLE, Build
+from .status import Status
+
+# Where PyTorch keeps the ops: "xkv", or the name that this copy of the package was loaded under, so that
+# several copies in one process, as the Kernel Hub's loader makes them, register apart.
+NAMESPACE = re.sub(r"\W", "_", __package__)
 
 # Every op's first arguments, and its last; between them stand what it reads and writes of its own.
 _TENSORS = (
@@ -92,11 +97,11 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
         op(*inputs, out=out, token_map=token_map, page_map=page_map, status=status, **numbers)
 
     tensors, more = _OWN[form]
-    name = f"xkv::{op.__name__}"
+    name = f"{NAMESPACE}::{op.__name__}"
     schema = f"({_TENSORS}, {tensors}, *, {_NUMBERS}{more}) -> ()"
     # not custom_op, whose wrapper costs ten times as much at every call; and not needs_exact_strides, with
     # which torch 2.13 cannot order the code of a new table of one row
     torch.library.define(name, schema, tags=torch.Tag.needs_fixed_stride_order)
     torch.library.impl(name, ("cpu", "cuda"), call)
     torch.library.register_fake(name, lambda *tensors, **numbers: None)
-    _OPS[form] = getattr(torch.ops.xkv, op.__name__).default
+    _OPS[form] = getattr(getattr(torch.ops, NAMESPACE), op.__name__).default

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xkv import ops
-from xkv.launch import compile, launch, op_calls
+from . import ops
+from .launch import compile, launch, op_calls
 
 _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 

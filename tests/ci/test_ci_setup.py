@@ -44,8 +44,18 @@ def asked_for(tmp_path: Path, has_torch: bool, command: str = "demo") -> list[st
 PACKAGE = ["-qq", "-e", f"{ROOT}[test,lint,plot]"]
 
 
-def test_beside_a_torch(tmp_path: Path) -> None:
+def test_beside_a_nodes_packages(tmp_path: Path) -> None:
+    """Nothing of what the engines there have in a version of their own."""
+    site = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "node.pth").touch()
     assert asked_for(tmp_path, has_torch=True) == PACKAGE
+
+
+def test_beside_a_torch(tmp_path: Path) -> None:
+    asked = asked_for(tmp_path, has_torch=True)
+    assert asked[: len(PACKAGE)] == PACKAGE
+    assert {Requirement(line).name for line in asked[len(PACKAGE) :]} == {"kernels"}
 
 
 @pytest.mark.skipif(Path("/dev/kfd").exists(), reason="an AMD GPU: ci/run.sh asks for AMD's torch")
@@ -53,7 +63,7 @@ def test_without_a_torch(tmp_path: Path) -> None:
     asked = asked_for(tmp_path, has_torch=False)
     assert asked[: len(PACKAGE)] == PACKAGE
     requirements = [Requirement(line) for line in asked[len(PACKAGE) :]]
-    assert {requirement.name for requirement in requirements} == {"torch", "triton", "numpy"}
+    assert {requirement.name for requirement in requirements} == {"torch", "triton", "numpy", "kernels"}
     # pinned, in pyproject.toml alone
     assert all([each.operator for each in requirement.specifier] == ["=="] for requirement in requirements)
     text = (ROOT / "pyproject.toml").read_text()

@@ -43,28 +43,50 @@ def room_of(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
-def imports(text: str) -> Iterator[str]:
+def package_of(module: str) -> str:
+    return module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+def imports(text: str, package: str) -> Iterator[str]:
     """The modules of xkv that a file names, wherever: in functions, for types alone, and in strings.
 
-    A string counts if it is "module" or "module:function", as what `importlib` is given; a package's name
-    does not, which is what such strings are made of.
+    A string counts if it is ".module" or ".module:function", as what `importlib` is given, seen from the
+    file's package or one around it; a package's name does not, which is what such strings are made of.
     """
+    parts = package.split(".")
+    around = [parts[:n] for n in range(len(parts), 0, -1)]
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in FILES)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "a relative import"
-            module = node.module or ""
-            for alias in node.names if module in FILES else ():
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = ".".join([*around[node.level - 1], *([node.module] if node.module else [])])
+            assert module in FILES, module
+            for alias in node.names:
                 whole = f"{module}.{alias.name}"
                 yield whole if whole in FILES else module
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            named = re.fullmatch(r"(xkv\.[\w.]+)(?::\w+)?", node.value)
-            if named and named[1] in FILES and FILES[named[1]].name != "__init__.py":
-                yield named[1]
+            named = re.fullmatch(r"(\.\w[\w.]*)(?::\w+)?", node.value)
+            for outer in around if named else ():
+                whole = ".".join(outer) + named[1]
+                if whole in FILES and FILES[whole].name != "__init__.py":
+                    yield whole
+                    break
 
 
-GRAPH = {module: set(imports(path.read_text())) - {module} for module, path in FILES.items()}
+def absolute(text: str) -> list[str]:
+    """What a file calls xkv or xkv.module; a copy that is loaded under another name would get another's."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.append(node.module or "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(r"^(xkv\.[\w.]+)(?::\w+)?$", node.value)
+    return [name for name in found if name == "xkv" or name in FILES]
+
+
+GRAPH = {
+    module: set(imports(path.read_text(), package_of(module))) - {module} for module, path in FILES.items()
+}
 
 
 def upwards(graph: dict[str, set[str]]) -> list[str]:
@@ -90,20 +112,52 @@ def test_no_modules_import_one_another() -> None:
     TopologicalSorter(GRAPH).prepare()  # raises a CycleError that names them
 
 
+@pytest.mark.parametrize("module", FILES)
+def test_no_module_imports_the_package_by_its_name(module: str) -> None:
+    assert absolute(FILES[module].read_text()) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "import xkv.ops",
+        "from ...ops import KVIndices",
+        "from ... import ops",
+        "def f():\n    from ... import ops",
+        "if TYPE_CHECKING:\n    from ...ops import KVIndices",
+        "import_module('.ops', 'xkv')",
+        "PATH = '.ops:build_page_table'",
+    ],
+)
+def test_every_way_to_import_is_seen(text: str) -> None:
+    assert set(imports(text, "xkv.cli.bench")) == {"xkv.ops"}
+
+
+@pytest.mark.parametrize(
+    ("text", "module"),
+    [
+        ("from . import timing", "xkv.cli.timing"),
+        ("from .bench import reading", "xkv.cli.bench.reading"),
+        ("from .bench.reading import merge", "xkv.cli.bench.reading"),
+        ("from .. import __version__", "xkv"),
+    ],
+)
+def test_a_relative_import_is_seen_from_its_package(text: str, module: str) -> None:
+    assert set(imports(text, "xkv.cli")) == {module}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import xkv",
+        "import os, xkv.ops",
         "from xkv.ops import KVIndices",
-        "from xkv import ops",
         "def f():\n    from xkv import ops",
-        "if TYPE_CHECKING:\n    from xkv.ops import KVIndices",
         "import_module('xkv.ops')",
         "PATH = 'xkv.ops:build_page_table'",
     ],
 )
-def test_every_way_to_import_is_seen(text: str) -> None:
-    assert set(imports(text)) == {"xkv.ops"}
+def test_the_package_s_name_is_found(text: str) -> None:
+    assert len(absolute(text)) == 1
 
 
 def test_what_is_planted_is_found() -> None:

@@ -23,6 +23,7 @@ from xkv.cli import bench, timing
 from xkv.cli.bench import inputs, session, workloads
 from xkv.cli.bench.records import AGAIN, BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 from xkv.launch import compile
+from xkv.platforms import detect
 from xkv.platforms.detect import CPU, Platform
 
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
@@ -61,7 +62,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(workloads, "QUICK", ("one",))
     monkeypatch.setattr(session, "_HOST_LOAD", HOST)
     monkeypatch.setattr(session, "Plan", functools.partial(session.Plan, device="cpu"))
-    monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
+    monkeypatch.setattr(detect, "platform", lambda: Platform("cuda", "sm90", 32, 132))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(timing, "replays_us", replays_us)
     monkeypatch.setattr(timing, "host_rounds", host_rounds)
@@ -192,7 +193,7 @@ def test_what_does_not_allow_a_run(
 ) -> None:
     (tmp_path / "empty").touch()
     write_trace(tmp_path / "prefill", (10, 0))
-    monkeypatch.setattr(xkv, "platform", lambda: CPU)
+    monkeypatch.setattr(detect, "platform", lambda: CPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(*(each.format(folder=tmp_path) for each in argv)) == 2
     out, err = capsys.readouterr()

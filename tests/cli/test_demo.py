@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import xkv
+from xkv import ops
 from xkv.cli import demo
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
@@ -144,7 +145,7 @@ def test_planted_mismatch(
             planted.append(name)
         return result
 
-    monkeypatch.setattr(xkv, name, faulty)
+    monkeypatch.setattr(ops, name, faulty)
     assert run(*SMALL[2:], "--trace", small_trace(tmp_path / "t")) == 1
     assert planted
     assert table(capsys.readouterr().out)["mismatches"] == "1"

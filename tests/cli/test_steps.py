@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 import xkv
+from xkv import dispatch
 from xkv.cli import steps, timing
 from xkv.cli.steps import compared, peers, sequences
 from xkv.cli.steps.compared import DRAFTS, ROWS, Row, Workload
 from xkv.cli.steps.peers import Step
 from xkv.launch import compile
+from xkv.platforms import detect
 from xkv.platforms.detect import CPU, Platform
 
 CONTEXT = 1024
@@ -152,9 +155,9 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compared, name, lambda *args, function=function: function(*args[:-1], "cpu"))
     monkeypatch.setattr(compared, "WORKLOADS", SMALL)
     monkeypatch.setattr(compared, "STEPS", 2)
-    monkeypatch.setattr(xkv, "platform", lambda: Platform("cuda", "sm90", 32, 132))
+    monkeypatch.setattr(detect, "platform", lambda: Platform("cuda", "sm90", 32, 132))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(xkv, "backends", lambda: xkv.dispatch.backends("cpu"))
+    monkeypatch.setattr(dispatch, "backends", functools.partial(dispatch.backends, "cpu"))
     monkeypatch.setattr(timing, "measure", lambda call, inputs: timing.Figures(3, 2.25, 10.0))
     monkeypatch.setattr(timing, "add_us", lambda: 4.5)
     monkeypatch.setattr(timing, "versions", lambda: {"xkv": xkv.__version__})
@@ -220,7 +223,7 @@ def test_what_does_not_allow_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(xkv, "platform", lambda: CPU)
+    monkeypatch.setattr(detect, "platform", lambda: CPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(*argv) == 2
     out, err = capsys.readouterr()

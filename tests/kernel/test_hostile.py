@@ -18,8 +18,7 @@ import torch
 from checking import results
 from conftest import GPUS, INTERPRETED
 
-import xkv
-from xkv import dispatch
+from xkv import dispatch, ops
 from xkv.__main__ import main
 from xkv.cli.check import hostile, naive
 from xkv.cli.check.engines import SUMS, EngineSetting
@@ -265,7 +264,7 @@ def test_command_on_an_op_that_raises(
     def broken(**call: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(xkv, "build_slot_mapping", broken)
+    monkeypatch.setattr(ops, "build_slot_mapping", broken)
     assert main(["check", "--hostile", "100", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert {k for k, v in results(out).items() if v[1] == "FAIL"} == {"hostile build_slot_mapping", "total"}

@@ -12,11 +12,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
-import xkv
-from xkv import dispatch
-from xkv.cli import kernels  # compiles, and so imports torch and Triton, when asked to
-from xkv.platforms import tuning
-from xkv.platforms.detect import Platform
+from .. import __version__, dispatch
+from ..platforms import detect, tuning
+from ..platforms.detect import Platform
+from . import kernels  # compiles, and so imports torch and Triton, when asked to
 
 _SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
 
@@ -79,7 +78,7 @@ def _kernels(arches: Iterable[str]) -> int:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    yield "xkv", xkv.__version__
+    yield "xkv", __version__
     yield "python", python.python_version()
     for name in ("torch", "triton"):
         try:
@@ -143,13 +142,13 @@ def _required_by_torch(names: Iterable[str]) -> list[str]:
 
 def _devices() -> list[tuple[str, Platform]]:
     """Every GPU, or the CPU where there is none, with its name."""
-    first = xkv.platform()  # says what is wrong where torch is missing or too old
+    first = detect.platform()  # says what is wrong where torch is missing or too old
     import torch
 
     if not torch.cuda.is_available():
         return [("no GPU", first)]
     return [
-        (f"GPU {i}: {torch.cuda.get_device_name(i)}", xkv.platform(i))
+        (f"GPU {i}: {torch.cuda.get_device_name(i)}", detect.platform(i))
         for i in range(torch.cuda.device_count())
     ]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-import xkv
+from .. import __version__
 
 T = TypeVar("T")
 Work = tuple[Callable[[Any], object], Sequence[Any]]
@@ -223,7 +223,7 @@ def versions() -> dict[str, str]:
     toolkit = torch.version.cuda or torch.version.hip or "none"
     return {
         "gpu": torch.cuda.get_device_name(), "driver": _driver(), "toolkit": toolkit,
-        "xkv": xkv.__version__, "torch": torch.__version__, "triton": triton.__version__,
+        "xkv": __version__, "torch": torch.__version__, "triton": triton.__version__,
         "python": platform.python_version(),
     }  # fmt: skip
 

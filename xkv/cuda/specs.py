@@ -1,6 +1,6 @@
 """The attention backends of NVIDIA GPUs."""
 
-from xkv.platforms.specs import POWERS_OF_TWO, BackendSpec
+from ..platforms.specs import POWERS_OF_TWO, BackendSpec
 
 _LENGTHS = ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q")
 

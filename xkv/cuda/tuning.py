@@ -1,6 +1,6 @@
 """Tuning rows of sm90 (Hopper), sm100 and sm103 (Blackwell), sm120 (Blackwell, consumer)."""
 
-from xkv.platforms.tuning import Tuning
+from ..platforms.tuning import Tuning
 
 _REASONED = "untuned, compile-checked; sm90's row"
 

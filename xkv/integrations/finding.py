@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from xkv.integrations.codes import code
+from .codes import code
 
 # Large folders that hold no kernel for a KV cache's metadata: half of the time that a search takes.
 _SKIPPED = {"__pycache__", "models", "multimodal_gen", "node_modules", "test", "tests", "third_party"}

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import xkv
-from xkv import switches
-from xkv.integrations import finding, importing, logs
-from xkv.integrations.replacing import Replacement, host_of
+from .. import __version__, switches
+from . import finding, importing, logs
+from .replacing import Replacement, host_of
 
 
 def install(package: str, title: str, rows: Sequence[Replacement], first: Iterable[str] = ()) -> None:
@@ -29,7 +28,7 @@ def install(package: str, title: str, rows: Sequence[Replacement], first: Iterab
     """
     log = logging.getLogger(f"{package}.xkv")  # below the engine's own logger: its settings count
     if switches.on("XKV_DISABLE"):
-        logs.say(log, logging.INFO, f"xkv {xkv.__version__} replaces nothing: XKV_DISABLE is set")
+        logs.say(log, logging.INFO, f"xkv {__version__} replaces nothing: XKV_DISABLE is set")
         return
     if package not in sys.modules:
         raise RuntimeError(f"load is for {title}'s plugin loader: {package} is not imported")
@@ -49,7 +48,7 @@ def install(package: str, title: str, rows: Sequence[Replacement], first: Iterab
             if place not in known
         ]
     line = (
-        f"xkv {xkv.__version__} in {title} {_version(package)} replaces, where their modules are imported: "
+        f"xkv {__version__} in {title} {_version(package)} replaces, where their modules are imported: "
         f"{', '.join(replaced) or 'nothing'}; leaves alone: {', '.join(left) or 'nothing'}; "
         f"not in this version: {', '.join(absent) or 'nothing'}"
     )

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from xkv.launch.guards import make_guard
-from xkv.launch.launch import CompiledLaunch
-from xkv.launch.triton_launcher import launch_hooks_active
+from ..launch.guards import make_guard
+from ..launch.launch import CompiledLaunch
+from ..launch.triton_launcher import launch_hooks_active
 
 _MOST = 1024  # calls that one place remembers
 

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
-from xkv.integrations.codes import code_of, is_kernel, why_unknown
+from .codes import code_of, is_kernel, why_unknown
 
 
 class Launch(NamedTuple):
     """What is launched in a kernel's place.
 
     Attributes:
-        launch: ``module:function`` of xkv; takes the grid and the kernel's arguments; False: the original has
-            to.
-        warmup: ``module:function`` of xkv where the engine compiles the kernel at its start, else "".
+        launch: ``.module:function`` of xkv, see `resolve`; takes the grid and the kernel's arguments; False:
+            the original has to.
+        warmup: ``.module:function`` of xkv where the engine compiles the kernel at its start, else "".
     """
 
     launch: str
@@ -67,7 +67,8 @@ class Function(NamedTuple):
     Attributes:
         name: the function's, ``Class.method`` where it stands in a class.
         codes: `code` of each that xkv was compared with; ANY where only something is done beside it.
-        around: ``module:function`` of xkv; takes the original and its arguments, a method's self first.
+        around: ``.module:function`` of xkv, see `resolve`; takes the original and its arguments, a method's
+            self first.
         factory: it takes the original alone, and returns what is called: for what costs less than a call.
     """
 
@@ -110,9 +111,13 @@ def _last(name: str) -> str:
 
 
 def resolve(path: str) -> Any:
-    """What ``module:name`` says, imported only now: a process without the kernel does without."""
+    """What ``.module:name`` says, imported only now: a process without the kernel does without.
+
+    Args:
+        path: a function of xkv, its module relative to this package: whatever name xkv was imported as.
+    """
     module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module, __package__), name)
 
 
 def host_of(module: str, name: str) -> Any:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from xkv import params
-from xkv.status import Reason
+from .. import params
+from ..status import Reason
 
 TABLE = tl.constexpr(params.TABLE)
 CSR = tl.constexpr(params.CSR)

@@ -20,10 +20,10 @@ skewed.
 import triton
 import triton.language as tl
 
-from xkv.kernel.args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
-from xkv.kernel.rows import before, clip, describe, fill_end, report, report_least, row_blocks
-from xkv.kernel.scheduler import run_of, seek, survey
-from xkv.kernel.tiles import load_block, store_block
+from .args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE, Config, Policy, Request, View
+from .rows import before, clip, describe, fill_end, report, report_least, row_blocks
+from .scheduler import run_of, seek, survey
+from .tiles import load_block, store_block
 
 __all__ = ["Config", "xkv_build"]
 

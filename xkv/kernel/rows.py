@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from xkv.kernel.args import (
+from .args import (
     BAD_LENGTH,
     BAD_QUERY,
     BAD_ROW,

@@ -9,8 +9,8 @@ be sought. That costs less there, and more in tables: neighbours lie far from wh
 import triton
 import triton.language as tl
 
-from xkv.kernel.args import TABLE
-from xkv.kernel.rows import before, blocks_left, describe
+from .args import TABLE
+from .rows import before, blocks_left, describe
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from xkv.kernel.args import BAD_ID, BAD_MAP, ID_MAX, INT32_MAX, SLOTS, TABLE
-from xkv.kernel.rows import clip, report, written_entries
+from .args import BAD_ID, BAD_MAP, ID_MAX, INT32_MAX, SLOTS, TABLE
+from .rows import clip, report, written_entries
 
 
 @triton.jit

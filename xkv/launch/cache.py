@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xkv import dispatch
-from xkv.launch import compile, memory
-from xkv.launch.grid import deal
-from xkv.launch.launch import CompiledLaunch
-from xkv.params import INT32_MAX, Build
-from xkv.platforms.detect import platform
+from .. import dispatch
+from ..params import INT32_MAX, Build
+from ..platforms.detect import platform
+from . import compile, memory
+from .grid import deal
+from .launch import CompiledLaunch
 
 _MOST = 4096  # grids that an entry remembers: a tuple and a few ints each
 MOST_ENTRIES = 256  # that one place keeps; an engine has a few dtypes of a few calls

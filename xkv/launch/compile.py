@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from xkv import dispatch, switches
-from xkv.launch.grid import Schedule, reschedule, schedule
-from xkv.launch.triton_launcher import LOADING, Call, record
-from xkv.params import INT32_MAX, MAX_BATCH, TABLE, Build
-from xkv.platforms import tuning
-from xkv.platforms.detect import Platform, platform
+from .. import dispatch, switches
+from ..params import INT32_MAX, MAX_BATCH, TABLE, Build
+from ..platforms import tuning
+from ..platforms.detect import Platform, platform
+from .grid import Schedule, reschedule, schedule
+from .triton_launcher import LOADING, Call, record
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
 
@@ -89,7 +89,7 @@ def interpreted() -> bool:
 @functools.cache
 def xkv_kernel() -> Any:
     """The kernel; imported late, since importing Triton takes a second."""
-    from xkv.kernel.entry import xkv_build
+    from ..kernel.entry import xkv_build
 
     return xkv_build
 
@@ -132,7 +132,7 @@ def overlaps(where: Platform) -> bool:
 
 @functools.cache
 def _config(*fields: Any) -> Any:
-    from xkv.kernel.entry import Config
+    from ..kernel.entry import Config
 
     return Config(*fields)
 

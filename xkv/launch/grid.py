@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xkv.launch import memory
-from xkv.params import INT32_MAX, Build
-from xkv.platforms.detect import Platform
-from xkv.platforms.tuning import Tuning
+from ..params import INT32_MAX, Build
+from ..platforms.detect import Platform
+from ..platforms.tuning import Tuning
+from . import memory
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from xkv import dispatch
-from xkv.launch import compile
-from xkv.launch.grid import schedule
-from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import Build
-from xkv.platforms import tuning
-from xkv.platforms.detect import Platform, platform
+from .. import dispatch
+from ..params import Build
+from ..platforms import tuning
+from ..platforms.detect import Platform, platform
+from . import compile
+from .grid import schedule
+from .triton_launcher import launch_hooks_active
 
 
 def run(build: Build) -> CompiledLaunch | None:
@@ -36,7 +36,7 @@ def run(build: Build) -> CompiledLaunch | None:
         kept.append(build)
         return None
     if build.req_to_token.device.type == "cpu" and not compile.interpreted():
-        from xkv import reference
+        from .. import reference
 
         reference.run(build)
         return None

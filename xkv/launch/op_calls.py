@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from xkv import torch_library
-from xkv.launch import launch
-from xkv.launch.cache import CacheEntry, Entries, fits_int32
-from xkv.launch.guards import addresses, make_guard, refuse
-from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
+from .. import torch_library
+from ..params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
+from . import launch
+from .cache import CacheEntry, Entries, fits_int32
+from .guards import addresses, make_guard, refuse
+from .triton_launcher import launch_hooks_active
 
 # The tensors of a call, by the kernel's names for them; what is read or written of each row first.
 POINTERS = (

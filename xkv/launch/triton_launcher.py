@@ -84,6 +84,6 @@ def _hooks() -> tuple[Any, list[Any]]:
     """Triton's knobs, and the list of what runs before each of the kernel's launches."""
     from triton import knobs
 
-    from xkv.kernel.entry import xkv_build
+    from ..kernel.entry import xkv_build
 
     return knobs.runtime, xkv_build.pre_run_hooks

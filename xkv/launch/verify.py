@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from xkv import reference
-from xkv.launch import launch
-from xkv.params import OUTPUTS, Build, View
-from xkv.status import Status
+from .. import reference
+from ..params import OUTPUTS, Build, View
+from ..status import Status
+from . import launch
 
 WRITTEN = ("out", *OUTPUTS)
 

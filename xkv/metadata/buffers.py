@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from xkv.params import OUTPUTS, TABLE, View
-from xkv.platforms.specs import BackendSpec
+from ..params import OUTPUTS, TABLE, View
+from ..platforms.specs import BackendSpec
 
 
 class Metadata:

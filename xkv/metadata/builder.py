@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import arguments, dispatch, switches
-from xkv.launch import compile
-from xkv.launch.guards import run_untraced
-from xkv.metadata import buffers
-from xkv.metadata.buffers import Metadata
-from xkv.metadata.graph import CapturedBuild
-from xkv.metadata.step import Inputs, Step
-from xkv.params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
-from xkv.platforms.detect import platform
-from xkv.status import Status
+from .. import arguments, dispatch, switches
+from ..launch import compile
+from ..launch.guards import run_untraced
+from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Build, View
+from ..platforms.detect import platform
+from ..status import Status
+from . import buffers
+from .buffers import Metadata
+from .graph import CapturedBuild
+from .step import Inputs, Step
 
 _MOST_KEPT = 1024  # batches whose metadata a builder keeps
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import arguments
-from xkv.metadata.buffers import Metadata
+from .. import arguments
+from .buffers import Metadata
 
 
 class CapturedBuild:

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.launch import compile, launch, verify
-from xkv.launch.cache import CacheEntry
-from xkv.launch.guards import addresses, make_guard, refuse
-from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import CSR, INT32_MAX, ROW_MAX, Build
-from xkv.status import Status
+from ..launch import compile, launch, verify
+from ..launch.cache import CacheEntry
+from ..launch.guards import addresses, make_guard, refuse
+from ..launch.triton_launcher import launch_hooks_active
+from ..params import CSR, INT32_MAX, ROW_MAX, Build
+from ..status import Status
 
 # What `MetadataBuilder.build` takes, where it is described: req_pool_indices, seq_lens, seq_lens_delta,
 # query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: a NamedTuple that is made in a

@@ -1,6 +1,6 @@
 """The attention backends of AMD GPUs."""
 
-from xkv.platforms.specs import POWERS_OF_TWO, BackendSpec
+from ..platforms.specs import POWERS_OF_TWO, BackendSpec
 
 SPECS = (
     BackendSpec(

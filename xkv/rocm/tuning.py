@@ -5,7 +5,7 @@ for every item of a lane, and there are about 100. Wavefronts are twice as wide:
 block. There are 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so half the programs on each.
 """
 
-from xkv.platforms.tuning import Tuning
+from ..platforms.tuning import Tuning
 
 _REASONED = "untuned, compile-checked; reasoned from sm90's row by wavefront width and compute units"
 

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xkv
-from xkv.cli.bench import reading, table, workloads
-from xkv.cli.bench.records import SECTIONS
-from xkv.cli.demo.traces import TraceError
-from xkv.cli.loading import PeerError
+from ...platforms import detect
+from ..demo.traces import TraceError
+from ..loading import PeerError
+from . import reading, table, workloads
+from .records import SECTIONS
 
 if TYPE_CHECKING:
-    from xkv.cli.bench.workloads import Workload
+    from .workloads import Workload
 
 _ROUNDS, _QUICK_ROUNDS = 25, 7
 _WIDTHS, _QUICK_WIDTHS = 64, 8
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         loads, sizes = _loads(args), _sizes(args)
     except _UsageError as error:
         return _fail(str(error))
-    xkv.platform()  # first of all that needs torch: says so where it is missing
+    detect.platform()  # first of all that needs torch: says so where it is missing
     import torch
 
     if not torch.cuda.is_available():
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, loads: list[Workload], sizes: list[int]) -> int:
-    from xkv.cli.bench.contenders import Peers
-    from xkv.cli.bench.session import Plan, Session
+    from .contenders import Peers
+    from .session import Plan, Session
 
     try:
         peers = Peers(args.peers)
@@ -121,7 +121,7 @@ def _rest(report: dict[str, Any]) -> list[str]:
 
 def _draw(file: Path | None, report: dict[str, Any]) -> None:
     if file is not None and report["points"]:
-        from xkv.cli.bench.plot import figure
+        from .plot import figure
 
         figure(report).savefig(file)
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import xkv
-from xkv.cli.bench import contenders
-from xkv.cli.bench.inputs import Inputs
-from xkv.cli.bench.records import OURS, SEED
+from ... import ops
+from ...metadata.builder import MetadataBuilder
+from ...warmup import warmup
+from . import contenders
+from .inputs import Inputs
+from .records import OURS, SEED
 
 
 @contextmanager
@@ -102,15 +104,15 @@ def serving(at: Inputs, peers: contenders.Peers, counts: Counter[str], steps: in
     """
     sizes, widths_ = (64, 32, 16, 1), (61, 64, 100, 250, 256, 500)
     out = at.ints(at.batch + 1, max(widths_) + 2)
-    builder = xkv.MetadataBuilder(
+    builder = MetadataBuilder(
         "flashmla", at.source, max_batch_size=at.batch, max_context_len=at.load.capacity
     )
     builder.warmup()
     for size in sizes:
-        xkv.warmup(xkv.build_page_table, at.source, at.rows[0], at.lens, page_size=size, out=out[:-1])
+        warmup(ops.build_page_table, at.source, at.rows[0], at.lens, page_size=size, out=out[:-1])
 
     def ours(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:
-        xkv.build_page_table(at.source, rows, lens, page_size=size, out=table)
+        ops.build_page_table(at.source, rows, lens, page_size=size, out=table)
         builder.build(rows, lens)
 
     def seed(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import xkv
-from xkv.cli import loading
-from xkv.cli.bench.inputs import POOL, Inputs
-from xkv.cli.bench.records import BLOCKS, OURS, READ_TABLE, SEED, SERIAL, TOKENS
+from ... import ops
+from .. import loading
+from .inputs import POOL, Inputs
+from .records import BLOCKS, OURS, READ_TABLE, SEED, SERIAL, TOKENS
 
 _TABLE_KERNEL = "create_flashmla_kv_indices_triton"
 
@@ -94,7 +94,7 @@ def table(at: Inputs, peers: Peers) -> list[Contender]:
 
 def ours(at: Inputs, out: Tensor) -> Callable[[Tensor], object]:
     """xkv.build_page_table."""
-    return lambda rows: xkv.build_page_table(at.source, rows, at.lens, page_size=at.page_size, out=out)
+    return lambda rows: ops.build_page_table(at.source, rows, at.lens, page_size=at.page_size, out=out)
 
 
 def seed(at: Inputs, file: Any, out: Tensor) -> Callable[[Tensor], object]:
@@ -140,12 +140,12 @@ def csr(at: Inputs, peers: Peers) -> list[Contender]:
         Those that are there.
     """
     batch, size = at.batch, at.page_size
-    mine = xkv.KVIndices(at.ints(batch + 1), at.ints(batch * at.width), at.ints(batch))
+    mine = ops.KVIndices(at.ints(batch + 1), at.ints(batch * at.width), at.ints(batch))
     fields = {"kv_indptr": mine[0], "kv_indices": mine[1], "kv_last_page_len": mine[2]}
     found = [Contender(OURS, functools.partial(_csr, at, mine), size, fields)]
     if peers.kv_indices is None and peers.read_table is None:
         return found
-    stream = xkv.KVIndices(at.ints(batch + 1), at.ints(batch * at.load.capacity), at.ints(batch))
+    stream = ops.KVIndices(at.ints(batch + 1), at.ints(batch * at.load.capacity), at.ints(batch))
     # they write neither the first 0 nor, at page size 1, the ones: both are set once and never again
     theirs = {"kv_indptr": stream.kv_indptr[1:], "kv_indices": stream.kv_indices}
     if size > 1:
@@ -163,11 +163,11 @@ def csr(at: Inputs, peers: Peers) -> list[Contender]:
     return found
 
 
-def _csr(at: Inputs, out: xkv.KVIndices, rows: Tensor) -> None:
-    xkv.build_kv_indices(at.source, rows, at.lens, page_size=at.page_size, out=out)
+def _csr(at: Inputs, out: ops.KVIndices, rows: Tensor) -> None:
+    ops.build_kv_indices(at.source, rows, at.lens, page_size=at.page_size, out=out)
 
 
-def _with_sums(at: Inputs, out: xkv.KVIndices, write: Callable[[Tensor], object], rows: Tensor) -> None:
+def _with_sums(at: Inputs, out: ops.KVIndices, write: Callable[[Tensor], object], rows: Tensor) -> None:
     """The torch ops that SGLang's backends issue before the kernel."""
     out.kv_indptr[1 : at.batch + 1] = torch.cumsum(at.lens, dim=0)
     if at.page_size > 1:
@@ -175,7 +175,7 @@ def _with_sums(at: Inputs, out: xkv.KVIndices, write: Callable[[Tensor], object]
     write(rows)
 
 
-def _flashinfer(at: Inputs, file: Any, out: xkv.KVIndices, blocks: int) -> Callable[[Tensor], object]:
+def _flashinfer(at: Inputs, file: Any, out: ops.KVIndices, blocks: int) -> Callable[[Tensor], object]:
     """create_flashinfer_kv_indices_triton, so many programs a request."""
     kernel = file.create_flashinfer_kv_indices_triton
     return lambda rows: kernel[(at.batch, blocks)](
@@ -184,7 +184,7 @@ def _flashinfer(at: Inputs, file: Any, out: xkv.KVIndices, blocks: int) -> Calla
     )  # fmt: skip
 
 
-def _packed(at: Inputs, file: Any, out: xkv.KVIndices) -> Callable[[Tensor], object]:
+def _packed(at: Inputs, file: Any, out: ops.KVIndices) -> Callable[[Tensor], object]:
     page_map = identity(POOL // at.page_size, str(at.source.device))
     return lambda rows: file.build_kv_read_table_packed(
         req_to_token=at.source, req_pool_indices=rows, seq_lens=at.lens, v2p=page_map,

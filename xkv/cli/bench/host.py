@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import xkv
-from xkv.cli import timing
-from xkv.cli.bench import contenders
-from xkv.cli.bench.inputs import Inputs
-from xkv.cli.bench.records import OURS, SEED
-from xkv.cli.steps import compared
-from xkv.cli.steps.peers import SGLang, Step
+from ... import dispatch
+from ...metadata.builder import MetadataBuilder
+from .. import timing
+from ..steps import compared
+from ..steps.peers import SGLang, Step
+from . import contenders
+from .inputs import Inputs
+from .records import OURS, SEED
 
 _SEED = f"{SEED}: kernel[grid]"
 # a step of these, theirs beside ours; those that the platform has
@@ -43,7 +44,7 @@ def work(at: Inputs, peers: contenders.Peers) -> tuple[dict[str, timing.Work], l
 
     host = at.lens.cpu()
     steps = [Step(rows, at.lens, host, int(host.sum())) for rows in at.rows]
-    here = {spec.name for spec in xkv.backends(at.source.device)}
+    here = {spec.name for spec in dispatch.backends(at.source.device)}
     theirs = None if peers.home is None else SGLang(peers.home)
     wrong = []
     for row in _STEPS:
@@ -67,7 +68,7 @@ def work(at: Inputs, peers: contenders.Peers) -> tuple[dict[str, timing.Work], l
 
 def _ours(row: compared.Row, at: Inputs, step: Step) -> tuple[Any, Any]:
     """What builds a step, and what replays this one, captured."""
-    builder = xkv.MetadataBuilder(
+    builder = MetadataBuilder(
         row.backend, at.source, max_batch_size=at.batch, max_context_len=at.load.capacity,
         page_size=row.page_size,
     )  # fmt: skip
@@ -77,7 +78,7 @@ def _ours(row: compared.Row, at: Inputs, step: Step) -> tuple[Any, Any]:
 
 def left_out(device: Any) -> list[str]:
     """The backends whose steps this platform has not."""
-    here = {spec.name for spec in xkv.backends(device)}
+    here = {spec.name for spec in dispatch.backends(device)}
     return [row.backend for row in _STEPS if row.backend not in here]
 
 

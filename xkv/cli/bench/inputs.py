@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xkv.cli import sources
-from xkv.cli.bench.workloads import Workload
+from .. import sources
+from .workloads import Workload
 
 LAUNCHES = 24  # in a graph, each on source rows of its own, so that the source comes from DRAM
 # tokens, all ids are below it: what the largest workload needs. A larger pool would only cost the peer

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xkv.cli.bench.contenders import Contender
-from xkv.cli.bench.inputs import Inputs
+from .contenders import Contender
+from .inputs import Inputs
 
 _POISON = -7  # in every output before every call: nothing that a call left out passes for its result
 

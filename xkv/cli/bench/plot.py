@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xkv.cli.bench.records import OURS, SECTIONS, of_section
+from .records import OURS, SECTIONS, of_section
 
 _COLUMNS = 2
 _WIDTH, _LINE, _HEAD = 10.0, 0.22, 1.1  # inches: the figure, a workload, a panel's title and axis

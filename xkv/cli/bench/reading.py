@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xkv.cli.bench.records import AGAIN, CHAIN, EMPTY, OURS, SECTIONS
+from .records import AGAIN, CHAIN, EMPTY, OURS, SECTIONS
 
 _LARGEST = 1e15  # of a number: what a table has room for
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.cli import timing
-from xkv.cli.bench import compiles, contenders, floor, host, oracle, records
-from xkv.cli.bench.contenders import Contender, Peers
-from xkv.cli.bench.inputs import Inputs, make_inputs, make_sources
-from xkv.cli.bench.records import AGAIN, CHAIN, EMPTY, SECTIONS, Point, Section
-from xkv.cli.bench.workloads import Workload
+from .. import timing
+from . import compiles, contenders, floor, host, oracle, records
+from .contenders import Contender, Peers
+from .inputs import Inputs, make_inputs, make_sources
+from .records import AGAIN, CHAIN, EMPTY, SECTIONS, Point, Section
+from .workloads import Workload
 
 _MAKERS: dict[str, Callable[[Inputs, Peers], list[Contender]]] = {
     "table": contenders.table,

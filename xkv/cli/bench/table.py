@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from xkv.cli.bench.records import NOTES, OURS, SECTIONS, Point, Section, of_section, summary
+from .records import NOTES, OURS, SECTIONS, Point, Section, of_section, summary
 
 
 def text(report: dict[str, Any]) -> Iterator[str]:

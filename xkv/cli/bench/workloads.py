@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from xkv.cli.demo.traces import read_trace
+from ..demo.traces import read_trace
 
 _K = 1024
 _TRACE_CAPACITY = 128 * _K

@@ -12,10 +12,11 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-import xkv
+from ... import __version__
+from ...platforms import detect
 
 if TYPE_CHECKING:
-    from xkv.cli.check.selftest import Checks
+    from .selftest import Checks
 
 _SHOWN = 3  # failures of a group that are printed
 _COLUMNS = "{:>6}  {:<6}  {:>7}"
@@ -50,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     if args.hostile is not None and args.hostile < 1:
         print(f"xkv check: --hostile must be at least 1, not {args.hostile}", file=sys.stderr)
         return 2
-    xkv.platform(None if args.device == "auto" else args.device)
+    detect.platform(None if args.device == "auto" else args.device)
     # Not before: torch may be missing, and --help does not need it.
-    from xkv.cli.check import hostile, selftest
-    from xkv.cli.demo.replay import single_thread
+    from ..demo.replay import single_thread
+    from . import hostile, selftest
 
     bench = selftest.bench(args.device, args.quick)
-    print(f"xkv {xkv.__version__} on {bench}\n")
+    print(f"xkv {__version__} on {bench}\n")
     if args.hostile is None:
         groups = [(group.__name__.replace("_", " "), group(bench)) for group in selftest.GROUPS]
     else:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tried(checks: Checks) -> tuple[int, list[str]]:
     """How many checks there were, and what failed."""
-    from xkv.cli.check.trial import MismatchError
+    from .trial import MismatchError
 
     cases, failures = 0, []
     for what, check in checks:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-import xkv
-from xkv.cli.check.trial import Case
-from xkv.status import Reason
+from ...status import Offence, Reason
+from .trial import Case
 
 TABLE, CSR, SLOTS = "build_page_table", "build_kv_indices", "build_slot_mapping"
 ROWS = 5  # of every source
@@ -154,7 +153,7 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
     def planted(reason: Reason, name: str, value: int, at: int | tuple[int, int] = _ROW) -> Case:
         call = base | {name: base[name].clone()}
         call[name][at] = value
-        return Case(op, call, offence=xkv.Offence(_ROW, reason), note=f"{name}[{at}]={value}")
+        return Case(op, call, offence=Offence(_ROW, reason), note=f"{name}[{at}]={value}")
 
     for row in (ROWS, -1, 1 << 40):
         yield planted(Reason.BAD_ROW, "req_pool_indices", row)
@@ -175,7 +174,7 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
     call = base | {"seq_lens": short} | ({"query_lens": short} if op == SLOTS else {})
     room = -(-tokens // page_size) - 1  # one entry short
     room += 0 if op == TABLE else int(short[:_ROW].sum())
-    yield Case(op, call, room=room, offence=xkv.Offence(_ROW, Reason.CUT), note="no room")
+    yield Case(op, call, room=room, offence=Offence(_ROW, Reason.CUT), note="no room")
 
     base["token_map"] = torch.arange(_MAP)
     base["page_map"] = torch.arange(_MAP // page_size)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from xkv.cli.check import wild
-from xkv.cli.check.kinds import I32, INDICES, METADATA, POOL_TABLES, STREAMS, TABLES
-from xkv.cli.check.memory import Layout
-from xkv.cli.check.setting import Setting
-from xkv.cli.check.snippet import call_text
-from xkv.integrations.sglang import kernels
-from xkv.integrations.vllm import indices
-from xkv.integrations.vllm.launching import served
-from xkv.launch import launch
-from xkv.params import CSR, OUTPUTS, Build, View
+from ...integrations.sglang import kernels
+from ...integrations.vllm import indices
+from ...integrations.vllm.launching import served
+from ...launch import launch
+from ...params import CSR, OUTPUTS, Build, View
+from . import wild
+from .kinds import I32, INDICES, METADATA, POOL_TABLES, STREAMS, TABLES
+from .memory import Layout
+from .setting import Setting
+from .snippet import call_text
 
 SUMS = ("begins", "sums")  # where a stream's rows begin: of each row, or of each and the end of the last
 

@@ -10,19 +10,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import xkv
-from xkv import dispatch
-from xkv.cli.check import engines, naive, wild
-from xkv.cli.check.engines import EngineSetting
-from xkv.cli.check.kinds import Kind, kinds
-from xkv.cli.check.selftest import Checks
-from xkv.cli.check.setting import VECTORS, Setting
-from xkv.cli.check.snippet import program
-from xkv.cli.check.trial import SENTINEL, MismatchError, captured
-from xkv.launch import op_calls
-from xkv.launch.verify import WRITTEN
-from xkv.params import CSR
-from xkv.platforms import tuning
+from ... import __version__, dispatch
+from ...launch import op_calls
+from ...launch.verify import WRITTEN
+from ...params import CSR
+from ...platforms import detect, tuning
+from . import engines, naive, wild
+from .engines import EngineSetting
+from .kinds import Kind, kinds
+from .selftest import Checks
+from .setting import VECTORS, Setting
+from .snippet import program
+from .trial import SENTINEL, MismatchError, captured
 
 _CLEAN = (1 << 63) - 1
 Shared = dict[str, dict[int, frozenset[int]]]
@@ -42,7 +41,7 @@ def groups(count: int, seed: int, device: str, small: bool) -> list[tuple[str, C
     Returns:
         For each the cases as (what, check), where a check raises MismatchError.
     """
-    found = kinds(xkv.platform(device).vendor)
+    found = kinds(detect.platform(device).vendor)
     each = -(-count // len(found))
 
     def group(title: str) -> Checks:
@@ -135,7 +134,7 @@ def settle(want: dict[str, Tensor], got: dict[str, Tensor], shared: Shared) -> N
 
 def _shown(setting: Setting, case: int, want: Tensor, shared: Shared) -> str:
     outputs = {name for name in setting.memory.places if name.rpartition(".")[2] in (*WRITTEN, "status")}
-    title = f"xkv {xkv.__version__}, {setting}, case {case}"
+    title = f"xkv {__version__}, {setting}, case {case}"
     text = program(title, setting.memory, want, outputs, setting.call_text(), setting.device, shared)
     return f"\nTo see it again, run:\n\n{text}"
 

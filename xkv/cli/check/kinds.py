@@ -10,9 +10,9 @@ from itertools import cycle
 
 import torch
 
-from xkv import dispatch
-from xkv.params import CSR, SLOTS, TABLE
-from xkv.platforms.specs import BackendSpec
+from ... import dispatch
+from ...params import CSR, SLOTS, TABLE
+from ...platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.cli.check.trial import SENTINEL
+from .trial import SENTINEL
 
 _GUARD = 24  # words between two tensors
 

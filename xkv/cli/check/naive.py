@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xkv.params import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
-from xkv.status import Reason
+from ...params import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
+from ...status import Reason
 
 INT32_MAX = 2**31 - 1
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-import xkv
-from xkv.cli.check import cases
-from xkv.cli.check.cases import CSR, SLOTS, TABLE, call_of, tokens_of
-from xkv.cli.check.trial import Case, MismatchError, Trial, captured, new, once
-from xkv.launch import compile
-from xkv.status import Reason
+from ...launch import compile
+from ...platforms import detect
+from ...status import Offence, Reason
+from . import cases
+from .cases import CSR, SLOTS, TABLE, call_of, tokens_of
+from .trial import Case, MismatchError, Trial, captured, new, once
 
 Checks = Iterable[tuple[str, Callable[[], None]]]
 """What is checked, and what raises where it does not hold; device work only in the latter."""
@@ -38,7 +38,7 @@ class Bench:
             return "cpu: the kernel in Triton's interpreter"
         if self.device == "cpu":
             return "cpu: the torch reference"
-        return f"{torch.cuda.get_device_name()}: {xkv.platform(self.device)}"
+        return f"{torch.cuda.get_device_name()}: {detect.platform(self.device)}"
 
     @property
     def page_sizes(self) -> list[int]:
@@ -163,7 +163,7 @@ def _replayed(op: str, page_size: int, unit: int, device: str) -> None:
     rounds = [_round(op, page_size, unit, seed) for seed in range(4)]
     rounds[2].call["req_pool_indices"][1] = -1
     rounds[2].call["seq_lens"][1] = 1
-    rounds[2].offence = xkv.Offence(1, Reason.BAD_ROW)
+    rounds[2].offence = Offence(1, Reason.BAD_ROW)
     trial = Trial(rounds[0], device)
     replay = captured(trial.build)
     for case in (*rounds[1:], rounds[0]):

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-import xkv
-from xkv.cli.check.kinds import I32, I64, Kind
-from xkv.cli.check.memory import Layout, Memory
-from xkv.cli.check.snippet import call_text
-from xkv.launch.verify import WRITTEN
-from xkv.params import OUTPUTS, SLOTS, TABLE, Build, View
+from ... import ops
+from ...launch.verify import WRITTEN
+from ...metadata.builder import MetadataBuilder
+from ...params import OUTPUTS, SLOTS, TABLE, Build, View
+from ...status import Status
+from .kinds import I32, I64, Kind
+from .memory import Layout, Memory
+from .snippet import call_text
 
 VECTORS = ("seq_lens_delta", "query_lens", "kv_start", "window_kv_start")  # beside rows and lengths
 _DELTAS = [0, 0, 0, 1, 4, 5, -3, -5, (1 << 28) - 1, 1 - (1 << 28)]
@@ -204,7 +206,7 @@ class Setting:
 
         given = placed(self.arguments)
         if self.kind.spec is not None:
-            builder = xkv.MetadataBuilder(self.kind.group, **placed(self._constructor()))
+            builder = MetadataBuilder(self.kind.group, **placed(self._constructor()))
             for view, prefix in zip(builder._views, self.prefixes, strict=True):
                 for name in WRITTEN:
                     if prefix + name in t:  # between the guard words, instead of where it lies
@@ -212,12 +214,12 @@ class Setting:
             builder.status.word = t["status"]
             return partial(builder.build, **given)
         if "status" in self.kind.has:
-            given["status"] = xkv.Status(self.device)
+            given["status"] = Status(self.device)
             given["status"].word = t["status"]
         out: Any = t["out"]
         if self.kind.group == "build_kv_indices":
-            out = xkv.KVIndices(t["kv_indptr"], out, t["kv_last_page_len"])
-        return partial(getattr(xkv, self.kind.group), **given, out=out)
+            out = ops.KVIndices(t["kv_indptr"], out, t["kv_last_page_len"])
+        return partial(getattr(ops, self.kind.group), **given, out=out)
 
     def call_text(self) -> str:
         """The call as lines of a program, on tensors ``t[name]``."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.cli.check.memory import Memory
-from xkv.cli.check.trial import SENTINEL
+from .memory import Memory
+from .trial import SENTINEL
 
 _PROGRAM = """\
 # {title}

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-import xkv
-from xkv.cli.check import definition
+from ... import ops
+from ...status import Offence, Status
+from . import definition
 
 SENTINEL = -1234567  # no id, no length: what must not be written, or was not, shows
 _GUARD = 24  # elements on either side; keeps a view as aligned as its storage
@@ -39,7 +40,7 @@ class Case:
     call: dict[str, Any]
     dtype: torch.dtype = torch.int32
     room: int | None = None
-    offence: xkv.Offence | None = None
+    offence: Offence | None = None
     note: str = ""
     shift: int = 0
 
@@ -93,7 +94,7 @@ class Trial:
     def __init__(self, case: Case, device: str) -> None:
         self.case = case
         self.want, self.room = definition.expected(case.op, case.call, case.dtype, case.room)
-        self.status = xkv.Status(device)
+        self.status = Status(device)
         self.call = {
             k: _placed(v, device) if isinstance(v, torch.Tensor) else v for k, v in case.call.items()
         }
@@ -117,8 +118,8 @@ class Trial:
         if self.case.op == "build_slot_mapping":
             out = views[0][0]
         elif self.case.op == "build_kv_indices":
-            out = xkv.KVIndices(*(view[0] for view in views))
-        getattr(xkv, self.case.op)(**self.call, out=out, status=self.status)
+            out = ops.KVIndices(*(view[0] for view in views))
+        getattr(ops, self.case.op)(**self.call, out=out, status=self.status)
 
     def load(self, case: Case) -> None:
         """Puts another case's values in the arguments, sentinels in the outputs."""
@@ -184,7 +185,7 @@ def new(case: Case, device: str, bound: int | None) -> None:
     """
     bounds = {"max_seq_len" if case.op == "build_page_table" else "max_tokens": bound}
     call = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.call.items()}
-    result: Any = getattr(xkv, case.op)(**call, **bounds, dtype=case.dtype)
+    result: Any = getattr(ops, case.op)(**call, **bounds, dtype=case.dtype)
     if case.op == "build_page_table":
         longest = int(case.call["seq_lens"].max()) if bound is None else bound
         width = -(-longest // case.call["page_size"])
@@ -205,7 +206,7 @@ def new(case: Case, device: str, bound: int | None) -> None:
 
 
 def _named(result: Any) -> dict[str, torch.Tensor]:
-    return result._asdict() if isinstance(result, xkv.KVIndices) else {"out": result}
+    return result._asdict() if isinstance(result, ops.KVIndices) else {"out": result}
 
 
 def captured(call: Callable[[], None]) -> Callable[[], None]:

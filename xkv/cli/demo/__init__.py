@@ -6,8 +6,8 @@ import argparse
 import importlib
 import sys
 
-import xkv
-from xkv.cli.demo.traces import HASH_BLOCK, Request, TraceError, read_trace, synthetic_trace
+from ...platforms import detect
+from .traces import HASH_BLOCK, Request, TraceError, read_trace, synthetic_trace
 
 _MAX_ENTRIES = 2**28  # batch * max_context: req_to_token and kv_indices take a GiB each
 
@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         requests, skipped = _load(args)
-        xkv.platform(None if args.device == "auto" else args.device)
-    except (_UsageError, TraceError, xkv.UnsupportedPlatformError) as error:
+        detect.platform(None if args.device == "auto" else args.device)
+    except (_UsageError, TraceError, detect.UnsupportedPlatformError) as error:
         return _fail(str(error))
     # Not before: torch may be missing, a wrong argument is answered at once, --help needs neither.
-    from xkv.cli.demo.replay import replay, single_thread
+    from .replay import replay, single_thread
 
     bar = tqdm(total=args.steps, unit="step", desc="xkv demo", file=sys.stderr)
     with bar, single_thread():

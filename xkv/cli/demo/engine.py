@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from xkv.cli.demo.batch import DecodeBatch, EngineStats
-from xkv.cli.demo.paging import PagedKVCache, PrefixNode, ReqToToken
-from xkv.cli.demo.traces import Request
+from .batch import DecodeBatch, EngineStats
+from .paging import PagedKVCache, PrefixNode, ReqToToken
+from .traces import Request
 
 _ROW_EXTRA = 4  # entries past max_context, as engines have: no width that is a multiple of 16
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from xkv.cli.demo.traces import HASH_BLOCK, Request
+from .traces import HASH_BLOCK, Request
 
 
 @dataclass(eq=False, repr=False)

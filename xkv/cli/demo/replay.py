@@ -11,13 +11,13 @@ from typing import Protocol
 
 import torch
 
-import xkv
-from xkv import dispatch
-from xkv.cli.demo.batch import DecodeBatch, EngineStats
-from xkv.cli.demo.engine import Engine
-from xkv.cli.demo.traces import Request
-from xkv.launch import compile
-from xkv.platforms import tuning
+from ... import dispatch, ops
+from ...launch import compile
+from ...platforms import detect, tuning
+from ...status import Status
+from .batch import DecodeBatch, EngineStats
+from .engine import Engine
+from .traces import Request
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows
 _GUARD = 8  # columns past the page table's width that belong to nobody
@@ -98,7 +98,7 @@ class _Buffers:
             return torch.empty(shape, dtype=torch.int32, device=device)
 
         self.page_size, self.width = page_size, -(-max_context // page_size)
-        self.status = xkv.Status(device)
+        self.status = Status(device)
         self.page_table = empty(batch, self.width + _GUARD)
         self.kv_indptr = empty(batch + 1)
         self.kv_indices = empty(batch * max_context)
@@ -114,9 +114,9 @@ class _Buffers:
         b = len(batch.host_rows)
         inputs = engine.req_to_token, batch.req_pool_indices, batch.seq_lens
         table = self.page_table[:b, : self.width]
-        xkv.build_page_table(*inputs, page_size=self.page_size, out=table, status=self.status)
-        csr = xkv.KVIndices(self.kv_indptr[: b + 1], self.kv_indices, self.kv_last_page_len[:b])
-        xkv.build_kv_indices(*inputs, out=csr, status=self.status)
+        ops.build_page_table(*inputs, page_size=self.page_size, out=table, status=self.status)
+        csr = ops.KVIndices(self.kv_indptr[: b + 1], self.kv_indices, self.kv_last_page_len[:b])
+        ops.build_kv_indices(*inputs, out=csr, status=self.status)
 
     def mismatches(self, engine: Engine, batch: DecodeBatch) -> int:
         """Counts the entries that differ from the oracle's, the untouched ones included.
@@ -242,7 +242,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _chosen_row(device: torch.device, page_size: int, batch: int) -> str:
     """Names the device and the tuning rows that its page table and its CSR run with."""
-    platform = xkv.platform(device)
+    platform = detect.platform(device)
     if device.type == "cpu" and not compile.interpreted():
         return f"{platform}: the torch reference"
     kinds = [tuning.kind_of(page_size, 1), tuning.kind_of(1, 1, stream=True)]

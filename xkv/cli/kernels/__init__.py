@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import xkv
-from xkv.cli.kernels.units import UNITS, Unit, programs
+from ...platforms import detect
+from .units import UNITS, Unit, programs
 
 if TYPE_CHECKING:
-    from xkv.cli.kernels.resources import Resources
-    from xkv.platforms.tuning import Tuning
+    from ...platforms.tuning import Tuning
+    from .resources import Resources
 
 ARCHES = tuple(UNITS)
 BATCHES = (1, 256)  # a small one and a large one, to a tuning row each
@@ -38,17 +38,17 @@ def require() -> None:
     Raises:
         xkv.UnsupportedPlatformError: torch or Triton are missing, or kernels are interpreted here.
     """
-    xkv.platform("cpu")  # says what is wrong where torch is missing or too old
-    from xkv.launch import compile
+    detect.platform("cpu")  # says what is wrong where torch is missing or too old
+    from ...launch import compile
 
     if compile.interpreted():
-        raise xkv.UnsupportedPlatformError(
+        raise detect.UnsupportedPlatformError(
             "--kernels compiles, and TRITON_INTERPRET is set, under which Triton compiles nothing: unset it"
         )
     try:
         importlib.import_module("triton.backends.compiler")
     except ImportError as error:
-        raise xkv.UnsupportedPlatformError(
+        raise detect.UnsupportedPlatformError(
             "triton is not installed, which --kernels compiles with: pip install triton without a GPU,"
             " else the one that torch was built with"
         ) from error
@@ -68,12 +68,12 @@ def table(arch: str) -> list[list[str]]:
     """
     from triton.backends import backends
 
-    from xkv.cli.kernels.variants import variants
+    from .variants import variants
 
     unit = UNITS[arch]
     vendor = unit.platform.vendor
     if BACKENDS[vendor] not in backends:
-        raise xkv.UnsupportedPlatformError(f"this triton cannot compile for {BACKENDS[vendor]}")
+        raise detect.UnsupportedPlatformError(f"this triton cannot compile for {BACKENDS[vendor]}")
     jobs = [(name, make, batch) for name, make in variants(vendor) for batch in BATCHES]
     rows = [_row(name, make(batch), unit) for name, make, batch in _shown(jobs, f"xkv info: {arch}")]
     return [list(rows[0]), *(list(row.values()) for row in rows)]
@@ -81,10 +81,10 @@ def table(arch: str) -> list[list[str]]:
 
 def _row(name: str, build: Any, unit: Unit) -> dict[str, str]:
     """Column -> cell."""
-    from xkv.cli.kernels.compiling import compiled
-    from xkv.cli.kernels.resources import read
-    from xkv.launch import launch
-    from xkv.launch.grid import schedule
+    from ...launch import launch
+    from ...launch.grid import schedule
+    from .compiling import compiled
+    from .resources import read
 
     where = unit.platform
     row = launch.tuned(build, where)

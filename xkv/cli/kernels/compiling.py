@@ -10,11 +10,11 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
 
-from xkv.kernel.entry import xkv_build
-from xkv.launch import launch
-from xkv.params import Build
-from xkv.platforms.detect import Platform
-from xkv.platforms.tuning import Tuning
+from ...kernel.entry import xkv_build
+from ...launch import launch
+from ...params import Build
+from ...platforms.detect import Platform
+from ...platforms.tuning import Tuning
 
 
 class _Driver:

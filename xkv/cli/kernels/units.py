@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xkv.platforms.detect import Platform
+from ...platforms.detect import Platform
 
 if TYPE_CHECKING:
-    from xkv.cli.kernels.resources import Resources
+    from .resources import Resources
 
 _SCHEDULERS = 4  # sub-partitions (NVIDIA), SIMDs (AMD)
 _REGISTERS = 512  # of a lane and a scheduler: 64K of 32 lanes and four; 512 VGPRs, AGPRs included

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from xkv.dispatch import specs_of
-from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
-from xkv.platforms.specs import BackendSpec
+from ...dispatch import specs_of
+from ...params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
+from ...platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64
 BIG = 3 << 30  # bytes: past what 32-bit offsets, signed, reach

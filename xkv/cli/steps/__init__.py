@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xkv
-from xkv.cli.loading import PeerError
+from ... import dispatch
+from ...platforms import detect
+from ..loading import PeerError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xkv.cli.steps.compared import Row
-    from xkv.cli.steps.peers import Peers, Step
-    from xkv.cli.timing import Figures
+    from ..timing import Figures
+    from .compared import Row
+    from .peers import Peers, Step
 
 _HEADERS = [
     "backend", "page", "mode",
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"--json: there is no folder {args.json.absolute().parent}")
     if args.drop_in and args.peers is None:
         return _fail("--drop-in needs --peers")
-    where = xkv.platform()  # first of all that needs torch: says so where it is missing
-    from xkv.cli import timing
-    from xkv.cli.steps import compared, peers
+    where = detect.platform()  # first of all that needs torch: says so where it is missing
+    from .. import timing
+    from . import compared, peers
 
     if args.peers is not None and peers.find(args.peers, peers.INDEX_KERNELS) is None:
         return _fail(f"--peers: there is no {peers.INDEX_KERNELS} in {args.peers}")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         drop_in = peers.DropIn(args.peers) if args.drop_in else None
     except PeerError as error:
         return _fail(f"--peers: {error}")
-    here = {spec.name for spec in xkv.backends()}
+    here = {spec.name for spec in dispatch.backends()}
     rows = [
         row for row in compared.ROWS
         if row.backend in here and (drop_in is None or drop_in.has(row.file))
@@ -126,8 +127,8 @@ def _measure(
     row: Row, peers: Peers, source: Tensor, context: int, steps: Sequence[Step], drop_in: Peers | None
 ) -> tuple[Figures | None, Figures]:
     """Theirs, or None where nothing here can stand for it, and ours."""
-    from xkv.cli import timing
-    from xkv.cli.steps import compared
+    from .. import timing
+    from . import compared
 
     theirs, ours = compared.both(row, peers, source, len(steps[0].lens), context, drop_in)
     told = timing.measure(theirs, steps) if peers.has(row.file) else None

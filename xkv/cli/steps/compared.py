@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import xkv
-from xkv.cli import sources
-from xkv.cli.steps import sequences
-from xkv.cli.steps.peers import Peers, Setup, StandIn, Step
-from xkv.cli.steps.sequences import Results
+from ...metadata.buffers import Metadata
+from ...metadata.builder import MetadataBuilder
+from .. import sources
+from . import sequences
+from .peers import Peers, Setup, StandIn, Step
+from .sequences import Results
 
 DRAFTS = 4  # tokens of a verify
 STEPS = 16  # in a graph, each on source rows of its own, so that the source comes from DRAM
@@ -113,7 +114,7 @@ def make_steps(load: Workload, device: str) -> list[Step]:
 
 def both(
     row: Row, peers: Peers, source: Tensor, batch: int, context: int, drop_in: Peers | None = None
-) -> tuple[Callable[[Step], Results], Callable[[Step], xkv.Metadata | Results]]:
+) -> tuple[Callable[[Step], Results], Callable[[Step], Metadata | Results]]:
     """What issues their ops, and what issues ours: each with buffers of its own, made here.
 
     Ours is one build, or with ``drop_in`` their ops once more, on those kernels.
@@ -122,7 +123,7 @@ def both(
     theirs = make(Setup(peers, source, batch, context, row.page_size, row.drafts))
     if drop_in is not None:
         return theirs, make(Setup(drop_in, source, batch, context, row.page_size, row.drafts))
-    builder = xkv.MetadataBuilder(
+    builder = MetadataBuilder(
         row.backend, source, max_batch_size=batch, max_context_len=context, page_size=row.page_size
     )
     options: dict[str, Any] = {}

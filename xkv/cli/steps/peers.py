@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-import xkv
-from xkv.cli import loading
-from xkv.integrations import replacing
-from xkv.integrations.codes import code_of
-from xkv.integrations.sglang import table
+from ... import ops
+from ...integrations import replacing
+from ...integrations.codes import code_of
+from ...integrations.sglang import table
+from .. import loading
 
 INDEX_KERNELS = "kv_indices.py"
 OTHERS = ("metadata.py", "trtllm_mha_graph_metadata.py", "aiter_unified_page_table.py")
@@ -125,7 +125,7 @@ class StandIn:
 
     def page_table(self, at: Setup, rows: Tensor, lens: Tensor, out: Tensor) -> None:
         """xkv.build_page_table."""
-        xkv.build_page_table(at.source, rows, lens, page_size=at.page_size, out=out)
+        ops.build_page_table(at.source, rows, lens, page_size=at.page_size, out=out)
 
     def tokens(
         self, at: Setup, rows: Tensor, lens: Tensor, indptr: Tensor, out: Tensor,
@@ -135,7 +135,7 @@ class StandIn:
         if at.batch not in self._unread:
             self._unread[at.batch] = at.ints(at.batch + 1), at.ints(at.batch)
         starts, last = self._unread[at.batch]
-        xkv.build_kv_indices(at.source, rows, lens, out=xkv.KVIndices(starts, out, last))
+        ops.build_kv_indices(at.source, rows, lens, out=ops.KVIndices(starts, out, last))
 
     def trtllm_mha(
         self, at: Setup, rows: Tensor, lens: Tensor, lens_k: Tensor, cu_k: Tensor, out: Tensor

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xkv.cli.steps.peers import Setup, Step
+from .peers import Setup, Step
 
 Results = dict[str, Tensor]  # by the names of xkv.Metadata's fields
 Sequence = Callable[[Step], Results]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 def load() -> None:
     """Replaces what is known of the installed SGLang; its plugin loader calls this, once a process."""
-    from xkv.integrations import installing
-    from xkv.integrations.sglang import table, warmup
+    from .. import installing
+    from . import table, warmup
 
     installing.install("sglang", "SGLang", table.REPLACED, table.FIRST)
     warmup.at_start()

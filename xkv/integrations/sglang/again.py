@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
+from ...launch.triton_launcher import LOADING, Call, launch_hooks_active, record
 
 _MOST = 4096  # launches that are remembered: a key and a list each
 _ALIGNED = 16  # bytes; what Triton specialises a pointer on

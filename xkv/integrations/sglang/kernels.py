@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from xkv.integrations.sglang.planned import (
+from ...launch.cache import fits_int32
+from ...params import CAPACITY_MAX, CSR, TABLE, Build, View
+from .planned import (
     Planned,
     Sizes,
     long_enough,
@@ -21,8 +23,6 @@ from xkv.integrations.sglang.planned import (
     vector,
     vector_or_none,
 )
-from xkv.launch.cache import fits_int32
-from xkv.params import CAPACITY_MAX, CSR, TABLE, Build, View
 
 Q_CUMSUM, Q_STRIDED = 1, 2  # SGLang's Q_MODEs; 0: cu_seqlens_q is not written
 

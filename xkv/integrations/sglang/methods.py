@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from xkv.integrations.sglang.kernels import metadata, tables
+from .kernels import metadata, tables
 
 
 def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

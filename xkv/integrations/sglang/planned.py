@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.integrations.repeats import Repeats
-from xkv.launch import compile, launch
-from xkv.launch.cache import CacheEntry, Entries
-from xkv.launch.guards import addresses, make_guard, refuse
-from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from ...launch import compile, launch
+from ...launch.cache import CacheEntry, Entries
+from ...launch.guards import addresses, make_guard, refuse
+from ...launch.triton_launcher import launch_hooks_active
+from ...params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from ..repeats import Repeats
 
 _INTS = (torch.int32, torch.int64)
 

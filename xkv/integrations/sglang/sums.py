@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xkv.integrations.sglang.planned import (
+from ...params import CAPACITY_MAX, CSR, Build, View
+from .planned import (
     Planned,
     Sizes,
     long_enough,
@@ -17,7 +18,6 @@ from xkv.integrations.sglang.planned import (
     vector,
     vector_or_none,
 )
-from xkv.params import CAPACITY_MAX, CSR, Build, View
 
 _NAMES = ("src_stride", "src_rows", "src_tokens", "batch", "delta", "out_stride", "capacity")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from xkv.integrations.replacing import Function, Kernel, Launch, Replacement
+from ..replacing import Function, Kernel, Launch, Replacement
 
-_HERE = "xkv.integrations.sglang"
+_HERE = ".sglang"  # see `replacing.resolve`
 
 
 def _kernel(name: str, codes: str, **others: str) -> Kernel:

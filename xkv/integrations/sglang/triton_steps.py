@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xkv.integrations.sglang.again import Again, launch_again
-from xkv.integrations.sglang.methods import named
-from xkv.integrations.sglang.sums import sums
-from xkv.launch.triton_launcher import launch_hooks_active
+from ...launch.triton_launcher import launch_hooks_active
+from .again import Again, launch_again
+from .methods import named
+from .sums import sums
 
 _EXTENDS = ("EXTEND", "MIXED")  # of SGLang's ForwardMode: prefill, with decodes among it or not
 _REPLACED = ("_fill_kv_indptr_and_indices", "_update_decode_kv_buffers", "get_num_kv_splits")

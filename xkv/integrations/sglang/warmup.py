@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv import switches
-from xkv.integrations import importing, logs
-from xkv.integrations.sglang.kernels import metadata, streams, tables
-from xkv.integrations.sglang.sums import sums
+from ... import switches
+from .. import importing, logs
+from .kernels import metadata, streams, tables
+from .sums import sums
 
 _RUNNER = "sglang.srt.model_executor.model_runner"
 _METHODS = ("init_attention_backends", "init_attention_backend")  # 0.5.16 and later; before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 def load() -> None:
     """Replaces what is known of the installed vLLM."""
-    from xkv.integrations import installing
-    from xkv.integrations.vllm import table
+    from .. import installing
+    from . import table
 
     installing.install("vllm", "vLLM", table.REPLACED, table.FIRST)

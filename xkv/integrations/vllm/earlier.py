@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xkv.integrations.vllm import indices, tables
+from . import indices, tables
 
 
 def expand_page_indices_without_tail(

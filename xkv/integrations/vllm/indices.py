@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.integrations.repeats import Repeats
-from xkv.integrations.vllm.launching import served
-from xkv.launch import launch
-from xkv.launch.cache import Entries
-from xkv.launch.guards import addresses
-from xkv.launch.triton_launcher import launch_hooks_active
-from xkv.params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from ...launch import launch
+from ...launch.cache import Entries
+from ...launch.guards import addresses
+from ...launch.triton_launcher import launch_hooks_active
+from ...params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from ..repeats import Repeats
+from .launching import served
 
 _BLOCK_SIZES = {1 << n for n in range(11)}
 

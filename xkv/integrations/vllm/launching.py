@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xkv.launch import compile
-from xkv.launch.triton_launcher import LOADING, Call, launch_hooks_active, record
+from ...launch import compile
+from ...launch.triton_launcher import LOADING, Call, launch_hooks_active, record
 
 
 class Launcher:
@@ -83,7 +83,7 @@ class Launcher:
 
     def _jit(self) -> Any:
         if self._kernel is None:
-            from xkv.integrations.vllm import kernels
+            from . import kernels
 
             self._kernel = getattr(kernels, self._name)
         return self._kernel

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from xkv.integrations import replacing
-from xkv.integrations.codes import code
-from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
+from .. import replacing
+from ..codes import code
+from .launching import Launcher, few_parts, parts, served
 
 _BLOCK = 512
 _COPIED = 2048

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xkv.integrations.replacing import ANY, Function, Kernel, Launch, Replacement
+from ..replacing import ANY, Function, Kernel, Launch, Replacement
 
 
 def _launch(launch: str, warmup: str = "") -> Launch:
-    return Launch(*(path and f"xkv.integrations.vllm.{path}" for path in (launch, warmup)))
+    return Launch(*(path and f".vllm.{path}" for path in (launch, warmup)))
 
 
 KERNELS = (
@@ -48,17 +48,17 @@ KERNELS = (
 METHODS = (
     # model runner V2's, around the two kernels above
     Function(
-        "GPUModelRunner.prepare_attn", frozenset({"53c40ecb21f9"}), "xkv.integrations.vllm.step:prepare_attn"
+        "GPUModelRunner.prepare_attn", frozenset({"53c40ecb21f9"}), ".vllm.step:prepare_attn"
     ),
     # model runner V1's, around `ComputeSlotMappingKernel`
     Function(
         "BlockTable.compute_slot_mapping", frozenset({"4ced1698b184"}),
-        "xkv.integrations.vllm.step:compute_slot_mapping",
+        ".vllm.step:compute_slot_mapping",
     ),
 )  # fmt: skip
 
 # of any text: it is called as it is, and ours compile after it
-HOOKS = (Function("kernel_warmup", ANY, "xkv.integrations.vllm.warming:kernel_warmup"),)
+HOOKS = (Function("kernel_warmup", ANY, ".vllm.warming:kernel_warmup"),)
 
 REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *HOOKS)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from xkv.integrations.vllm.launching import Launcher, few_parts, parts, served
+from .launching import Launcher, few_parts, parts, served
 
 # tokens that a program writes at a time, one a thread: the code that a decode step fetches is short.
 # 64 decodes and 1000 + 24 tokens, H200: 1.54 and 1.47 us; with 256 1.60 and 1.50; vLLM's own 1.73 and 2.16

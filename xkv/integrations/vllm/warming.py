@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from xkv.integrations import replacing
-from xkv.integrations.vllm import indices, step, tables
-from xkv.integrations.vllm.launching import served
-from xkv.launch import compile
+from ...launch import compile
+from .. import replacing
+from . import indices, step, tables
+from .launching import served
 
 _FLASHINFER = "vllm.v1.attention.backends.flashinfer"
 _I32, _I64 = torch.int32, torch.int64
