@@ -55,7 +55,7 @@ def arguments(build: Any) -> list[Any]:
     where = platform(build.req_to_token.device)
     plan = schedule(build, launch.tuned(build, where), where)
     values = [x if x is None or type(x) is int else x.data_ptr() for x in build.arguments()]
-    return [*plan.grid, *values, plan.direct]
+    return [*plan.grid, *values, plan.own_tiles]
 
 
 def value(call: list[Any], name: str) -> Any:
