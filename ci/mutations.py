@@ -103,8 +103,8 @@ MUTATIONS = [
         "curated and window",
     ),
     Mutation(
-        "the host's bound not held", "xkv/params.py", "source.shape[0], self.max_tokens,",
-        "source.shape[0], self.source_tokens,",
+        "the host's bound not held", "xkv/params.py", '"src_tokens": self.max_tokens',
+        '"src_tokens": self.source_tokens',
         "lengths beyond max_seq_len reach the backend", "curated and host",
     ),
     Mutation(
@@ -469,8 +469,8 @@ MUTATIONS = [
         "waits_for", tier="compile",
     ),
     Mutation(
-        "a number specialised", KERNEL, "do_not_specialize=list(range(55))",
-        "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
+        "a number specialised", KERNEL, "do_not_specialize=ARGUMENTS",
+        "do_not_specialize=ARGUMENTS[:8]", "serving compiles a kernel for a batch of 1",
         "specialised", tier="compile",
     ),
 ]  # fmt: skip

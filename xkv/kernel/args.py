@@ -151,3 +151,13 @@ class Policy(NamedTuple):
     expect_all: Any
     status_ptr: Any
     own_tiles: Any
+
+
+# The kernel's arguments but for the last, C, in their order. The kernel's own text repeats it, since Triton
+# specializes what comes in a tuple; the host goes by name.
+ARGUMENTS = (
+    *Request._fields,
+    *View._fields,
+    *map(params.second, View._fields[:-1]),  # cu_q_ptr is the batch's: the first view alone has it
+    *Policy._fields,
+)

@@ -14,7 +14,7 @@ what a row shows, ``args.py`` how arguments are grouped, `xkv.params.Build` what
 import triton
 import triton.language as tl
 
-from xkv.kernel.args import INT32_MAX, TABLE, Config, Policy, Request, Tile, View
+from xkv.kernel.args import ARGUMENTS, INT32_MAX, TABLE, Config, Policy, Request, Tile, View
 from xkv.kernel.prefix_sums import write_sums
 from xkv.kernel.rows import fill_end, load_row, report_first, row_offset, row_tiles
 from xkv.kernel.scheduler import count_tiles, find_tile, split_evenly
@@ -116,7 +116,7 @@ def _build(req, view, policy, C: tl.constexpr):
 
 # No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
 # (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
-@triton.jit(do_not_specialize=list(range(55)))
+@triton.jit(do_not_specialize=ARGUMENTS)
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",

@@ -50,7 +50,7 @@ def warm(build: Build, max_batch: int | None) -> int:
         where = platform(build.req_to_token.device)
         for row, plan in _ways(build, where, max_batch):
             fields = config(build, row, plan, where)
-            compiled(device, fields, options(row, where), [*build.arguments(), plan.own_tiles])
+            compiled(device, fields, options(row, where), arguments(build, plan))
     return len(_compiled) - before
 
 
@@ -135,6 +135,13 @@ def _config(*fields: Any) -> Any:
     from xkv.kernel.entry import Config
 
     return Config(*fields)
+
+
+def arguments(build: Build, plan: Schedule) -> list[Any]:
+    """The kernel's arguments in its order, all but the constexpr."""
+    values = build.arguments()
+    values["own_tiles"] = plan.own_tiles
+    return [values[name] for name in xkv_kernel().arg_names[:-1]]
 
 
 @functools.cache
