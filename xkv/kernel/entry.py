@@ -2,10 +2,10 @@
 
 A tile is NUM_PAGE_PER_BLOCK consecutive items (entries of the output) of one row. Each program goes through:
 
-1. Sums (``prefix_sums.py``): the first programs write lengths, prefix sums and status; all fill the tail.
-2. Own tiles: those of one row of the batch, ``own_tiles`` a row at most, interleaved over the row's programs.
-3. Leftover tiles (``scheduler.py``; BALANCE): what longer rows have left is dealt out evenly over all
-   programs, so that cost follows the live tokens, however skewed.
+* Sums (``prefix_sums.py``): the first programs write lengths, prefix sums and status; all fill the tail.
+* Phase 1, own tiles: those of one row, at most ``own_tiles``, interleaved over the programs of the row.
+* Phase 2, leftover tiles (``scheduler.py``; BALANCE): what longer rows have left is dealt out evenly over all
+  programs, so that cost follows the live tokens, however skewed.
 
 A tile is loaded, translated and stored in ``tiles.py``; loads are prefetched one tile ahead. ``rows.py`` says
 what a row shows, ``args.py`` how arguments are grouped, `xkv.params.Build` what they mean.
@@ -30,7 +30,7 @@ def _write_tiles(pid, num_programs, req, view, policy, HAS_SUMS: tl.constexpr, C
     b = tl.program_id(0)
     if HAS_SUMS:
         # The first programs write the sums. Theirs is the row past the batch, which is empty: they go on to
-        # phase 3 at once.
+        # phase 2 at once.
         b = tl.where(b == 0, req.batch, b - 1)
     row = load_row(b, b < req.batch, req, view, policy, C)
     entries = load_entries(tl.program_id(1), row, req, view, policy, C)
