@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ROWS = "xkv/kernel/rows.py"
-BLOCKS = "xkv/kernel/tiles.py"
-SHARES = "xkv/kernel/scheduler.py"
+TILES = "xkv/kernel/tiles.py"
+SCHEDULER = "xkv/kernel/scheduler.py"
 VLLM = "xkv/integrations/vllm/kernels.py"
 KERNEL = "xkv/kernel/entry.py"
+SUMS = "xkv/kernel/prefix_sums.py"
 
 
 class Mutation(NamedTuple):
@@ -102,8 +103,8 @@ MUTATIONS = [
         "curated and window",
     ),
     Mutation(
-        "the host's bound not held", "xkv/params.py", "source.shape[0], self.max_tokens,",
-        "source.shape[0], self.source_tokens,",
+        "the host's bound not held", "xkv/params.py", '"src_tokens": self.max_tokens',
+        '"src_tokens": self.source_tokens',
         "lengths beyond max_seq_len reach the backend", "curated and host",
     ),
     Mutation(
@@ -112,7 +113,7 @@ MUTATIONS = [
         "a backend that cannot skip tokens shows another's, and nobody knows", "curated and start",
     ),
     Mutation(
-        "where a row begins in its page", KERNEL, "rows.start - rows.first, 0)",
+        "where a row begins in its page", SUMS, "rows.start - rows.first, 0)",
         "rows.first - rows.start, 0)",
         "a caller skips other tokens than those before the row", "curated and start",
     ),
@@ -172,64 +173,66 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "int32 for int64: items before a row of its own", SHARES,
-        "base += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)",
-        "base += tl.sum(tl.where(i < b, items, 0), 0)",
+        "int32 for int64: items before a row of its own", SCHEDULER,
+        "offset += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)",
+        "offset += tl.sum(tl.where(i < b, items, 0), 0)",
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "map bound <= for <", BLOCKS, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
+        "map bound <= for <", TILES, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
         "the entry past a map is taken for a page", "id_just_past or curated and map",
     ),
     Mutation(
-        "negative target of a map", BLOCKS, "inside & (target >= 0) & (target < ID_MAX)",
+        "negative target of a map", TILES, "inside & (target >= 0) & (target < ID_MAX)",
         "inside & (target < ID_MAX)", "a missing page becomes a wrong one", "curated and map",
     ),
     Mutation(
-        "huge target of a map", BLOCKS, "inside & (target >= 0) & (target < ID_MAX)",
+        "huge target of a map", TILES, "inside & (target >= 0) & (target < ID_MAX)",
         "inside & (target >= 0)", "a target's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "place in a map's page lost", BLOCKS, "tl.where(found, target, 0) * PAGE + token % PAGE",
+        "place in a map's page lost", TILES, "tl.where(found, target, 0) * PAGE + token % PAGE",
         "tl.where(found, target, 0) * PAGE", "a token's place in its page is lost",
         "huge_ids",
     ),
     Mutation(
-        "int32 for int64: source row", BLOCKS, "row.to(tl.int64) * req.src_stride",
-        "row * req.src_stride.to(tl.int32)",
+        "int32 for int64: source row", TILES, "row.source.to(tl.int64) * req.src_stride",
+        "row.source * req.src_stride.to(tl.int32)",
         "past 2**31 entries the source is read before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "int32 for int64: table row", BLOCKS, "b * view.out_stride.to(tl.int64)",
-        "b * view.out_stride.to(tl.int32)",
+        "int32 for int64: table row", TILES, "tile.b * view.out_stride.to(tl.int64)",
+        "tile.b * view.out_stride.to(tl.int32)",
         "past 2**31 entries a table is written before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "block off by one", BLOCKS, "at = first + done * C.PAGE_SIZE",
-        "at = first + (done + 1) * C.PAGE_SIZE",
+        "block off by one", TILES, "at = row.first + done * C.PAGE_SIZE",
+        "at = row.first + (done + 1) * C.PAGE_SIZE",
         "a request reads the page after its own", "curated and odd",
     ),
     Mutation(
-        "live <= for <", BLOCKS, "    live = j < items - done\n    if C.FORM == SLOTS",
-        "    live = j <= items - done\n    if C.FORM == SLOTS",
+        "live <= for <", TILES, "    live = j < row.items - done\n    if C.FORM == SLOTS",
+        "    live = j <= row.items - done\n    if C.FORM == SLOTS",
         "the entry past a row's last is read", "curated and fill",
     ),
     Mutation(
-        "tokens that the row lacks", BLOCKS, "& (at + j * C.PAGE_SIZE < end)", "",
+        "tokens that the row lacks", TILES, "& (at + j * C.PAGE_SIZE < row.end)", "",
         "a padded row shows a stale page", "curated and (least or slots)",
     ),
     Mutation(
-        "stream not cut", BLOCKS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
+        "stream not cut", TILES, "items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)",
         "items = items.to(tl.int32)", "a stream without room overruns its buffer", "curated and room",
     ),
     Mutation(
-        "negative given sums", BLOCKS, "items = tl.where(base < 0, 0, items)", "pass",
+        "negative given sums", TILES, "items = tl.where(tile.row_offset < 0, 0, items)", "pass",
         "a negative kv_indptr of the engine's writes ids before the buffer",
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "given sums past the stream", BLOCKS, "items = clip(view.capacity - base, 0, items).to(tl.int32)",
-        "items = tl.where(C.SUMS_GIVEN, items, clip(view.capacity - base, 0, items)).to(tl.int32)",
+        "given sums past the stream", TILES,
+        "items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)",
+        "items = tl.where(C.INDPTR_IS_INPUT, items, clip(view.capacity - tile.row_offset, 0, items))"
+        ".to(tl.int32)",
         "a kv_indptr of the engine's that is past the buffer writes ids behind it",
         "test_hostile and create_flashinfer", HOSTILE,
     ),
@@ -247,15 +250,16 @@ MUTATIONS = [
         "test_hostile and expand_page_indices", HOSTILE,
     ),
     Mutation(
-        "given sums as if counted", SHARES,
-        "    if C.SUMS_GIVEN:\n        base = before(b, req, view, policy, C)\n    return total, base",
-        "    return total, base",
+        "given sums as if counted", SCHEDULER,
+        "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n"
+        "    return total, offset",
+        "    return total, offset",
         "every row of an engine's stream that is shared out begins at 0", "sums_given and stream",
         "tests/kernel/test_sums_given.py",
     ),
     Mutation(
-        "given zero written", KERNEL,
-        "    if not C.SUMS_GIVEN:\n        tl.store(ptr + i, i * 0, mask=i == 0)",
+        "given zero written", SUMS,
+        "    if not C.INDPTR_IS_INPUT:\n        tl.store(ptr + i, i * 0, mask=i == 0)",
         "    tl.store(ptr + i, i * 0, mask=i == 0)",
         "the 0 before an engine's sums is written, which is the engine's", "test_hostile and update_trtllm",
         HOSTILE,
@@ -288,68 +292,68 @@ MUTATIONS = [
         "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
-        "id 0 lost", BLOCKS, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
+        "id 0 lost", TILES, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
         "int64_beyond",
     ),
     Mutation(
-        "huge id of the source", BLOCKS, "live & (entry.to(tl.int64) < ID_MAX)", "live",
+        "huge id of the source", TILES, "live & (entry.to(tl.int64) < ID_MAX)", "live",
         "an id's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "huge id of the source, int64 outputs", BLOCKS,
+        "huge id of the source, int64 outputs", TILES,
         "            have = have & (entry < ID_MAX)  #", "            have = have  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
-        "place in a source page lost", BLOCKS,
+        "place in a source page lost", TILES,
         "        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
-        "page of a larger page too wide", BLOCKS, "(entry <= INT32_MAX // UNITS)", "(entry <= INT32_MAX)",
+        "page of a larger page too wide", TILES, "(entry <= INT32_MAX // UNITS)", "(entry <= INT32_MAX)",
         "a page id that does not fit in int32 wraps into another one", "larger_pages",
     ),
     Mutation(
-        "huge id of a larger page", BLOCKS, "            have = have & (entry < ID_MAX)\n    else:",
+        "huge id of a larger page", TILES, "            have = have & (entry < ID_MAX)\n    else:",
         "            have = have & (entry >= 0)\n    else:",
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", BLOCKS, "page += (at + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
+        "place in a larger page", TILES, "page += (at + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
         "a block that begins inside of a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(
-        "id too wide for the output", BLOCKS, "have = have & (page <= INT32_MAX)", "have = have",
+        "id too wide for the output", TILES, "have = have & (page <= INT32_MAX)", "have = have",
         "an id past 2**31 - 1 wraps to another page", "huge_ids",
     ),
     Mutation(
-        "offence of a map hidden", BLOCKS, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
+        "offence of a map hidden", TILES, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
         "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
-        "stand-in past the row", BLOCKS, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
+        "stand-in past the row", TILES, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
         "the tail holds missing_id", "curated and fill",
     ),
     Mutation(
-        "store mask <= for <", BLOCKS, "room = j < written - done", "room = j <= written - done",
+        "store mask <= for <", TILES, "room = j < written - done", "room = j <= written - done",
         "the entry past a row is overwritten", "curated and odd",
     ),
     Mutation(
-        "whole block one short", BLOCKS, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
+        "whole block one short", TILES, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
         "if (written - done >= C.NUM_PAGE_PER_BLOCK - 1) &",
         "the entry past a row is overwritten", "whole and blocks",
     ),
     Mutation(
-        "whole block unaligned", BLOCKS, "& (out.to(tl.int64) % WIDTH == 0)", "",
+        "whole block unaligned", TILES, "& (out.to(tl.int64) % WIDTH == 0)", "",
         "16 bytes are written where a GPU faults", "whole and blocks",
     ),
     Mutation(
-        "whole block read unaligned", BLOCKS, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
+        "whole block read unaligned", TILES, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
         "16 bytes are read where a GPU faults", "whole and blocks",
     ),
     Mutation(
-        "whole block past the row's end", BLOCKS,
-        "whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < end)", "pass",
+        "whole block past the row's end", TILES,
+        "whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)", "pass",
         "a token that the row lacks is read", "whole and blocks",
     ),
     Mutation(
@@ -357,39 +361,42 @@ MUTATIONS = [
         "rows that are right are reported", "curated and odd",
     ),
     Mutation(
-        "least report lost", BLOCKS, "tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)",
-        "tl.where(bad, b * 256 + reason, worst)",
+        "least report lost", TILES,
+        "tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)",
+        "tl.where(bad, tile.b * 256 + reason, first_error)",
         "on AMD a later offence hides the first", "least_offence",
     ),
     Mutation(
-        "helper takes the wrong row", SHARES, "passed = sums <= u", "passed = sums < u",
+        "helper takes the wrong row", SCHEDULER, "passed = sums <= tile_idx", "passed = sums < tile_idx",
         "a block of a long row is given to its neighbour", "curated and skewed",
     ),
     Mutation(
-        "helper stops too soon", SHARES,
-        "again = (u + programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
-        "again = u + programs < upto",
+        "helper stops too soon", SCHEDULER,
+        "has_more = (tile_idx + num_programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
+        "has_more = tile_idx + num_programs < upto",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
-        "helper counts the first rows alone", SHARES,
+        "helper counts the first rows alone", SCHEDULER,
         "            if chunk + C.BATCH_BLOCK < req.batch:\n                upto",
-        "            if u < 0:\n                upto",
+        "            if tile_idx < 0:\n                upto",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
-        "share of a stream too small", SHARES,
-        "return u, u + each + (p < odd).to(tl.int32)", "return u, u + each",
+        "share of a stream too small", SCHEDULER,
+        "return tile_idx, tile_idx + each + (pid < odd).to(tl.int32)", "return tile_idx, tile_idx + each",
         "the blocks that do not divide evenly are never written", "curated and skewed",
     ),
     Mutation(
-        "share runs past its row", KERNEL, "stop = tl.minimum(next_block + end_u - u, stop).to(tl.int32)",
-        "stop = (next_block + end_u - u).to(tl.int32)",
+        "share runs past its row", KERNEL,
+        "row_tile_end = tl.minimum(next_idx + tile_end - tile_idx, row_tile_end).to(tl.int32)",
+        "row_tile_end = (next_idx + tile_end - tile_idx).to(tl.int32)",
         "a row after a long one is not finished", "curated and skewed",
     ),
     # The next two leave every result as it is: the interpreter's memory checker alone sees them.
     Mutation(
-        "shares overlap", SHARES, "return u, u + each + (p < odd).to(tl.int32)", "return u, u + each + 1",
+        "shares overlap", SCHEDULER, "return tile_idx, tile_idx + each + (pid < odd).to(tl.int32)",
+        "return tile_idx, tile_idx + each + 1",
         "two programs write the same words", "curated and skewed",
     ),
     Mutation(
@@ -397,51 +404,53 @@ MUTATIONS = [
         "the word past a vector's last is read", "curated and skewed",
     ),
     Mutation(
-        "stale tail of a row read", BLOCKS, "return tl.load(source, mask=live)", "return tl.load(source)",
+        "stale tail of a row read", TILES, "return tl.load(source, mask=live)", "return tl.load(source)",
         "memory past the source's last row is read", "curated and skewed",
     ),
     Mutation(
-        "row of its own begins too late", SHARES, "tl.where(i < b, items, 0)", "tl.where(i <= b, items, 0)",
+        "row of its own begins too late", SCHEDULER, "tl.where(i < b, items, 0)",
+        "tl.where(i <= b, items, 0)",
         "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
-        "stream of a helper", SHARES, "base += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
-        "base += tl.sum(items.to(tl.int64), 0)",
+        "stream of a helper", SCHEDULER, "offset += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
+        "offset += tl.sum(items.to(tl.int64), 0)",
         "a helper's block lands further on in the stream", "curated and skewed",
     ),
     Mutation(
-        "own blocks skipped", KERNEL, "more = next_block < stop", "more = next_block < stop - 1",
+        "own blocks skipped", KERNEL, "has_tile = next_idx < row_tile_end",
+        "has_tile = next_idx < row_tile_end - 1",
         "a row's last block is never written", "curated and (skewed or odd) or any_block_size",
     ),
     Mutation(
-        "prefix sums without their 0", KERNEL, "tl.store(ptr + i, i * 0, mask=i == 0)", "pass",
+        "prefix sums without their 0", SUMS, "tl.store(ptr + i, i * 0, mask=i == 0)", "pass",
         "the first row begins anywhere", "curated and token",
     ),
     Mutation(
-        "prefix sum not cut", KERNEL, "tl.minimum(upto, limit).to(tl.int32)", "upto.to(tl.int32)",
+        "prefix sum not cut", SUMS, "tl.minimum(upto, limit).to(tl.int32)", "upto.to(tl.int32)",
         "an indptr points past the stream", "curated and room",
     ),
     Mutation(
-        "empty batch", KERNEL, "for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):",
+        "empty batch", SUMS, "for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):",
         "for chunk in range(0, req.batch, C.BATCH_BLOCK):",
         "the prefix sums of nothing are stale", "curated and empty",
     ),
     Mutation(
-        "room of a row", KERNEL, "clip(view.capacity - (upto - items), 0, items)",
+        "room of a row", SUMS, "clip(view.capacity - (upto - items), 0, items)",
         "clip(view.capacity - upto, 0, items)",
         "the last row that fits has a length of 0", "curated and room",
     ),
     Mutation(
-        "cut of a stream reported too soon", KERNEL, "(items > 0) & (upto > view.capacity)",
+        "cut of a stream reported too soon", SUMS, "(items > 0) & (upto > view.capacity)",
         "(items > 0) & (upto >= view.capacity)",
         "a stream that just fits is reported", "stream_that_just_fits",
     ),
     Mutation(
-        "least last page", KERNEL, "                last = tl.maximum(last, policy.min_last)\n", "",
+        "least last page", SUMS, "                last = tl.maximum(last, policy.min_last)\n", "",
         "a padded row has a last page of no tokens", "least_last_page",
     ),
     Mutation(
-        "sums of a chunk lost", KERNEL, "            item_sum += tl.sum(items, 0)\n",
+        "sums of a chunk lost", SUMS, "            item_sum += tl.sum(items, 0)\n",
         "            item_sum = tl.sum(items, 0)\n",
         "rows past the first batch block begin too early", "curated and many",
     ),
@@ -460,8 +469,8 @@ MUTATIONS = [
         "waits_for", tier="compile",
     ),
     Mutation(
-        "a number specialised", KERNEL, "do_not_specialize=list(range(55))",
-        "do_not_specialize=list(range(8))", "serving compiles a kernel for a batch of 1",
+        "a number specialised", KERNEL, "do_not_specialize=ARGUMENTS",
+        "do_not_specialize=ARGUMENTS[:8]", "serving compiles a kernel for a batch of 1",
         "specialised", tier="compile",
     ),
 ]  # fmt: skip

@@ -189,7 +189,7 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         build = _build(at, point.form, fields, index[0])
         plan = schedule(build, row, where)
         blocks = plan.block, row.batch_block
-        key = *blocks, row.num_warps, row.early, plan.balance, plan.wide, point.size, point.form
+        key = *blocks, row.num_warps, row.early, plan.balance, plan.int64_tiles, point.size, point.form
         if key not in seen:
             seen.add(key)
             if len(seen) % jobs == number:

@@ -184,57 +184,61 @@ class Build:
         names = [name for name in OUTPUTS if not (self.sums_given and name == "kv_indptr")]
         return any(getattr(view, name) is not None for view in self.views for name in names)
 
-    def arguments(self) -> list[Any]:
-        """The kernel's arguments in its order, all but how the work is dealt out and the constexpr.
+    def arguments(self) -> dict[str, Any]:
+        """The kernel's arguments by name, all but how the work is dealt out and the constexpr.
 
         What is not asked for is None, and so no argument of the compiled kernel at all: a launch
         costs less, and the constant bank that every program reads first stays small.
         """
         source, tail, queries = self.req_to_token, self.tail_fill is not None, self.query_lens
-        wants_q = self.views[0].cu_seqlens_q is not None
-        args: list[Any] = [
-            source, source.stride(0), source.shape[0], self.max_tokens,
-            *_words(self.req_pool_indices), *_words(self.seq_lens), self.batch,
-            *_words(self.seq_lens_delta_rows), self.seq_lens_delta,
-            *_words(queries), None if queries is None else self.query_sign,
-            self.query_len if wants_q and queries is None else None,
-            *_view_arguments(self, self.views[0]), self.views[0].cu_seqlens_q,
-        ]  # fmt: skip
-        args += _view_arguments(self, self.views[1]) if len(self.views) == 2 else _NO_VIEW
-        return [
-            *args,
-            self.min_seq_len or None,
-            self.min_last_page_len if any(v.kv_last_page_len is not None for v in self.views) else None,
-            (self.tail_tile or INT32_MAX) if tail else None, self.tail_fill,
-            self.missing_id, None if self.status is None else int(self.expect_all), self.status,
-        ]  # fmt: skip
+        cu_q = self.views[0].cu_seqlens_q
+        first = _view_arguments(self, self.views[0])
+        other = _view_arguments(self, self.views[1]) if len(self.views) == 2 else dict.fromkeys(first)
+        wants_last = any(view.kv_last_page_len is not None for view in self.views)
+        return {
+            "src_ptr": source, "src_stride": source.stride(0), "src_rows": source.shape[0],
+            "src_tokens": self.max_tokens,
+            **_words("rows", self.req_pool_indices), **_words("lens", self.seq_lens), "batch": self.batch,
+            **_words("delta", self.seq_lens_delta_rows), "delta": self.seq_lens_delta,
+            **_words("query", queries), "query_sign": None if queries is None else self.query_sign,
+            "query_len": self.query_len if cu_q is not None and queries is None else None,
+            **first, "cu_q_ptr": cu_q,
+            **{second(name): value for name, value in other.items()},
+            "min_len": self.min_seq_len or None,
+            "min_last": self.min_last_page_len if wants_last else None,
+            "tail": (self.tail_tile or INT32_MAX) if tail else None, "tail_fill": self.tail_fill,
+            "missing_id": self.missing_id,
+            "expect_all": None if self.status is None else int(self.expect_all), "status_ptr": self.status,
+        }  # fmt: skip
 
 
-_NO_VIEW: list[Any] = [None] * 15
+def second(name: str) -> str:
+    """The kernel's name for the second view's argument: out2_ptr, capacity2."""
+    return f"{name[:-4]}2_ptr" if name.endswith("_ptr") else f"{name}2"
 
 
-def _words(x: Tensor | None) -> tuple[Tensor | None, int | None]:
+def _words(name: str, x: Tensor | None) -> dict[str, Any]:
     """A vector of int32 or int64 as one of int32, and how many of those an entry has.
 
     One compiled kernel reads both; nothing is copied.
     """
     import torch
 
-    if x is None:
-        return None, None
-    if x.dtype is torch.int32:
-        return x, 1
-    # a single entry may come with any stride
-    return x.as_strided(x.shape, (1,)).view(torch.int32), 2
+    step = 1
+    if x is not None and x.dtype is not torch.int32:
+        # a single entry may come with any stride
+        x, step = x.as_strided(x.shape, (1,)).view(torch.int32), 2
+    return {f"{name}_ptr": x, f"{name}_step": None if x is None else step}
 
 
-def _view_arguments(build: Build, view: View) -> list[Any]:
-    token_map, page_map, form = view.token_map, view.page_map, build.form
-    return [
-        *_words(view.kv_start), build.reach(view),
-        token_map, None if token_map is None else token_map.shape[0],
-        page_map, None if page_map is None else page_map.shape[0],
-        view.out, view.out.stride(0) if form == TABLE else 0, view.capacity(form),
-        view.cache_seqlens, view.cu_seqlens_k, view.kv_indptr, view.kv_last_page_len,
-        view.kv_start_offset,
-    ]  # fmt: skip
+def _view_arguments(build: Build, view: View) -> dict[str, Any]:
+    token_map, page_map = view.token_map, view.page_map
+    return {
+        **_words("start", view.kv_start), "window": build.reach(view),
+        "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
+        "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
+        "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,
+        "capacity": view.capacity(build.form),
+        "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
+        "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset,
+    }  # fmt: skip

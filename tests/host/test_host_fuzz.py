@@ -222,7 +222,7 @@ def test_an_int_of_a_type_of_its_own_reaches_the_kernel_as_an_int(name: str) -> 
     with launch.compile_only() as builds:
         getattr(xkv, name)(table, rows, lens, **options)
     (build,) = builds
-    numbers = [x for x in build.arguments() if not isinstance(x, torch.Tensor) and x is not None]
+    numbers = [x for x in build.arguments().values() if not isinstance(x, torch.Tensor) and x is not None]
     numbers += [build.page_size, build.source_page_size, build.map_page_size]
     assert four in numbers
     assert {type(x) for x in numbers} == {int}

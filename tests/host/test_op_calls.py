@@ -301,7 +301,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = cache.Entries()
     build = SimpleNamespace(kind="near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1))
     recorded = SimpleNamespace(
-        fast_path=True, schedule=SimpleNamespace(balance=False, wide=False), row=None, first=0
+        fast_path=True, schedule=SimpleNamespace(balance=False, int64_tiles=False), row=None, first=0
     )
     for n in range(3 * cache.MOST_ENTRIES):
         assert entries.made(n, build, recorded, (), ()) is not None

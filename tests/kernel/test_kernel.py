@@ -141,6 +141,6 @@ def test_twice_the_same(device: str) -> None:
 def test_blocks_counted_in_int64(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where batch times width passes 2**31 blocks, which no test has the memory for."""
     plain = launch.schedule
-    monkeypatch.setattr(launch, "schedule", lambda *args: plain(*args)._replace(wide=True))
+    monkeypatch.setattr(launch, "schedule", lambda *args: plain(*args)._replace(int64_tiles=True))
     for form in (TABLE, CSR):
         check(make(CASES["skewed"], form, 16, 1, torch.int32, device), ROWS[1], device)

@@ -54,20 +54,20 @@ def test_an_entry_too_many_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_input_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = entry.load_block
+    plain = entry.load_entries
 
-    def load_block(block: Any, row: Any, first: Any, end: Any, items: Any, req: Any, *rest: Any) -> Any:
+    def load_entries(idx: Any, row: Any, req: Any, *rest: Any) -> Any:
         tl.store(req.lens_ptr, 0)
-        return plain(block, row, first, end, items, req, *rest)
+        return plain(idx, row, req, *rest)
 
-    monkeypatch.setattr(entry, "load_block", load_block)
+    monkeypatch.setattr(entry, "load_entries", load_entries)
     with pytest.raises(Exception, match=r"write byte \d+ of lens_ptr "):
         launch.launch(csr(), ROWS[0], xkv.platform("cpu"))
 
 
 def test_two_programs_write_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them write all that is shared out: the same words, so that no comparison sees it."""
-    monkeypatch.setattr(entry, "run_of", lambda p, programs, total: (total * 0, total))
+    monkeypatch.setattr(entry, "split_evenly", lambda pid, programs, tiles: (tiles * 0, tiles))
     with pytest.raises(AssertionError, match="written twice in one launch"):
         check(csr(), ROWS[0], "cpu")
 
@@ -130,7 +130,7 @@ def test_rows_that_claim_one_word() -> None:
 
 
 def test_words_that_one_row_claims_may_not_be_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "run_of", lambda p, programs, total: (total * 0, total))
+    monkeypatch.setattr(entry, "split_evenly", lambda pid, programs, tiles: (tiles * 0, tiles))
     with pytest.raises(AssertionError, match="written twice in one launch"):
         launch.launch(given_sums([0, 290], [300, 400]), ROWS[0], xkv.platform("cpu"))
 

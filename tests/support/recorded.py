@@ -54,8 +54,8 @@ def arguments(build: Any) -> list[Any]:
     """The call of a build that nothing is remembered of."""
     where = platform(build.req_to_token.device)
     plan = schedule(build, launch.tuned(build, where), where)
-    values = [x if x is None or type(x) is int else x.data_ptr() for x in build.arguments()]
-    return [*plan.grid, *values, plan.direct]
+    values = [x if x is None or type(x) is int else x.data_ptr() for x in compile.arguments(build, plan)]
+    return [*plan.grid, *values]
 
 
 def value(call: list[Any], name: str) -> Any:

@@ -39,12 +39,12 @@ class Config(str):
     NUM_PAGE_PER_BLOCK: int
     BATCH_BLOCK: int
     BALANCE: bool
-    WIDE: bool
-    OVERLAP: bool
-    EARLY: bool
-    REPORT_ONCE: bool
-    SUMS_GIVEN: bool
-    LANE_16: bool
+    INT64_TILES: bool
+    USE_PDL: bool
+    PDL_TRIGGER_EARLY: bool
+    REDUCE_STATUS: bool
+    INDPTR_IS_INPUT: bool
+    VEC_16B: bool
     WINDOW_IS_PREFIX_ONLY: bool
     STARTS_ARE_ALIGNED: bool
 
@@ -122,8 +122,26 @@ class Row(NamedTuple):
     reason: Any
 
 
+class Tile(NamedTuple):
+    """A tile whose loads are issued: what the main loop carries from the load to the store.
+
+    Attributes:
+        b: the row of the batch.
+        idx: which tile of the row.
+        row: what the row shows.
+        entries: the source entries, a vector of NUM_PAGE_PER_BLOCK.
+        row_offset: items of all rows before it, where the row begins in a stream; 0 in tables.
+    """
+
+    b: Any
+    idx: Any
+    row: Row
+    entries: Any
+    row_offset: Any
+
+
 class Policy(NamedTuple):
-    """What stands in where no id is, where offences go, and the blocks of each row that are its own."""
+    """What stands in where no id is, where errors are reported, and the tiles of a row that are its own."""
 
     min_len: Any
     min_last: Any
@@ -132,4 +150,14 @@ class Policy(NamedTuple):
     missing_id: Any
     expect_all: Any
     status_ptr: Any
-    direct: Any
+    own_tiles: Any
+
+
+# The kernel's arguments but for the last, C, in their order. The kernel's own text repeats it, since Triton
+# specializes what comes in a tuple; the host goes by name.
+ARGUMENTS = (
+    *Request._fields,
+    *View._fields,
+    *map(params.second, View._fields[:-1]),  # cu_q_ptr is the batch's: the first view alone has it
+    *Policy._fields,
+)

@@ -47,21 +47,21 @@ def report(policy, b, reason, mask, C: tl.constexpr):
     if policy.status_ptr is not None:
         mask = mask & (reason > 0)
         word = b * 256 + reason  # less than 2**25, as batches are less than 2**17
-        if C.REPORT_ONCE:
-            report_least(policy, tl.where(mask, word, INT32_MAX))
+        if C.REDUCE_STATUS:
+            report_first(policy, tl.where(mask, word, INT32_MAX))
         else:
             tl.atomic_min(policy.status_ptr + word * 0, word.to(tl.int64), mask=mask, sem="relaxed")
 
 
 @triton.jit
-def report_least(policy, words):
+def report_first(policy, words):
     """One atomic for all lanes: with one each, AMD's back end makes a reduction of its own of them."""
     least = tl.min(words, 0)
     tl.atomic_min(policy.status_ptr, least.to(tl.int64), mask=least < INT32_MAX, sem="relaxed")
 
 
 @triton.jit
-def describe(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
+def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
     """The `Row` b of the batch (a scalar or a vector).
 
     TRUSTED: the source row is not looked at, and what has none keeps its items.
@@ -139,8 +139,8 @@ def written_entries(b, items, req, view, policy, C: tl.constexpr):
 
 
 @triton.jit
-def row_blocks(b, items, req, view, policy, C: tl.constexpr):
-    """Blocks of a row, those of its tail's fill included."""
+def row_tiles(b, items, req, view, policy, C: tl.constexpr):
+    """Tiles of a row, those of its tail's fill included."""
     if C.FORM == TABLE:
         items = written_entries(b, items, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
@@ -148,20 +148,20 @@ def row_blocks(b, items, req, view, policy, C: tl.constexpr):
 
 
 @triton.jit
-def blocks_left(b, items, req, view, policy, C: tl.constexpr):
-    """Blocks of a row that the direct pass leaves."""
-    return tl.maximum(row_blocks(b, items, req, view, policy, C) - policy.direct, 0)
+def tiles_left(b, items, req, view, policy, C: tl.constexpr):
+    """Tiles of a row that its own programs leave."""
+    return tl.maximum(row_tiles(b, items, req, view, policy, C) - policy.own_tiles, 0)
 
 
 @triton.jit
-def before(b, req, view, policy, C: tl.constexpr):
-    """Items of all rows before b: where row b begins in the stream. 0 in tables."""
+def row_offset(b, req, view, policy, C: tl.constexpr):
+    """Exclusive prefix sum of the items: where row b begins in the stream. 0 in tables."""
     total = req.batch.to(tl.int64) * 0
-    if C.FORM != TABLE and C.SUMS_GIVEN:
+    if C.FORM != TABLE and C.INDPTR_IS_INPUT:
         total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)
     elif C.FORM != TABLE:
         for chunk in range(0, tl.minimum(b, req.batch), C.BATCH_BLOCK):
             i = chunk + tl.arange(0, C.BATCH_BLOCK)
-            rows = describe(i, i < tl.minimum(b, req.batch), req, view, policy, C)
+            rows = load_row(i, i < tl.minimum(b, req.batch), req, view, policy, C)
             total += tl.sum(rows.items.to(tl.int64), 0)
     return total

@@ -1,4 +1,4 @@
-"""The kernel's blocks: reading the entries of one block of a row, and writing its ids."""
+"""A tile of one row: its source entries are loaded, translated to ids, and stored."""
 
 import triton
 import triton.language as tl
@@ -18,15 +18,15 @@ def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _where(block, first, end, items, policy, C: tl.constexpr):
-    """The block's first token, its items, and which of them the row has a token for."""
-    done = block * C.NUM_PAGE_PER_BLOCK
+def _tile_items(idx, row, policy, C: tl.constexpr):
+    """The tile's first token, its items, and which of them the row has a token for."""
+    done = idx * C.NUM_PAGE_PER_BLOCK
     # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
-    at = first + done * C.PAGE_SIZE
+    at = row.first + done * C.PAGE_SIZE
     j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-    live = j < items - done
+    live = j < row.items - done
     if C.FORM == SLOTS or policy.min_len is not None:  # items may stand for tokens that the row lacks
-        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < end)
+        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < row.end)
     return at, j, live
 
 
@@ -37,19 +37,19 @@ def _lane_bytes(this, other):
 
 
 @triton.jit
-def load_block(block, row, first, end, items, req, view, policy, C: tl.constexpr):
-    """Reads one block of a row's source entries; -1 where the row has no token."""
-    at, j, live = _where(block, first, end, items, policy, C)
-    src_row = req.src_ptr + row.to(tl.int64) * req.src_stride
+def load_entries(idx, row, req, view, policy, C: tl.constexpr):
+    """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
+    at, j, live = _tile_items(idx, row, policy, C)
+    src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
         source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
-    if C.LANE_16:
+    if C.VEC_16B:
         begin = src_row + at // C.SOURCE_PAGE_SIZE
-        whole = items - block * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
+        whole = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
         if C.FORM == SLOTS or policy.min_len is not None:
-            whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < end)
+            whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)
         WIDTH: tl.constexpr = _lane_bytes(req.src_ptr.dtype.element_ty, view.out_ptr.dtype.element_ty)
         if whole & (begin.to(tl.int64) % WIDTH == 0):
             entry = tl.load(tl.multiple_of(begin, WIDTH) + j)
@@ -63,22 +63,23 @@ def load_block(block, row, first, end, items, req, view, policy, C: tl.constexpr
 
 
 @triton.jit
-def store_block(b, block, base, first, end, items, entry, worst, req, view, policy, C: tl.constexpr):
-    """Writes one block of row b; ``base`` counts the items of the rows before it in the stream.
+def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
+    """Translates a tile's entries and stores the ids.
 
-    Returns ``worst``, the least word to report at each place, with this block's.
+    Returns ``first_error``, the smallest status word so far of each lane, with this tile's.
     """
-    at, j, live = _where(block, first, end, items, policy, C)
-    done = block * C.NUM_PAGE_PER_BLOCK
+    at, j, live = _tile_items(tile.idx, tile.row, policy, C)
+    done = tile.idx * C.NUM_PAGE_PER_BLOCK
+    entry, items = tile.entries, tile.row.items
     written = items
     if C.FORM == TABLE:
-        out_row = view.out_ptr + b * view.out_stride.to(tl.int64)
-        written = written_entries(b, items, req, view, policy, C)
+        out_row = view.out_ptr + tile.b * view.out_stride.to(tl.int64)
+        written = written_entries(tile.b, items, req, view, policy, C)
     else:
-        out_row = view.out_ptr + base
-        items = clip(view.capacity - base, 0, items).to(tl.int32)
-        if C.SUMS_GIVEN:
-            items = tl.where(base < 0, 0, items)  # nobody vouches for what was given
+        out_row = view.out_ptr + tile.row_offset
+        items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)
+        if C.INDPTR_IS_INPUT:
+            items = tl.where(tile.row_offset < 0, 0, items)  # nobody vouches for what was given
         written = items
         live = live & (j < items - done)
     have = entry >= 0
@@ -111,17 +112,17 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
     if policy.status_ptr is not None:
         bad = live & ~have & (outside | (policy.expect_all != 0))
         reason = tl.where(outside, BAD_MAP, BAD_ID)
-        if C.REPORT_ONCE:
-            worst = tl.where(bad, tl.minimum(worst, b * 256 + reason), worst)
+        if C.REDUCE_STATUS:
+            first_error = tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)
         else:
-            report(policy, b + j * 0, reason, bad, C)
+            report(policy, tile.b + j * 0, reason, bad, C)
     stand_in = policy.missing_id
     if C.TAIL:
         stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     out = out_row + done
     room = j < written - done
-    if C.LANE_16:
+    if C.VEC_16B:
         WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
         if (written - done >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
             tl.store(tl.multiple_of(out, WIDTH) + j, value)
@@ -129,4 +130,4 @@ def store_block(b, block, base, first, end, items, entry, worst, req, view, poli
             tl.store(out + j, value, mask=room)
     else:
         tl.store(out + j, value, mask=room)
-    return worst
+    return first_error

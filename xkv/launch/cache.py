@@ -40,7 +40,7 @@ class CacheEntry:
         self._kind, self._sums, self._views = build.kind, build.writes_sums, len(build.views)
         self._where = platform(build.req_to_token.device)
         self._host_inputs = memory.inputs_on_host(build)
-        self._names = (*pointers, *sizes, "direct")
+        self._names = (*pointers, *sizes, "own_tiles")
         self._at: list[int] = []
         self._compiled: dict[Any, CompiledLaunch] = {}
         self._dealt: dict[tuple[int, int], Any] = {}
@@ -52,18 +52,18 @@ class CacheEntry:
             plan = compiled.schedule
             self._at = [compiled.first + compile.positions()[name] for name in self._names]
             # last, as a call may be interrupted
-            self._compiled[compiled.row, plan.balance, plan.wide] = compiled
+            self._compiled[compiled.row, plan.balance, plan.int64_tiles] = compiled
 
     def _deal(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
-        """Deals out work of these sizes: the grid, direct tiles and kernel; None: not compiled yet."""
+        """Deals out work of these sizes: the grid, own tiles and kernel; None: not compiled yet."""
         row = dispatch.tuning_row(self._where, self._kind, batch)
         plan = deal(batch, row_items, self._sums, self._views, row, self._where, self._host_inputs)
-        compiled = self._compiled.get((row, plan.balance, plan.wide))
+        compiled = self._compiled.get((row, plan.balance, plan.int64_tiles))
         if compiled is None:
             return None
         if len(self._dealt) >= _MOST:
             self._dealt.clear()
-        found = self._dealt[batch, row_items] = plan.grid, plan.direct, compiled
+        found = self._dealt[batch, row_items] = plan.grid, plan.own_tiles, compiled
         return found
 
     def launch(self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int) -> bool:
@@ -89,8 +89,8 @@ class CacheEntry:
         found = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
         if found is None:
             return None
-        grid, direct, compiled = found
-        return compiled.filled(self._at, (*pointers, *sizes, direct), grid)[0], compiled
+        grid, own_tiles, compiled = found
+        return compiled.filled(self._at, (*pointers, *sizes, own_tiles), grid)[0], compiled
 
     def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
         """Returns a call of this batch, its arguments, and what launches it; the same ones every time.
@@ -102,10 +102,10 @@ class CacheEntry:
             dealt = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
             if dealt is None:
                 return None
-            grid, direct, compiled = dealt
+            grid, own_tiles, compiled = dealt
             if len(self._prepared) >= _MOST:
                 self._prepared.clear()
-            call, args = compiled.filled(self._at, (batch, direct), grid)
+            call, args = compiled.filled(self._at, (batch, own_tiles), grid)
             found = self._prepared[batch] = call, args, compiled
         return found
 

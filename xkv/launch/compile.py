@@ -50,7 +50,7 @@ def warm(build: Build, max_batch: int | None) -> int:
         where = platform(build.req_to_token.device)
         for row, plan in _ways(build, where, max_batch):
             fields = config(build, row, plan, where)
-            compiled(device, fields, options(row, where), [*build.arguments(), plan.direct])
+            compiled(device, fields, options(row, where), arguments(build, plan))
     return len(_compiled) - before
 
 
@@ -98,16 +98,16 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.wide,
+        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.int64_tiles,
         overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
-        lane_16(build, where),
+        vec_16b(build, where),
         # each only where it makes a difference, so that other builds share a kernel
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
     )  # fmt: skip
 
 
-def lane_16(build: Build, where: Platform) -> bool:
+def vec_16b(build: Build, where: Platform) -> bool:
     """Whether lanes take 16 bytes at a time of entries that lie side by side, where a block allows it.
 
     Not on NVIDIA's GPUs where offences are to be reported, lane by lane as they come: the lanes' entries then
@@ -135,6 +135,13 @@ def _config(*fields: Any) -> Any:
     from ..kernel.entry import Config
 
     return Config(*fields)
+
+
+def arguments(build: Build, plan: Schedule) -> list[Any]:
+    """The kernel's arguments in its order, all but the constexpr."""
+    values = build.arguments()
+    values["own_tiles"] = plan.own_tiles
+    return [values[name] for name in xkv_kernel().arg_names[:-1]]
 
 
 @functools.cache

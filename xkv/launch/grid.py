@@ -17,17 +17,17 @@ class Schedule(NamedTuple):
 
     Attributes:
         grid: rows and perhaps one for the sums, programs a row, views.
-        block: items of a block, NUM_PAGE_PER_BLOCK.
-        direct: blocks of a row, at most, that its own programs write.
-        balance: whether rows may have more blocks, which are then dealt out over all programs.
-        wide: whether counting those takes int64.
+        block: items of a tile, NUM_PAGE_PER_BLOCK.
+        own_tiles: tiles of a row, at most, that its own programs write.
+        balance: whether rows may have more tiles: a second phase then deals them out over all programs.
+        int64_tiles: whether counting those takes int64.
     """
 
     grid: tuple[int, int, int]
     block: int
-    direct: int
+    own_tiles: int
     balance: bool
-    wide: bool
+    int64_tiles: bool
 
 
 def schedule(build: Build, row: Tuning, where: Platform, batch: int | None = None) -> Schedule:
@@ -73,18 +73,18 @@ def deal(
     programs = min(max(units * row.programs_per_cu // rows, 1), blocks, GRID_Y_MAX)
     if host_inputs:
         programs = min(max(units // rows, 1), programs)
-    direct = blocks
+    own_tiles = blocks
     balance = blocks > programs * row.blocks_per_program and not host_inputs
     if balance:
         block = row.balanced_block
         blocks = max(-(-row_items // block), 1)
         programs = min(max(units * row.balanced_per_cu // rows, 1), blocks, GRID_Y_MAX)
-        direct = programs * row.balanced_blocks
-    wide = balance and batch * blocks + rows * programs > INT32_MAX
-    return Schedule((rows, programs, views), block, direct, balance, wide)
+        own_tiles = programs * row.balanced_blocks
+    int64_tiles = balance and batch * blocks + rows * programs > INT32_MAX
+    return Schedule((rows, programs, views), block, own_tiles, balance, int64_tiles)
 
 
 def reschedule(plan: Schedule, row: Tuning, balance: bool) -> Schedule:
     """The same with or without balance, as another width would have it: for what is compiled alone."""
     block = row.balanced_block if balance else row.num_page_per_block
-    return plan._replace(block=block, balance=balance, wide=plan.wide and balance)
+    return plan._replace(block=block, balance=balance, int64_tiles=plan.int64_tiles and balance)

@@ -143,7 +143,7 @@ class CompiledLaunch:
             kernel[grid](*tensors, self._config, **self._options)
 
     def _tensors(self, build: Build) -> list[Any]:
-        return [*build.arguments(), self.schedule.direct]
+        return compile.arguments(build, self.schedule)
 
 
 @contextmanager
