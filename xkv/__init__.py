@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
     from .platforms.detect import Platform, UnsupportedPlatformError, platform
     from .platforms.specs import BackendSpec
+    from .precompile import warmup
     from .status import Offence, Reason, Status, StatusError
-    from .warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Reason": ".status",
     "Status": ".status",
     "StatusError": ".status",
-    "warmup": ".warmup",
+    "warmup": ".precompile",
 }
 
 __all__ = [

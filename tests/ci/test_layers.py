@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import xkv
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A room is a file or a folder of xkv/. It imports from itself and from rooms of lower levels: of lines above.
@@ -19,7 +21,7 @@ LEVELS = (
     ("arguments", "dispatch", "kernel", "reference", "torch_library"),
     ("launch", "outputs"),
     ("metadata", "ops"),
-    ("warmup",),
+    ("precompile",),
     ("__init__",),
     ("integrations",),
     ("cli",),
@@ -102,6 +104,11 @@ def upwards(graph: dict[str, set[str]]) -> list[str]:
 def test_every_room_has_a_level() -> None:
     assert set(LEVEL_OF) == set(map(room_of, FILES))
     assert len(LEVEL_OF) == sum(map(len, LEVELS))
+
+
+def test_no_public_name_is_a_module_s_too() -> None:
+    """Whoever imports that module puts it in the name's place."""
+    assert not {room_of(module) for module in FILES} & set(xkv.__all__)
 
 
 def test_no_import_runs_upwards() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import ops
 from ...metadata.builder import MetadataBuilder
-from ...warmup import warmup
+from ...precompile import warmup
 from . import contenders
 from .inputs import Inputs
 from .records import OURS, SEED
