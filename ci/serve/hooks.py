@@ -112,11 +112,12 @@ def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
             self.called = True
             return own(*args, **kwargs)
 
+    original = Original()
+    made = row.made(original)  # once, as in an engine without this: its time is no part of a call's
+
     @functools.wraps(own)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        original = Original()
-        made = row.made(original)
-        original.called = False  # while it was made, no call was handed back
+        original.called = False  # also by what was made of it
         result = made(*args, **kwargs)
         book.count(row.name, "handed back" if original.called else "served")
         return result

@@ -95,17 +95,23 @@ def test_an_empty_batch_and_a_grid_that_is_a_function(engine: Path) -> None:
     assert ran == [grid]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: what is launched is what would be launched if nothing were remembered."""
-    launched: list[list[Any]] = []
+def recording(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Build], list[list[Any]]]:
+    """What is built from now on, and what is launched of what is remembered."""
     built: list[Build] = []
+    launched: list[list[Any]] = []
 
     def run(build: Build) -> Recorded:
         built.append(build)
         return Recorded(build, launched)
 
     monkeypatch.setattr(planned.launch, "run", run)
+    return built, launched
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what is launched is what would be launched if nothing were remembered."""
+    built, launched = recording(monkeypatch)
     rng, launch = random.Random(f"{name} 2"), getattr(kernels, name)
     every = (kernels.tables, kernels.streams, kernels.metadata)
     for x in every:
@@ -134,14 +140,7 @@ def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.
 
 def test_a_call_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tensors: measured no more. Others at the same addresses are."""
-    launched: list[list[Any]] = []
-    builds: list[Build] = []
-
-    def run(build: Build) -> Recorded:
-        builds.append(build)
-        return Recorded(build, launched)
-
-    monkeypatch.setattr(planned.launch, "run", run)
+    builds, launched = recording(monkeypatch)
     tables, measured = kernels.tables, []
     sizes = tables._sizes
     monkeypatch.setattr(tables, "_sizes", lambda *given: measured.append(given) or sizes(*given))
