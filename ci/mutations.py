@@ -278,6 +278,27 @@ MUTATIONS = [
         "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
+        "end of page indices", VLLM,
+        "end = _inside(tl.load(sums_ptr + b + 1).to(tl.int64), capacity)",
+        "end = tl.load(sums_ptr + b + 1).to(tl.int64)",
+        "sums of vLLM's past the page indices write after the buffer", "copy_page_indices",
+        "tests/engines/test_vllm_hostile.py",
+    ),
+    Mutation(
+        "start of page indices", VLLM,
+        "count = tl.where(given < 0, 0, tl.minimum(end - begin, width))",
+        "count = tl.minimum(end - begin, width)",
+        "a row that begins before the page indices is written from their first on", "copy_page_indices",
+        "tests/engines/test_vllm_hostile.py",
+    ),
+    Mutation(
+        "width of page indices", VLLM,
+        "count = tl.where(given < 0, 0, tl.minimum(end - begin, width))",
+        "count = tl.where(given < 0, 0, end - begin)",
+        "a row of page indices takes the next request's blocks", "copy_page_indices",
+        "tests/engines/test_vllm_hostile.py",
+    ),
+    Mutation(
         "vLLM's freed blocks", VLLM,
         "tl.store(dst + column, tl.where(column >= first, ids, 0), mask=column < end)",
         "tl.store(dst + column, ids, mask=column < end)",

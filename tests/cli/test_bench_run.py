@@ -233,6 +233,6 @@ def test_on_the_gpu(tmp_path: Path) -> None:
         assert (SEED in point["us"] or TOKENS in point["us"]) == bool(PEERS)
     assert report["setting"]["copy_gb_s"] > 0
     assert min(row["min"] for row in report["host"]) > 0
-    assert report["compiles"]["kernel.xkv_build"] >= 1
+    assert report["compiles"]["entry.xkv_build"] >= 1
     assert report["widths"][-1]["name"] == OURS
     assert report["widths"][-1]["compiles"] <= 2

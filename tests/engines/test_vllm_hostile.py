@@ -18,7 +18,7 @@ from conftest import GPUS
 from test_vllm_kernels import ints, pointers
 
 from xkv.cli.check import wild
-from xkv.integrations.vllm import step, tables
+from xkv.integrations.vllm import indices, step, tables
 
 pytestmark = pytest.mark.kernel
 
@@ -131,6 +131,26 @@ def test_slot_mappings_of_groups(heat: float, device: str) -> None:
 
             found = slots_of(at, positions, room, slot, at[-1])
             want |= {g * room + token: values for token, values in found.items()}
+        assert_written(out, want)
+
+
+@pytest.mark.parametrize("heat", [0, 0.2, 1])
+def test_copy_page_indices(heat: float, device: str) -> None:
+    """FlashInfer's: an entry that two rows claim has the page of one of them."""
+    rng = random.Random(f"pages {heat}")
+    for _ in range(CASES):
+        batch, width, room = rng.randint(1, 5), rng.choice([1, 9, 2500]), rng.choice([1, 9, 3000])
+        table = torch.randint(1 << 20, (batch, width), dtype=I32)
+        at, dtype = starts(rng, batch, room, heat)
+        out = guarded_1d(room, I32, device)
+        assert indices.copy_page_indices(
+            (batch,), out, table.to(device), width, ints(at, device, dtype), 1024
+        )
+        want: dict[int, set[int]] = {}
+        for b, row in enumerate(table.tolist()):
+            end = min(at[b + 1], room, at[b] + width)
+            for entry in range(at[b], end if at[b] >= 0 else at[b]):
+                want.setdefault(entry, set()).add(row[entry - at[b]])
         assert_written(out, want)
 
 

@@ -91,12 +91,38 @@ def test_page_indices_leave_what_they_cannot_say(device: str) -> None:
     assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 48, 1024)
     assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 1, 1024, CLAMP_TAIL=True)
     assert not indices.expand_page_indices((2,), out, table, 2, 2, sums, sums, 1, 1024)
+    assert not indices.expand_page_indices((2,), out, table, 3, 1, sums, sums, 1, 1024)
+    assert not indices.expand_page_indices((3,), out, table, 2, 1, sums, sums, 1, 1024)
+    assert not indices.expand_page_indices((2,), out, table.float(), 2, 1, sums, sums, 1, 1024)
     assert not indices.copy_page_indices((2,), out, table, 3, sums, 1024)
     assert not indices.copy_page_indices((3,), out, table, 2, sums, 1024)
-    assert not indices.copy_page_indices((2,), out, table.float(), 2, sums, 1024)
+    assert not indices.copy_page_indices((2,), out, table, 2, sums[:2], 1024)
     assert (whole(out) == SENTINEL).all()
     assert indices.copy_page_indices((2,), out, table, 2, sums, 1024)
     assert out.tolist() == [1, 2, 3, SENTINEL]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("dtype", [I32, I64])
+def test_page_indices_stay_within_the_buffer_and_the_row(device: str, dtype: torch.dtype) -> None:
+    """Rows of many tiles in several parts; sums that fall, are negative, or lie past the end."""
+    width = 20000
+    table = torch.randint(1 << 20, (5, width), dtype=I32, device=device)
+    far = 2**31 - 1 if dtype is I32 else 2**63 - 1
+    for sums in (
+        [0, 3, 17003, 17003, 17503, 17504], [0, width, width + 9, width + 9, 3 * width, 3 * width + 1],
+        [5, 2, -1, 9, far, 4], [-far, far, -far, 100, 60000, far], [far, far, far, far, 0, 3],
+    ):  # fmt: skip
+        out = guarded_1d(60000, I32, device)
+        want = [SENTINEL] * 60000
+        for b in range(5):
+            begin, end = min(sums[b], 60000), max(min(sums[b + 1], 60000), 0)
+            if begin >= 0 and end > begin:
+                count = min(end - begin, width)
+                want[begin : begin + count] = table[b, :count].tolist()
+        assert indices.copy_page_indices((5,), out, table, width, ints(sums, device, dtype), 1024)
+        assert out.tolist() == want, sums
+        assert (whole(out) == SENTINEL).sum() == want.count(SENTINEL) + 48
 
 
 def test_page_indices_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +137,16 @@ def test_page_indices_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         batch, width, stride = rng.randint(1, 40), rng.randint(1, 6000), rng.randint(0, 5)
         table = torch.zeros(batch + rng.randint(0, 3), width + stride, dtype=I32)[:, :width]
         sums, out = torch.zeros(batch + 1, dtype=I32), torch.zeros(rng.randint(1, 9000), dtype=I32)
-        call = ((batch,), on_gpu(out), on_gpu(table), width + stride, on_gpu(sums), 1024)
+        size = rng.choice([1, 16])
+        sources = on_gpu(table), width + stride, 1, on_gpu(sums), None
+        call = ((batch,), on_gpu(out), *sources, size, 1024)
         count = len(built)
-        assert indices.copy_page_indices(*call)
+        assert indices.expand_page_indices(*call)
         if len(built) > count:
             continue
         with monkeypatch.context() as patch:
             patch.setattr(indices.Entries, "get", lambda *_: None)
-            assert indices.copy_page_indices(*call)
+            assert indices.expand_page_indices(*call)
         assert launched[-1] == arguments(built[-1])
         fast += 1
     indices.forget()
@@ -158,19 +186,24 @@ def slots_arguments(groups: bool, number: int) -> tuple[Any, ...]:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("variant", ["window", "gather", "v1", "v1 cp", "v2", "v2 cp"])
+@pytest.mark.parametrize("variant", ["window", "gather", "pages", "v1", "v1 cp", "v2", "v2 cp"])
 def test_one_machine_code_serves_every_number(arch: str, variant: str) -> None:
     """1, multiples of 16 and what needs int64 are the same kernel: nothing compiles while serving."""
     where = GPUS[arch]
     need(where)
     first, _, second = variant.partition(" ")
     made = []
-    kernel = kernels.slot_mappings if first in ("v1", "v2") else kernels.gather_block_tables
+    kernel = {
+        "window": kernels.gather_block_tables, "gather": kernels.gather_block_tables,
+        "pages": kernels.copy_page_indices, "v1": kernels.slot_mappings, "v2": kernels.slot_mappings,
+    }[first]  # fmt: skip
     with plugged(kernel, where):
         for number in (1, 16, 7, 2**40 + 3):
             if kernel is kernels.slot_mappings:
                 constexprs: tuple[Any, ...] = (first == "v2", second == "cp", -1, 1024)
                 args = slots_arguments(first == "v2", number)
+            elif kernel is kernels.copy_page_indices:
+                constexprs, args = indices.PAGES_CONSTEXPRS, (I32, I32, I32, number, number, number)
             else:
                 constexprs = (first == "window", 2048)
                 args = (I32, torch.uint64, torch.uint64, I64, I32, I32, I32, I32, number, number)

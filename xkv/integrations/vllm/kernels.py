@@ -65,6 +65,33 @@ def _gather_row(
         tl.store(dst + column, ids, mask=column < end)
 
 
+@triton.jit(do_not_specialize=list(range(6)))
+def copy_page_indices(
+    out_ptr, table_ptr, sums_ptr, stride: "i64", width: "i64", capacity: "i64", BLOCK: tl.constexpr
+):
+    """The first ``sums[b + 1] - sums[b]`` blocks of row b, from ``out[sums[b]]`` on; grid (rows, parts).
+
+    A row's first entries are read before its sums have come. None is longer than its width, and nothing is
+    written outside of the ``capacity`` entries.
+    """
+    b, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    start = part.to(tl.int64) * BLOCK
+    src = table_ptr + b.to(tl.int64) * stride
+    column = start + tl.arange(0, BLOCK)
+    ids = tl.load(src + column, mask=(part == 0) & (column < width), other=0)
+    given = tl.load(sums_ptr + b).to(tl.int64)
+    begin = _inside(given, capacity)
+    end = _inside(tl.load(sums_ptr + b + 1).to(tl.int64), capacity)
+    count = tl.where(given < 0, 0, tl.minimum(end - begin, width))
+    tl.store(out_ptr + begin + column, ids, mask=(part == 0) & (column < count))
+    if part == 0:
+        start += parts * BLOCK
+    for at in range(start, count, parts * BLOCK):
+        column = at + tl.arange(0, BLOCK)
+        ids = tl.load(src + column, mask=column < count, other=0)
+        tl.store(out_ptr + begin + column, ids, mask=column < count)
+
+
 @triton.jit(do_not_specialize=list(range(17)))
 def slot_mappings(
     out_ptr, rows_ptr, starts_ptr, positions_ptr, tables_ptr, widths_ptr, block_sizes_ptr, enabled_ptr,

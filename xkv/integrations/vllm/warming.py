@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ...launch import compile
 from .. import replacing
 from . import indices, step, tables
 from .launching import served
@@ -80,4 +79,5 @@ def page_indices(runner: Any) -> None:
     """FlashInfer's page indices, at any batch and width."""
     kernel = getattr(sys.modules.get(_FLASHINFER), "_copy_page_indices_kernel", None)
     if kernel is not None and replacing.replaced(kernel) and runner.device.type == "cuda":
-        compile.warm(indices.example(runner.device, _I32, _I32, _I32, 1), None)
+        device = torch.empty(0, device=runner.device).get_device()  # of a device without a number, too
+        indices.pages.prepare(device, (_I32, _I32, _I32), 3, indices.PAGES_CONSTEXPRS)
