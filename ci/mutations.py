@@ -127,7 +127,7 @@ MUTATIONS = [
         "a negative kv_start reads before the row", "curated and start",
     ),
     Mutation(
-        "offence of a start off by one", ROWS, "(wanted > tl.maximum(length, 0))",
+        "violation of a start off by one", ROWS, "(wanted > tl.maximum(length, 0))",
         "(wanted >= tl.maximum(length, 0))",
         "a chunk that begins at the row's end is reported", "curated and start",
     ),
@@ -146,7 +146,8 @@ MUTATIONS = [
         "a long row runs over into the next row of the table", "curated and room",
     ),
     Mutation(
-        "cut reported too soon", ROWS, "(items > view.capacity), CUT", "(items >= view.capacity), CUT",
+        "cut reported too soon", ROWS,
+        "(items > view.capacity), TRUNCATED", "(items >= view.capacity), TRUNCATED",
         "a row that just fits is reported", "curated and (boundaries or token)",
     ),
     Mutation(
@@ -348,11 +349,12 @@ MUTATIONS = [
         "an id past 2**31 - 1 wraps to another page", "huge_ids",
     ),
     Mutation(
-        "offence of a map hidden", TILES, "(outside | (policy.expect_all != 0))", "(policy.expect_all != 0)",
+        "violation of a map hidden", TILES,
+        "(outside | (policy.report_missing != 0))", "(policy.report_missing != 0)",
         "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
-        "stand-in past the row", TILES, "tl.where(j < items - done, stand_in, policy.tail_fill)", "stand_in",
+        "stand-in past the row", TILES, "tl.where(j < items - done, stand_in, policy.pad_value)", "stand_in",
         "the tail holds missing_id", "curated and fill",
     ),
     Mutation(
@@ -378,14 +380,14 @@ MUTATIONS = [
         "a token that the row lacks is read", "whole and blocks",
     ),
     Mutation(
-        "offence of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
+        "violation of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
         "rows that are right are reported", "curated and odd",
     ),
     Mutation(
         "least report lost", TILES,
         "tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)",
         "tl.where(bad, tile.b * 256 + reason, first_error)",
-        "on AMD a later offence hides the first", "least_offence",
+        "on AMD a later violation hides the first", "least_violation",
     ),
     Mutation(
         "helper takes the wrong row", SCHEDULER, "passed = sums <= tile_idx", "passed = sums < tile_idx",

@@ -41,7 +41,7 @@ for step in range(4):
 
     # -1 past the last slot, as vLLM pads its graphs
     xkv.build_slot_mapping(
-        block_table, rows, seq_lens, query_lens, source_page_size=BLOCK, out=slot_mapping, tail_fill=-1
+        block_table, rows, seq_lens, query_lens, source_page_size=BLOCK, out=slot_mapping, pad_value=-1
     )
     meta = builder.build(rows, seq_lens, query_lens=query_lens)  # one launch, no sync
 

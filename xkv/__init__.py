@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .platforms.detect import Platform, UnsupportedPlatformError, platform
     from .platforms.specs import BackendSpec
     from .precompile import warmup
-    from .status import Offence, Reason, Status, StatusError
+    from .status import Reason, Status, StatusError, Violation
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _HOMES = {
     "Platform": ".platforms.detect",
     "UnsupportedPlatformError": ".platforms.detect",
     "platform": ".platforms.detect",
-    "Offence": ".status",
+    "Violation": ".status",
     "Reason": ".status",
     "Status": ".status",
     "StatusError": ".status",
@@ -44,12 +44,12 @@ __all__ = [
     "KVIndices",
     "Metadata",
     "MetadataBuilder",
-    "Offence",
     "Platform",
     "Reason",
     "Status",
     "StatusError",
     "UnsupportedPlatformError",
+    "Violation",
     "backends",
     "build_kv_indices",
     "build_page_table",

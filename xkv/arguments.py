@@ -161,8 +161,8 @@ def common(
     page_map: Tensor | None,
     map_page_size: int | None,
     missing_id: int | None,
-    tail_fill: int | None,
-    tail_tile: int | None,
+    pad_value: int | None,
+    pad_to_multiple_of: int | None,
     status: Status | None,
 ) -> Build:
     """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
@@ -189,13 +189,13 @@ def common(
             tensor(name, ids, 1, req_to_token)
     if missing_id is not None:
         build.missing_id = integer("missing_id", missing_id, -INT32_MAX - 1, INT32_MAX)
-        build.expect_all = False
-    if tail_fill is not None:
-        build.tail_fill = integer("tail_fill", tail_fill, -INT32_MAX - 1, INT32_MAX)
-    if tail_tile is not None:
-        build.tail_tile = integer("tail_tile", tail_tile, 1, INT32_MAX)
-        if tail_fill is None:
-            raise ValueError(f"tail_tile={tail_tile} needs tail_fill, got None")
+        build.report_missing = False
+    if pad_value is not None:
+        build.pad_value = integer("pad_value", pad_value, -INT32_MAX - 1, INT32_MAX)
+    if pad_to_multiple_of is not None:
+        build.pad_to_multiple_of = integer("pad_to_multiple_of", pad_to_multiple_of, 1, INT32_MAX)
+        if pad_value is None:
+            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} needs pad_value, got None")
     if status is not None:
         if not isinstance(status, Status):
             raise TypeError(f"status must be an xkv.Status, got {type(status).__name__}")

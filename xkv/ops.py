@@ -61,8 +61,8 @@ def build_page_table(
     page_map: Tensor | None = None,
     map_page_size: int | None = None,
     missing_id: int | None = None,
-    tail_fill: int | None = None,
-    tail_tile: int | None = None,
+    pad_value: int | None = None,
+    pad_to_multiple_of: int | None = None,
     kv_start_offset: Tensor | None = None,
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
@@ -88,7 +88,7 @@ def build_page_table(
         source_page_size: tokens of a source entry, a power of two from 1 to 1024.
         out: ``[>= batch, width]`` int32 or int64 in pages, inner stride 1, any row stride; may be a view.
             None: allocated, ``[batch, width]``, for the longest row, at least one page or tile wide and a
-            whole number of tiles, and filled past the live pages with ``tail_fill`` or 0.
+            whole number of tiles, and filled past the live pages with ``pad_value`` or 0.
         max_seq_len: tokens, host bound of ``seq_lens + seq_lens_delta``: a longer row is cut to it and
             reported; ``out`` must have room for it.
         seq_lens_delta: tokens added to every length (int) or to each (``[batch]`` int32 or int64).
@@ -100,15 +100,15 @@ def build_page_table(
         map_page_size: tokens of a page of ``page_map``, a power of two; None: ``page_size``.
         missing_id: int32, written for a live token without an id (a negative source entry or map
             target); None: -1 is written and the row is reported to ``status``.
-        tail_fill: int32, written past the live pages of each row; None: they are left as they are.
-        tail_tile: pages; the fill ends at a multiple of it, and covers at least one tile, also of an
+        pad_value: int32, written past the live pages of each row; None: they are left as they are.
+        pad_to_multiple_of: pages; the fill ends at a multiple of it, and covers at least one tile, also of an
             empty row. None: it goes to the end of the row.
         kv_start_offset: ``[>= batch]`` int32, written: tokens of each row's first page before its first
             token, 0 to ``page_size - 1``. For example 1500 tokens of an encoder and 10 of its decoder
             behind them, page size 64, ``kv_start=1500``: the row has one page, in which 28 tokens are the
             encoder's.
         dtype: int32 or int64, of an ``out`` that is allocated here.
-        status: where offences are reported.
+        status: where violations are reported.
 
     Returns:
         ``out``, or the new table ``[batch, width]``, in pages.
@@ -142,21 +142,22 @@ def build_page_table(
         and page_map is None and status is None
     )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, plain, TABLE, page_size, source_page_size, tail_fill, tail_tile, map_page_size, missing_id
-    )
+        inputs, plain, TABLE, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
+        missing_id,
+    )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_seq_len):
         return out
     build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
-        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
-        status,
+        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
+        pad_to_multiple_of, status,
     )  # fmt: skip
     if max_seq_len is not None:
         build.max_seq_len = arguments.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
     if out is None:
         out = outputs.new_table(build, max_seq_len, dtype)
-        if tail_fill is None:
-            build.tail_fill = 0
+        if pad_value is None:
+            build.pad_value = 0
     else:
         arguments.output("out", out, 2, build.batch, outputs.reads(build, kv_start, token_map, page_map))
         if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
@@ -186,8 +187,8 @@ def build_kv_indices(
     page_map: Tensor | None = None,
     map_page_size: int | None = None,
     missing_id: int | None = None,
-    tail_fill: int | None = None,
-    tail_tile: int | None = None,
+    pad_value: int | None = None,
+    pad_to_multiple_of: int | None = None,
     kv_start_offset: Tensor | None = None,
     min_last_page_len: int = 0,
     dtype: torch.dtype = torch.int32,
@@ -219,13 +220,13 @@ def build_kv_indices(
         page_map: as in `build_page_table`.
         map_page_size: as in `build_page_table`.
         missing_id: as in `build_page_table`.
-        tail_fill: int32, written past the live entries of the stream; None: left as they are.
-        tail_tile: entries; the fill ends at a multiple of it. None: at the capacity.
+        pad_value: int32, written past the live entries of the stream; None: left as they are.
+        pad_to_multiple_of: entries; the fill ends at a multiple of it. None: at the capacity.
         kv_start_offset: as in `build_page_table`.
         min_last_page_len: tokens, 0 to ``page_size``: ``kv_last_page_len`` is at least this. FlashInfer
             wants 1, also of an empty or padded row.
         dtype: int32 or int64, of ``kv_indices`` allocated here.
-        status: where offences are reported.
+        status: where violations are reported.
 
     Returns:
         ``out``, or new `KVIndices`; with ``max_tokens`` their ``kv_indices`` may be longer than what
@@ -261,15 +262,15 @@ def build_kv_indices(
         and page_map is None and status is None
     )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, plain, CSR, page_size, source_page_size, tail_fill, tail_tile, map_page_size, missing_id,
-        min_last_page_len,
+        inputs, plain, CSR, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
+        missing_id, min_last_page_len,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
-        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
-        status,
+        seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
+        pad_to_multiple_of, status,
     )  # fmt: skip
     if max_tokens is not None:
         arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
@@ -308,8 +309,8 @@ def build_slot_mapping(
     page_map: Tensor | None = None,
     map_page_size: int = 1,
     missing_id: int | None = None,
-    tail_fill: int | None = None,
-    tail_tile: int | None = None,
+    pad_value: int | None = None,
+    pad_to_multiple_of: int | None = None,
     dtype: torch.dtype = torch.int64,
     status: Status | None = None,
 ) -> Tensor:
@@ -335,10 +336,10 @@ def build_slot_mapping(
         page_map: as in `build_page_table`.
         map_page_size: tokens of a page of ``page_map``, a power of two.
         missing_id: as in `build_page_table`.
-        tail_fill: int32, written past the last slot; None: left as it is.
-        tail_tile: entries; the fill ends at a multiple of it. None: at the capacity.
+        pad_value: int32, written past the last slot; None: left as it is.
+        pad_to_multiple_of: entries; the fill ends at a multiple of it. None: at the capacity.
         dtype: int32 or int64, of an ``out`` that is allocated here.
-        status: where offences are reported.
+        status: where violations are reported.
 
     Returns:
         ``out``, or the new slots ``[tokens]``, in tokens.
@@ -363,13 +364,13 @@ def build_slot_mapping(
         deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, False, SLOTS, 1, source_page_size, tail_fill, tail_tile, map_page_size, missing_id
+        inputs, False, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size, missing_id
     )
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = arguments.common(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
-        seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, tail_fill, tail_tile,
+        seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, pad_value, pad_to_multiple_of,
         status,
     )  # fmt: skip
     build.query_lens = arguments.per_row("query_lens", query_lens, req_to_token, build.batch)

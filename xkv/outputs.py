@@ -53,7 +53,7 @@ def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tens
     Readers take no table without a column, so it has one at least; and whole tiles, where it has tiles.
     """
     tokens = longest(build) if max_seq_len is None else max_seq_len
-    tile = build.tail_tile or 1
+    tile = build.pad_to_multiple_of or 1
     return _new(build, (build.batch, -(-max(tokens, 1) // (build.page_size * tile)) * tile), dtype)
 
 

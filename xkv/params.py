@@ -103,11 +103,11 @@ class Build:
             reader gets the query tokens' keys from elsewhere.
         starts_are_aligned: report a row whose ``kv_start`` is inside a page: its reader cannot skip the
             tokens of that page before it.
-        tail_fill: what is written past the live entries, or None to leave them.
-        tail_tile: entries; the fill ends with the tile that holds the last live entry (or with the
+        pad_value: what is written past the live entries, or None to leave them.
+        pad_to_multiple_of: entries; the fill ends with the tile that holds the last live entry (or with the
             first tile of an empty row); None: with the row or the stream.
         missing_id: what is written where a live token has no id.
-        expect_all: report a live token without an id.
+        report_missing: report a live token without an id.
         sums_given: the first view's prefix sums are the caller's, as far as they stand before the launch:
             a stream's rows begin where ``kv_indptr``, ``[batch]`` int32 or int64, says, which is read and
             not written (such a stream has no tail, no other sums and no status), and the leading 0 of
@@ -135,10 +135,10 @@ class Build:
     min_last_page_len: int = 0
     window_is_prefix_only: bool = False
     starts_are_aligned: bool = False
-    tail_fill: int | None = None
-    tail_tile: int | None = None
+    pad_value: int | None = None
+    pad_to_multiple_of: int | None = None
     missing_id: int = -1
-    expect_all: bool = True
+    report_missing: bool = True
     sums_given: bool = False
     status: Tensor | None = None
 
@@ -174,7 +174,7 @@ class Build:
         """Upper bound of the entries in one row, from what the host knows."""
         capacity = max(view.room(self.form) for view in self.views)
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
-        return capacity if self.form == SLOTS or self.tail_fill is not None else min(capacity, bound)
+        return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)
 
     @property
     def writes_sums(self) -> bool:
@@ -190,7 +190,7 @@ class Build:
         What is not asked for is None, and so no argument of the compiled kernel at all: a launch
         costs less, and the constant bank that every program reads first stays small.
         """
-        source, tail, queries = self.req_to_token, self.tail_fill is not None, self.query_lens
+        source, tail, queries = self.req_to_token, self.pad_value is not None, self.query_lens
         cu_q = self.views[0].cu_seqlens_q
         first = _view_arguments(self, self.views[0])
         other = _view_arguments(self, self.views[1]) if len(self.views) == 2 else dict.fromkeys(first)
@@ -206,9 +206,10 @@ class Build:
             **{second(name): value for name, value in other.items()},
             "min_len": self.min_seq_len or None,
             "min_last": self.min_last_page_len if wants_last else None,
-            "tail": (self.tail_tile or INT32_MAX) if tail else None, "tail_fill": self.tail_fill,
+            "tail": (self.pad_to_multiple_of or INT32_MAX) if tail else None, "pad_value": self.pad_value,
             "missing_id": self.missing_id,
-            "expect_all": None if self.status is None else int(self.expect_all), "status_ptr": self.status,
+            "report_missing": None if self.status is None else int(self.report_missing),
+            "status_ptr": self.status,
         }  # fmt: skip
 
 

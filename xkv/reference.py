@@ -88,7 +88,7 @@ def _describe(build: Build, view: View) -> _Rows:
     items = (kv_len + page_size - 1) // page_size
     if build.form == TABLE:
         width = view.capacity(TABLE)
-        blame(items > width, Reason.CUT)
+        blame(items > width, Reason.TRUNCATED)
         items = items.clamp(max=width)
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
@@ -110,7 +110,7 @@ def _run_view(build: Build, view: View) -> None:
     every = torch.arange(batch, device=offset.device)
     report = _Report(build.status)
     report.add(every, rows.reason)
-    report.add(every[kept < rows.items], Reason.CUT)
+    report.add(every[kept < rows.items], Reason.TRUNCATED)
 
     # one element for every entry that is written
     b = torch.repeat_interleave(every, kept)
@@ -122,21 +122,21 @@ def _run_view(build: Build, view: View) -> None:
     value[live] = torch.where(found, page, build.missing_id)
     lost = b[live]
     report.add(lost[outside], Reason.BAD_MAP)
-    if build.expect_all:
+    if build.report_missing:
         report.add(lost[~found & ~outside], Reason.BAD_ID)
 
     out = view.out
     if form == TABLE:
-        if build.tail_fill is not None:
+        if build.pad_value is not None:
             column = torch.arange(capacity, device=out.device)
             tail = column >= kept[:, None]
-            tail &= column < _written(kept, build.tail_tile, capacity)[:, None]
-            out[:batch][tail] = build.tail_fill
+            tail &= column < _written(kept, build.pad_to_multiple_of, capacity)[:, None]
+            out[:batch][tail] = build.pad_value
         out[b, j] = value.to(out.dtype)
     else:
         total = kept.sum()
-        if build.tail_fill is not None:
-            out[total : _written(total, build.tail_tile, capacity)] = build.tail_fill
+        if build.pad_value is not None:
+            out[total : _written(total, build.pad_to_multiple_of, capacity)] = build.pad_value
         out[offset[b] + j] = value.to(out.dtype)
 
     if not (given and form != TABLE):

@@ -18,15 +18,15 @@ class Reason(IntEnum):
         >>> import xkv
         >>> xkv.Reason(2).name
         'BAD_LENGTH'
-        >>> print(xkv.Offence(3, xkv.Reason.CUT))
-        row 3: CUT: the output has no room for all of it; it was cut
+        >>> print(xkv.Violation(3, xkv.Reason.TRUNCATED))
+        row 3: TRUNCATED: the output has no room for all of it; it was cut
     """
 
     BAD_ROW = 1
     BAD_LENGTH = 2
     BAD_START = 3
     BAD_QUERY = 4
-    CUT = 5
+    TRUNCATED = 5
     BAD_ID = 6
     BAD_MAP = 7
     OVERFLOW = 8
@@ -39,7 +39,7 @@ _MEANING = {
     " (max_context_len, max_seq_len); it was cut",
     Reason.BAD_START: "its kv_start is negative or beyond its length; it was cut",
     Reason.BAD_QUERY: "its query length is negative, or beyond its length in a slot mapping; it was cut",
-    Reason.CUT: "the output has no room for all of it; it was cut",
+    Reason.TRUNCATED: "the output has no room for all of it; it was cut",
     Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
     Reason.BAD_MAP: "an id lies outside token_map or page_map; missing_id was written",
     Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it was cut there",
@@ -48,7 +48,7 @@ _MEANING = {
 }
 
 
-class Offence(NamedTuple):
+class Violation(NamedTuple):
     """The first offending row of the batch and the reason.
 
     Examples:
@@ -61,7 +61,7 @@ class Offence(NamedTuple):
         >>> lens = torch.tensor([7, 9])  # the table has room for 8 tokens
         >>> table = xkv.build_page_table(req_to_token, torch.tensor([1, 0]), lens, page_size=4, status=status)
         >>> status.read()
-        Offence(row=1, reason=<Reason.BAD_LENGTH: 2>)
+        Violation(row=1, reason=<Reason.BAD_LENGTH: 2>)
     """
 
     row: int
@@ -72,7 +72,7 @@ class Offence(NamedTuple):
 
 
 class StatusError(RuntimeError):
-    """What `Status.check` raises; ``offence`` says which row and why.
+    """What `Status.check` raises; ``violation`` says which row and why.
 
     Examples:
         >>> import torch
@@ -86,13 +86,13 @@ class StatusError(RuntimeError):
         >>> try:
         ...     status.check()
         ... except xkv.StatusError as error:
-        ...     print(error.offence.row, error.offence.reason.name)
+        ...     print(error.violation.row, error.violation.reason.name)
         1 BAD_ROW
     """
 
-    def __init__(self, offence: Offence) -> None:
-        super().__init__(f"xkv: {offence}")
-        self.offence = offence
+    def __init__(self, violation: Violation) -> None:
+        super().__init__(f"xkv: {violation}")
+        self.violation = violation
 
 
 class Status:
@@ -143,10 +143,10 @@ class Status:
         """Forgets what was reported. Does not sync."""
         self.word.fill_(_CLEAN)
 
-    def read(self) -> Offence | None:
-        """Returns the first offence since the last clear, or None. Syncs; not for capture."""
+    def read(self) -> Violation | None:
+        """Returns the first violation since the last clear, or None. Syncs; not for capture."""
         word = int(self.word.item())
-        return None if word == _CLEAN else Offence(word // 256, Reason(word % 256))
+        return None if word == _CLEAN else Violation(word // 256, Reason(word % 256))
 
     def check(self) -> None:
         """Clears the word and raises what it said, if anything. Syncs; not for capture.
@@ -154,7 +154,7 @@ class Status:
         Raises:
             StatusError: a row had to be cut or a live token has no id.
         """
-        offence = self.read()
-        if offence is not None:
+        violation = self.read()
+        if violation is not None:
             self.clear()
-            raise StatusError(offence)
+            raise StatusError(violation)

@@ -28,7 +28,7 @@ _TENSORS = (
 )
 _NUMBERS = (
     "SymInt source_page_size, SymInt seq_lens_delta, SymInt map_page_size, SymInt? missing_id,"
-    " SymInt? tail_fill, SymInt? tail_tile"
+    " SymInt? pad_value, SymInt? pad_to_multiple_of"
 )
 # By form: those, and numbers of its own.
 _OWN = {
@@ -55,8 +55,9 @@ def run(build: Build) -> None:
     ]  # fmt: skip
     numbers: dict[str, Any] = {
         "source_page_size": build.source_page_size, "seq_lens_delta": build.seq_lens_delta,
-        "map_page_size": build.map_page_size, "missing_id": None if build.expect_all else build.missing_id,
-        "tail_fill": build.tail_fill, "tail_tile": build.tail_tile,
+        "map_page_size": build.map_page_size,
+        "missing_id": None if build.report_missing else build.missing_id,
+        "pad_value": build.pad_value, "pad_to_multiple_of": build.pad_to_multiple_of,
     }  # fmt: skip
     if build.form == TABLE:
         tensors += [view.kv_start, view.out, view.kv_start_offset]

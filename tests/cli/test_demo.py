@@ -151,13 +151,13 @@ def test_planted_mismatch(
     assert table(capsys.readouterr().out)["mismatches"] == "1"
 
 
-def test_reported_offence_is_a_failure(
+def test_reported_violation_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offence = xkv.Offence(1, xkv.Reason.CUT)
-    monkeypatch.setattr(xkv.Status, "read", lambda self: offence)
+    violation = xkv.Violation(1, xkv.Reason.TRUNCATED)
+    monkeypatch.setattr(xkv.Status, "read", lambda self: violation)
     assert run(*SMALL) == 1
-    assert table(capsys.readouterr().out)["device status"] == str(offence)
+    assert table(capsys.readouterr().out)["device status"] == str(violation)
 
 
 def test_malformed_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

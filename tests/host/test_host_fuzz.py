@@ -30,7 +30,7 @@ OPTIONS = {
 }  # fmt: skip
 COMMON = (
     "req_to_token", "req_pool_indices", "seq_lens", "source_page_size", "out", "seq_lens_delta", "token_map",
-    "page_map", "map_page_size", "missing_id", "tail_fill", "tail_tile", "dtype", "status",
+    "page_map", "map_page_size", "missing_id", "pad_value", "pad_to_multiple_of", "dtype", "status",
 )  # fmt: skip
 MOST = 1 << 20  # entries of an output that a call may ask for here
 
@@ -216,8 +216,8 @@ def test_an_int_of_a_type_of_its_own_reaches_the_kernel_as_an_int(name: str) -> 
     rows, lens = torch.tensor([0, 1]), torch.tensor([3, 5])
     four = SCALARS["IntEnum"]
     options = dict.fromkeys(
-        ["page_size", "source_page_size", "seq_lens_delta", "map_page_size", "missing_id", "tail_fill",
-         "tail_tile"], four
+        ["page_size", "source_page_size", "seq_lens_delta", "map_page_size", "missing_id", "pad_value",
+         "pad_to_multiple_of"], four
     )  # fmt: skip
     with launch.compile_only() as builds:
         getattr(xkv, name)(table, rows, lens, **options)

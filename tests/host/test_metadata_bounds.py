@@ -91,7 +91,7 @@ def test_host_bound_of_the_tokens(name: str, device: str) -> None:
         meta = builder.build(rows, lens, max_tokens=most)
         assert meta.kv_indices.shape == (most,)
         assert meta.kv_indptr[-1] == most
-        assert builder.status.read() == (None if most == sum(LENS) else (2, Reason.CUT))
+        assert builder.status.read() == (None if most == sum(LENS) else (2, Reason.TRUNCATED))
         builder.status.clear()
     assert builder.build(rows, lens).kv_indptr[-1] == sum(LENS)  # a step without a bound has none
 

@@ -161,7 +161,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "page size": {"page_size": 128},
     "a delta for each": {"seq_lens_delta": torch.zeros(3, dtype=torch.int32)},
     "a start": {"kv_start": torch.zeros(3, dtype=torch.int32)},
-    "a fill": {"tail_fill": 0},
+    "a fill": {"pad_value": 0},
     "missing id": {"missing_id": 0},
     "map page size": {"map_page_size": 16},
 }

@@ -213,7 +213,7 @@ def test_max_seq_len_bounds_a_given_table(again: bool, device: str) -> None:
 def test_a_new_table_has_a_column(tile: int | None, width: int, device: str) -> None:
     """Also for lengths that are all 0: a reader takes no table of width 0."""
     none = torch.zeros(3, dtype=I64, device=device)
-    fill = {} if tile is None else {"tail_fill": 7, "tail_tile": tile}
+    fill = {} if tile is None else {"pad_value": 7, "pad_to_multiple_of": tile}
     for bound in ({}, {"max_seq_len": 0}):
         got = xkv.build_page_table(
             source_tensor(ids(1), I32, device), none, none, page_size=16, **fill, **bound
@@ -226,7 +226,7 @@ def test_a_new_table_has_whole_tiles(device: str) -> None:
     got = xkv.build_page_table(
         source_tensor(source, I32, device),
         torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-        page_size=16, tail_fill=-9, tail_tile=3,
+        page_size=16, pad_value=-9, pad_to_multiple_of=3,
     )  # fmt: skip
     filled = [max(-(-len(row) // 3) * 3, 3) for row in pages(source, 16, 1)]
     assert got.shape == (BATCH, 9)
@@ -277,7 +277,7 @@ def test_short_stream_is_cut_everywhere(device: str) -> None:
     assert_holds(out.kv_indptr, [0, 0, 1, 18, 20, 20, 20])
     assert_holds(out.kv_indices, [*itertools.chain(*pages(source, 1, 1))][:20])
     assert_holds(out.kv_last_page_len, [0, 1, 1, 1, 0, 0])
-    assert status.read() == (3, Reason.CUT)
+    assert status.read() == (3, Reason.TRUNCATED)
 
 
 @pytest.mark.parametrize("allocate", [True, False], ids=["new", "out"])
@@ -286,7 +286,7 @@ def test_empty_batch(allocate: bool, device: str) -> None:
     arguments = (source_tensor(ids(1), I32, device), none, none)
     status = Status(device)
     table = None if allocate else fresh_table(2, 4, I32, device)
-    got = xkv.build_page_table(*arguments, page_size=16, out=table, tail_fill=0, status=status)
+    got = xkv.build_page_table(*arguments, page_size=16, out=table, pad_value=0, status=status)
     assert got.shape == ((0, 1) if allocate else (2, 4))
     assert xkv.build_page_table(*arguments, page_size=16, max_seq_len=40).shape == (0, 3)
     csr = xkv.build_kv_indices(
@@ -331,8 +331,8 @@ def test_buffers_without_room(device: str) -> None:
     )  # fmt: skip
     status = Status(device)
     xkv.build_page_table(*arguments, page_size=2, out=fresh_table(2, 0, I32, device), status=status)
-    assert status.read() == (1, Reason.CUT)
+    assert status.read() == (1, Reason.TRUNCATED)
     status.clear()
     csr = xkv.build_kv_indices(*arguments, out=fresh_csr(0, I32, device, 2), status=status)
     assert_holds(csr.kv_indptr, [0, 0, 0])
-    assert status.read() == (1, Reason.CUT)
+    assert status.read() == (1, Reason.TRUNCATED)

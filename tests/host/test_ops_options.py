@@ -147,7 +147,7 @@ def test_tail_of_a_table(tile: int | None, filled: list[int], device: str) -> No
     xkv.build_page_table(
         source_tensor(source, I32, device),
         torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-        page_size=16, out=out, tail_fill=-9, tail_tile=tile,
+        page_size=16, out=out, pad_value=-9, pad_to_multiple_of=tile,
     )  # fmt: skip
     table = pages(source, 16, 1)
     assert_holds(out, [row + [-9] * (n - len(row)) for row, n in zip(table, filled, strict=True)])
@@ -161,27 +161,27 @@ def test_tail_of_a_stream(tile: int | None, filled: int, device: str) -> None:
         torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
     )  # fmt: skip
     out = fresh_csr(300, I32, device)
-    xkv.build_kv_indices(*arguments, out=out, tail_fill=0, tail_tile=tile)
+    xkv.build_kv_indices(*arguments, out=out, pad_value=0, pad_to_multiple_of=tile)
     table = pages(source, 1, 1)
     assert_csr(out, table, 1, tail=filled - sum(LENS))
     slots = guarded_1d(300, I64, device)
     queries = torch.tensor(LENS, device=device)
-    xkv.build_slot_mapping(*arguments, queries, out=slots, tail_fill=0, tail_tile=tile)
+    xkv.build_slot_mapping(*arguments, queries, out=slots, pad_value=0, pad_to_multiple_of=tile)
     assert_holds(slots, [*itertools.chain(*table), *[0] * (filled - sum(LENS))])
 
 
-def test_tail_fill_of_a_new_table(device: str) -> None:
+def test_pad_value_of_a_new_table(device: str) -> None:
     source = ids(1)
     got = xkv.build_page_table(
         source_tensor(source, I32, device),
         torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-        page_size=64, tail_fill=-1,
+        page_size=64, pad_value=-1,
     )  # fmt: skip
     assert got.tolist() == [[*row, -1, -1][:2] for row in pages(source, 64, 1)]
 
 
 # What only the device knows: (op, what differs, what is reported).
-OFFENCES: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
+VIOLATIONS: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
     ("build_page_table", {"req_pool_indices": [0, 5, -1]}, (1, Reason.BAD_ROW)),
     ("build_kv_indices", {"req_pool_indices": [0, -1, 5]}, (1, Reason.BAD_ROW)),
     ("build_slot_mapping", {"req_pool_indices": [0, 1, 5]}, (2, Reason.BAD_ROW)),
@@ -193,7 +193,7 @@ OFFENCES: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
     ("build_kv_indices", {"kv_start": [0, 0, -1]}, (2, Reason.BAD_START)),
     ("build_slot_mapping", {"query_lens": [1, 5, 1]}, (1, Reason.BAD_QUERY)),
     ("build_slot_mapping", {"query_lens": [-1, 5, 1]}, (0, Reason.BAD_QUERY)),
-    ("build_slot_mapping", {"max_tokens": 2}, (2, Reason.CUT)),
+    ("build_slot_mapping", {"max_tokens": 2}, (2, Reason.TRUNCATED)),
 ]
 
 
@@ -201,8 +201,8 @@ def to(value: Any, device: str) -> Any:
     return torch.tensor(value, device=device) if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize(("op", "change", "offence"), OFFENCES, ids=str)
-def test_offence(op: str, change: dict[str, Any], offence: tuple[int, Reason], device: str) -> None:
+@pytest.mark.parametrize(("op", "change", "violation"), VIOLATIONS, ids=str)
+def test_violation(op: str, change: dict[str, Any], violation: tuple[int, Reason], device: str) -> None:
     status = Status(device)
     arguments: dict[str, Any] = {
         "req_to_token": ids(1), "req_pool_indices": [0, 1, 2], "seq_lens": [3, 4, 5],
@@ -210,7 +210,7 @@ def test_offence(op: str, change: dict[str, Any], offence: tuple[int, Reason], d
     arguments |= {"page_size": 1} if op != "build_slot_mapping" else {"query_lens": [1, 1, 1]}
     wrong = {k: to(v, device) for k, v in (arguments | change).items()}
     getattr(xkv, op)(**wrong, status=status)
-    assert status.read() == offence
+    assert status.read() == violation
     status.clear()
     getattr(xkv, op)(**{k: to(v, device) for k, v in arguments.items()}, status=status)
     assert status.read() is None

@@ -183,8 +183,8 @@ refuse((TABLE, CSR), TypeError, "page_size must be an int", "got NoneType", page
 INTEGERS: list[tuple[tuple[str, ...], str, dict[str, Any], int, int]] = [
     (ALL, "seq_lens_delta", {}, -(2**28) + 1, 2**28 - 1),
     (ALL, "missing_id", {}, -(2**31) + 1, 2**31 - 1),
-    (ALL, "tail_fill", {}, -(2**31) + 1, 2**31 - 1),
-    (ALL, "tail_tile", {"tail_fill": 0}, 1, 2**31 - 1),
+    (ALL, "pad_value", {}, -(2**31) + 1, 2**31 - 1),
+    (ALL, "pad_to_multiple_of", {"pad_value": 0}, 1, 2**31 - 1),
     ((TABLE,), "max_seq_len", {}, 0, 2**28 - 1),
     ((CSR, SLOTS), "max_tokens", {}, 0, 2**31 - 1),
 ]
@@ -199,7 +199,7 @@ for ops, name, more, low, high in INTEGERS:
             ops, TypeError, f"{name} must be an int", f"got {type(value).__name__}",
             **{name: value}, **more,
         )  # fmt: skip
-refuse(ALL, ValueError, "tail_tile=4 needs tail_fill", "got None", tail_tile=4)
+refuse(ALL, ValueError, "pad_to_multiple_of=4 needs pad_value", "got None", pad_to_multiple_of=4)
 
 for value in (0, "ok", object(), torch.zeros(1, dtype=I64)):
     refuse(ALL, TypeError, "status must be an xkv.Status", f"got {type(value).__name__}", status=value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import xkv
-from xkv import Offence, Reason, Status, StatusError
+from xkv import Reason, Status, StatusError, Violation
 
 
 def build(status: Status, rows: list[int], lens: list[int], width: int = 4) -> None:
@@ -28,7 +28,7 @@ def test_clean_until_a_build_reports(device: str) -> None:
     assert status.read() is None
     status.check()
     build(status, [0, 1], [4, 2])
-    assert status.read() == Offence(1, Reason.BAD_ID)
+    assert status.read() == Violation(1, Reason.BAD_ID)
 
 
 def test_keeps_the_smallest_row_over_builds_until_cleared(device: str) -> None:
@@ -56,7 +56,7 @@ def test_smallest_reason_of_a_row_whatever_the_order(first: int, device: str) ->
 
 def test_rows_beyond_a_byte_keep_their_reasons_apart() -> None:
     status = Status("cpu")
-    for row, reason in ((70_000, Reason.OVERFLOW), (257, Reason.BAD_ROW), (0, Reason.CUT)):
+    for row, reason in ((70_000, Reason.OVERFLOW), (257, Reason.BAD_ROW), (0, Reason.TRUNCATED)):
         status.word.fill_(row * 256 + reason)
         assert status.read() == (row, reason)
 
@@ -64,19 +64,19 @@ def test_rows_beyond_a_byte_keep_their_reasons_apart() -> None:
 def test_check_raises_once_and_clears(device: str) -> None:
     status = Status(device)
     build(status, [0, 0], [1, 3], width=2)
-    with pytest.raises(StatusError, match=r"^xkv: row 1: CUT: the output has no room") as info:
+    with pytest.raises(StatusError, match=r"^xkv: row 1: TRUNCATED: the output has no room") as info:
         status.check()
-    assert info.value.offence == Offence(1, Reason.CUT)
+    assert info.value.violation == Violation(1, Reason.TRUNCATED)
     assert isinstance(info.value, RuntimeError)
     assert status.read() is None
     status.check()
 
 
 def test_every_reason_has_words_of_its_own() -> None:
-    said = {str(Offence(3, reason)) for reason in Reason}
+    said = {str(Violation(3, reason)) for reason in Reason}
     assert len(said) == len(Reason)
     for reason in Reason:
-        text = str(Offence(3, reason))
+        text = str(Violation(3, reason))
         assert text.startswith(f"row 3: {reason.name}: ")
         assert len(text.split(": ", 2)[2]) > 20
     assert 0 < min(Reason) <= max(Reason) < 256  # 0 is none; a reason is a byte of the word

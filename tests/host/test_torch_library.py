@@ -80,7 +80,7 @@ def mapped_table(t: dict[str, Any], room: int | None, status: Status, **out: Any
     return xkv.build_page_table(
         t["source"], t["rows"], t["lens"] - 3, page_size=16, source_page_size=4, max_seq_len=room,
         seq_lens_delta=2, token_map=t["token_map"], page_map=t["page_map"], map_page_size=8,
-        missing_id=-5, tail_fill=-6, tail_tile=64, dtype=torch.int64, status=status, **out,
+        missing_id=-5, pad_value=-6, pad_to_multiple_of=64, dtype=torch.int64, status=status, **out,
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def csr(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
 
 def slots(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
     return xkv.build_slot_mapping(
-        t["source"], t["rows"], t["lens"] + 0, t["few"], seq_lens_delta=-1, tail_fill=-1, status=status,
+        t["source"], t["rows"], t["lens"] + 0, t["few"], seq_lens_delta=-1, pad_value=-1, status=status,
         max_tokens=None if room is None else 30, **out,
     )  # fmt: skip
 
@@ -337,7 +337,7 @@ def test_inference_mode(device: str) -> None:
     assert live(csr, got) == live(csr, xkv.KVIndices(*want))
     meta = builder.build(made["rows"], made["lens"])
     assert meta.kv_indptr[1:].tolist() == made["lens"].cumsum(0).tolist()
-    assert isinstance(status.read(), (type(None), xkv.Offence))
+    assert isinstance(status.read(), (type(None), xkv.Violation))
     with torch.inference_mode():
         assert live(csr, compiled(lambda t, s: csr(t, TOKENS, s), "eager")(made, status)) == live(csr, got)
 

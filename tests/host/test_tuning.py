@@ -217,7 +217,7 @@ def builds(draw: st.DrawFn) -> Build:
         meta(3, width), indices, indices, form, page_size, source_page_size, page_size,
         tuple(view() for _ in range(draw(st.integers(1, 2)))),
         min_seq_len=draw(st.integers(0, 1)) if form != SLOTS else 0,
-        tail_fill=draw(st.sampled_from([None, 0])),
+        pad_value=draw(st.sampled_from([None, 0])),
     )  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def most_items(build: Build) -> int:
     room = max(view.capacity(build.form) for view in build.views)
     if build.form == SLOTS:  # a query may be longer than its row: it keeps its place
         return room
-    if build.form == TABLE and build.tail_fill is not None:
+    if build.form == TABLE and build.pad_value is not None:
         return room
     tokens = max(min(build.req_to_token.shape[1] * build.source_page_size, ROW_MAX), build.min_seq_len)
     return min(room, -(-tokens // build.page_size))

@@ -126,7 +126,7 @@ def test_a_wrong_word_is_found(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
         wider = view.out.as_strided((build.batch, view.out.shape[1] + 1), view.out.stride())
         return plain(dataclasses.replace(build, views=(dataclasses.replace(view, out=wider),)), row, where)
 
-    build.tail_fill = 0
+    build.pad_value = 0
     monkeypatch.setattr(executing, "execute", wide)
     with pytest.raises(AssertionError, match=r"views\[0\]\.out differs"):
         check(build, arch, real=True)
@@ -205,7 +205,7 @@ OPTIONS: dict[str, Any] = {
     "token map": lambda P: {"token_map": permuted(9 * TOKENS)},
     "page map": lambda P: {"page_map": permuted(9 * TOKENS // P).to(I32)},
     "short map": lambda P: {"page_map": permuted(20), "missing_id": 7},
-    "tail": lambda P: {"tail_fill": 0, "tail_tile": 4},
+    "tail": lambda P: {"pad_value": 0, "pad_to_multiple_of": 4},
     "int64": lambda P: {"dtype": I64},
     "too long": lambda P: {"seq_lens_delta": 500},
 }
@@ -282,7 +282,7 @@ def test_backends_of_other_sources(
 
 
 def modes(builder: xkv.MetadataBuilder, pool: torch.Tensor, lens: torch.Tensor) -> None:
-    """Decode, verify, ragged verify, draft extend, a delta a row, a chunk, padding, offences, no batch."""
+    """Decode, verify, ragged verify, draft extend, a delta a row, a chunk, padding, violations, no batch."""
     ragged = torch.tensor([3, 0, 7, 1, 2], dtype=I32)
     builder.build(pool, lens)
     builder.build(pool, lens, seq_lens_delta=4, query_lens=4)

@@ -137,8 +137,8 @@ def divisions(build: Build) -> int:
     stream's long rows have left: once.
     """
     if build.form == TABLE:
-        return 0 if build.tail_fill is None else 4
-    return 1 if build.tail_fill is None else 2
+        return 0 if build.pad_value is None else 4
+    return 1 if build.pad_value is None else 2
 
 
 def constant_divisors(text: str) -> list[int]:

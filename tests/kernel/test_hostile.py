@@ -94,7 +94,7 @@ def settings() -> list[Setting]:
 
 
 @pytest.mark.repo
-def test_every_offence_comes_first_in_some_case() -> None:
+def test_every_violation_comes_first_in_some_case() -> None:
     """All but OVERFLOW, which takes lengths that no small source has: tests/kernel/test_sizes.py."""
     first: dict[int, Counter[Reason | None]] = {TABLE: Counter(), CSR: Counter(), SLOTS: Counter()}
     for setting in settings():

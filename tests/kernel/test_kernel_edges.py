@@ -113,18 +113,18 @@ def test_pages_in_larger_pages(form: int, ids: torch.dtype, out: torch.dtype, de
         check(build, ROWS[0], device)
 
 
-@pytest.mark.parametrize("expect_all", [True, False])
-def test_id_just_past_a_map(expect_all: bool, device: str) -> None:
+@pytest.mark.parametrize("report_missing", [True, False])
+def test_id_just_past_a_map(report_missing: bool, device: str) -> None:
     """It is reported, also where missing ids are expected."""
     for size in (36, 37):  # the last page begins at token 36
         build = plain(CSR, device, [40], [0], 10)
-        build.expect_all = expect_all
+        build.report_missing = report_missing
         build.views[0].token_map = guarded_1d(size, torch.int32, device).copy_(torch.arange(size))
         check(build, ROWS[0], device)
 
 
 def test_stream_that_just_fits(device: str) -> None:
-    """No offence; with one entry less there is one."""
+    """No violation; with one entry less there is one."""
     for room in (8, 7):
         build = plain(CSR, device, [9, 0, 17], [1, 0, 2], room)
         check(build, ROWS[0], device)
@@ -148,7 +148,7 @@ def test_tile_of_one_entry(form: int, device: str) -> None:
     """It is written in an empty row, or an empty stream, too."""
     for lens in ([0, 4, 0], [0, 0, 0]):
         build = plain(form, device, lens, [1, 0, 2], 6)
-        build.tail_fill, build.tail_tile = -9, 1
+        build.pad_value, build.pad_to_multiple_of = -9, 1
         check(build, ROWS[0], device)
 
 
@@ -169,7 +169,7 @@ def test_least_last_page_of_an_empty_row(form: int, device: str) -> None:
 
 
 @pytest.mark.interpret
-def test_least_offence_as_on_amd(device: str) -> None:
+def test_least_violation_as_on_amd(device: str) -> None:
     """A program reports once: later blocks of later rows do not hide what it saw in the first."""
     build = plain(TABLE, device, [16, 300, 300], [0, 1, 2], 300)
     build.page_size = 1
@@ -187,7 +187,7 @@ def test_second_view_narrower_than_the_first(device: str) -> None:
     build = make(CASES["two views"], TABLE, 4, 1, torch.int32, device)
     second = build.views[1]
     second.out = guarded(build.batch, 2, 3, torch.int32, device)
-    build.tail_fill = -9
+    build.pad_value = -9
     check(build, ROWS[0], device)
 
 

@@ -117,7 +117,9 @@ def given_sums(begins: list[int], lens: list[int]) -> Build:
     """A stream whose rows begin where an engine says."""
     source, rows = torch.arange(800, dtype=torch.int32).view(2, 400), torch.arange(len(lens)) % 2
     view = View(building.guarded_1d(700, torch.int32, "cpu"), kv_indptr=torch.tensor(begins))
-    return Build(source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), expect_all=False, sums_given=True)
+    return Build(
+        source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), report_missing=False, sums_given=True
+    )
 
 
 def test_rows_that_claim_one_word() -> None:

@@ -118,7 +118,7 @@ def test_maps_of_more_entries_than_int32_counts(
         map_page_size=page, **{kind: entries},
     )  # fmt: skip
     assert table[0].tolist() == wanted
-    assert status.read() == (xkv.Offence(0, Reason.BAD_MAP) if -1 in wanted else None)
+    assert status.read() == (xkv.Violation(0, Reason.BAD_MAP) if -1 in wanted else None)
 
 
 @pytest.mark.kernel

@@ -212,7 +212,7 @@ def test_a_stream_that_passes_31_bits(need: Callable[[float], None]) -> None:
     assert torch.equal(out.kv_indices[(batch - 2) * M16 : CAPACITY_MAX], source[0, :rest])
     assert bool((out.kv_indices[CAPACITY_MAX:] == -7).all())
     assert out.kv_last_page_len.tolist() == [1] * (batch - 1) + [0]
-    assert status.read() == xkv.Offence(batch - 2, Reason.CUT)
+    assert status.read() == xkv.Violation(batch - 2, Reason.TRUNCATED)
 
 
 def test_a_map_of_more_entries_than_31_bits_count(need: Callable[[float], None]) -> None:
@@ -225,7 +225,7 @@ def test_a_map_of_more_entries_than_31_bits_count(need: Callable[[float], None])
     zero = torch.zeros(1, dtype=I64, device="cuda")
     table = xkv.build_page_table(ids[None], zero, zero + 6, page_size=1, token_map=token_map, status=status)
     assert table[0].tolist() == [1000, 1001, 1002, 1003, -1, 1004]
-    assert status.read() == xkv.Offence(0, Reason.BAD_MAP)
+    assert status.read() == xkv.Violation(0, Reason.BAD_MAP)
 
 
 def test_prefix_sums_that_pass_31_bits(need: Callable[[float], None]) -> None:
@@ -245,4 +245,4 @@ def test_prefix_sums_that_pass_31_bits(need: Callable[[float], None]) -> None:
     assert bool((meta.cache_seqlens == longest).all())
     want = source[0, :longest:page_size] // page_size
     assert bool((meta.page_table == want).all())
-    assert builder.status.read() == xkv.Offence(INT32_MAX // longest, Reason.OVERFLOW)
+    assert builder.status.read() == xkv.Violation(INT32_MAX // longest, Reason.OVERFLOW)

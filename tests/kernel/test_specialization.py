@@ -52,8 +52,8 @@ def test_no_number_is_specialised(arch: str) -> None:
         build = everything(64, n)
         build.req_to_token = meta(max(n, 1), max(n, 1), dtype=torch.int64)
         build.seq_lens_delta, build.query_sign = n % 5, n % 3 - 1
-        build.missing_id, build.tail_fill, build.tail_tile = -n, n, max(n, 1)
-        build.expect_all = bool(n % 2)
+        build.missing_id, build.pad_value, build.pad_to_multiple_of = -n, n, max(n, 1)
+        build.report_missing = bool(n % 2)
         for view in build.views:
             view.out = meta(n, max(n, 1))
             view.window = n

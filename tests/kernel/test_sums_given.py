@@ -41,7 +41,7 @@ def stream(rng: random.Random, device: str, *, hostile: bool = False) -> Build:
     room = at - rng.choice([0, 0, 9]) if at > 9 else at
     view = View(building.guarded_1d(room, torch.int32, device), kv_indptr=ints(begins))
     rows = [rng.randrange(4) for _ in range(batch)]
-    return Build(source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), expect_all=False, sums_given=True)
+    return Build(source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), report_missing=False, sums_given=True)
 
 
 @pytest.mark.kernel

@@ -147,8 +147,8 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
         min_seq_len=pick([0, 0, 0, 1, 5]) if form != SLOTS else 0,
         min_last_page_len=pick([0, 1]), max_seq_len=pick([None, None, rng.randint(0, tokens + 9)]),
         window_is_prefix_only=pick([False, False, True]), starts_are_aligned=pick([False, True]),
-        tail_fill=pick([None, 0, -1]),
-        missing_id=pick([-1, 0, 7]), expect_all=pick([True, False]),
+        pad_value=pick([None, 0, -1]),
+        missing_id=pick([-1, 0, 7]), report_missing=pick([True, False]),
     )  # fmt: skip
     if rng.random() < 0.3:
         build.seq_lens_delta_rows = ints(0, 9)
@@ -156,8 +156,8 @@ def random_build(rng: random.Random, device: str, *, hostile: bool = False, big:
         build.query_lens = ints(0, 9)
         build.query_sign = pick([0, 1, -1])
     build.query_len = pick([0, 1, 4])
-    if build.tail_fill is not None:
-        build.tail_tile = pick([None, 1, 3, 4, 64])
+    if build.pad_value is not None:
+        build.pad_to_multiple_of = pick([None, 1, 3, 4, 64])
     if rng.random() < 0.7:
         build.status = guarded_1d(1, torch.int64, device)
         build.status.fill_(2**63 - 1)

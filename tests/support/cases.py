@@ -64,7 +64,7 @@ def _too_large(build: Build, _: Callable[..., torch.Tensor]) -> None:
 
 def _replaced_holes(build: Build, tensor: Callable[..., torch.Tensor]) -> None:
     _holes(build, tensor)
-    build.missing_id, build.expect_all = 0, False
+    build.missing_id, build.report_missing = 0, False
 
 
 def _rows(values: list[int]) -> Callable[..., None]:
@@ -202,10 +202,10 @@ CASES = {
         _view(window=lambda b, t: b.page_size + 2),
     ),
     "two views": Case("window and whole in one launch", lambda P: [5 * P + 3, 0, 2 * P, 1], _window),
-    "fill the width": Case("tail", lambda P: [P, 0, 3 * P - 1], _set(tail_fill=0), width=20),
+    "fill the width": Case("tail", lambda P: [P, 0, 3 * P - 1], _set(pad_value=0), width=20),
     "fill the tile": Case(
         "tail, and a tile in an empty row", lambda P: [P, 0, 3 * P - 1, 4 * P],
-        _set(tail_fill=0, tail_tile=4), width=18,
+        _set(pad_value=0, pad_to_multiple_of=4), width=18,
     ),
     "least length": Case(
         "padded rows that must not be empty", lambda P: [0, P, 2 * P + 1],
@@ -224,7 +224,7 @@ CASES = {
         "the last tokens of each row, in order", lambda P: [P + 3, 0, 5, 2 * P], forms=(SLOTS,)
     ),
     "slots with padding": Case(
-        "tail of padded tokens", lambda P: [P + 3, 2, 5], _set(tail_fill=-1), forms=(SLOTS,)
+        "tail of padded tokens", lambda P: [P + 3, 2, 5], _set(pad_value=-1), forms=(SLOTS,)
     ),
     "slots of short rows": Case(
         "query tokens before the row's first keep their place", lambda P: [1, P + 1, 0, 2],

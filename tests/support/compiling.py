@@ -37,7 +37,7 @@ def everything(page_size: int, batch: int) -> Build:
     build.seq_lens_delta_rows = per_row(build, I64)
     build.query_lens, build.query_sign = per_row(build, I64), 1
     build.map_page_size = 16
-    build.tail_fill = 0
+    build.pad_value = 0
     build.status = meta(1, dtype=I64)
     first, second = (dataclasses.replace(build.views[0]) for _ in range(2))
     first.page_map = second.token_map = meta(1 << 20)

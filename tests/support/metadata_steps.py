@@ -57,7 +57,7 @@ def check(builder, meta, rows, begins: list[int], ends: list[int], window_map=No
     if spec.form == "table":
         for b, row in enumerate(pages):
             assert meta.page_table[b, : len(row)].tolist() == row
-            tile = spec.tail_tile(P)
+            tile = spec.pad_to_multiple_of(P)
             if tile is not None:
                 end = -(-max(len(row), 1) // tile) * tile
                 assert meta.page_table[b, len(row) : end].tolist() == [0] * (end - len(row))

@@ -65,7 +65,7 @@ class Reader:
         if meta.page_table is not None:
             table, lens = meta.page_table.cpu(), meta.cache_seqlens.cpu().tolist()
             assert not any(lens[batch:]), "a padded row has tokens"
-            tile = self.builder.spec.tail_tile(PAGE_SIZE)
+            tile = self.builder.spec.pad_to_multiple_of(PAGE_SIZE)
             for row, n in zip(table, lens, strict=True):
                 live = -(-n // PAGE_SIZE)
                 if tile is not None and row[live : -(-max(live, 1) // tile) * tile].any():

@@ -14,7 +14,7 @@ BAD_ROW = tl.constexpr(Reason.BAD_ROW.value)
 BAD_LENGTH = tl.constexpr(Reason.BAD_LENGTH.value)
 BAD_START = tl.constexpr(Reason.BAD_START.value)
 BAD_QUERY = tl.constexpr(Reason.BAD_QUERY.value)
-CUT = tl.constexpr(Reason.CUT.value)
+TRUNCATED = tl.constexpr(Reason.TRUNCATED.value)
 BAD_ID = tl.constexpr(Reason.BAD_ID.value)
 BAD_MAP = tl.constexpr(Reason.BAD_MAP.value)
 OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
@@ -146,9 +146,9 @@ class Policy(NamedTuple):
     min_len: Any
     min_last: Any
     tail: Any
-    tail_fill: Any
+    pad_value: Any
     missing_id: Any
-    expect_all: Any
+    report_missing: Any
     status_ptr: Any
     own_tiles: Any
 

@@ -104,7 +104,7 @@ def _build(req, view, policy, C: tl.constexpr):
         end = fill_end(total, view, policy)
         for at in range(total + pid * C.NUM_PAGE_PER_BLOCK, end, num_programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-            fill = (o * 0 + policy.tail_fill).to(view.out_ptr.dtype.element_ty)
+            fill = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
             tl.store(view.out_ptr + o, fill, mask=o < end)
     elif HAS_SUMS:
         if pid * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
@@ -129,7 +129,7 @@ def xkv_build(
     start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-    min_len, min_last, tail, tail_fill, missing_id: "i32", expect_all, status_ptr,
+    min_len, min_last, tail, pad_value, missing_id: "i32", report_missing, status_ptr,
     own_tiles: "i32", C: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows and one for the sums, programs a row, views). `params.Build` describes the arguments."""
@@ -142,7 +142,7 @@ def xkv_build(
         src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
         delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(min_len, min_last, tail, tail_fill, missing_id, expect_all, status_ptr, own_tiles)
+    policy = Policy(min_len, min_last, tail, pad_value, missing_id, report_missing, status_ptr, own_tiles)
     view = View(
         start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,

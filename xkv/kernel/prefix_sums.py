@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .args import CSR, CUT, INT32_MAX, OVERFLOW, TABLE
+from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
 from .rows import clip, load_row, report
 
 
@@ -40,7 +40,7 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             kept = kv_len
             if STREAM:
                 upto = item_sum + tl.cumsum(items, 0)
-                report(policy, i, CUT + i * 0, mask & (items > 0) & (upto > view.capacity), C)
+                report(policy, i, TRUNCATED + i * 0, mask & (items > 0) & (upto > view.capacity), C)
                 if C.FORM == CSR:
                     room = clip(view.capacity - (upto - items), 0, items)
                     kept = tl.minimum(kv_len, room * C.PAGE_SIZE)

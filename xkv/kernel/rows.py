@@ -8,11 +8,11 @@ from .args import (
     BAD_QUERY,
     BAD_ROW,
     BAD_START,
-    CUT,
     INT32_MAX,
     LENGTH_MAX,
     SLOTS,
     TABLE,
+    TRUNCATED,
     UNALIGNED_START,
     Row,
 )
@@ -114,7 +114,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
             kv_len = tl.maximum(kv_len, policy.min_len)
         items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
         if C.FORM == TABLE:
-            reason = tl.where((reason == 0) & (items > view.capacity), CUT, reason)
+            reason = tl.where((reason == 0) & (items > view.capacity), TRUNCATED, reason)
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:

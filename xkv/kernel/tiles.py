@@ -110,7 +110,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
         have = have & (page <= INT32_MAX)
     if policy.status_ptr is not None:
-        bad = live & ~have & (outside | (policy.expect_all != 0))
+        bad = live & ~have & (outside | (policy.report_missing != 0))
         reason = tl.where(outside, BAD_MAP, BAD_ID)
         if C.REDUCE_STATUS:
             first_error = tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)
@@ -118,7 +118,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
             report(policy, tile.b + j * 0, reason, bad, C)
     stand_in = policy.missing_id
     if C.TAIL:
-        stand_in = tl.where(j < items - done, stand_in, policy.tail_fill)
+        stand_in = tl.where(j < items - done, stand_in, policy.pad_value)
     value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     out = out_row + done
     room = j < written - done

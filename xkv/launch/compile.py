@@ -98,7 +98,7 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
     """The kernel's `Config`, one object for equal fields."""
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
-        build.tail_fill is not None, plan.block, row.batch_block, plan.balance, plan.int64_tiles,
+        build.pad_value is not None, plan.block, row.batch_block, plan.balance, plan.int64_tiles,
         overlaps(where), overlaps(where) and row.early, where.vendor == "hip", build.sums_given,
         vec_16b(build, where),
         # each only where it makes a difference, so that other builds share a kernel
@@ -108,12 +108,11 @@ def config(build: Build, row: tuning.Tuning, plan: Schedule, where: Platform) ->
 
 
 def vec_16b(build: Build, where: Platform) -> bool:
-    """Whether lanes take 16 bytes at a time of entries that lie side by side, where a block allows it.
+    """Whether each lane loads and stores 16 bytes of contiguous entries, where the tile allows it.
 
-    Not on NVIDIA's GPUs where offences are to be reported, lane by lane as they come: the lanes' entries then
-    change hands through shared memory, for each block (256 x 4K tokens, CSR, on an H100: 10.0 us instead of
-    7.6). Nor in streams there, whose rows begin anywhere: what is not aligned takes four accesses for one
-    (256 x ~4K tokens: 7.9 us instead of 6.7).
+    Not on NVIDIA with a status word: the check of each entry then needs a layout conversion through shared
+    memory for every tile (256 x 4K tokens, CSR, on an H100: 10.0 us instead of 7.6). Nor in CSR there, whose
+    rows begin at any entry: an unaligned vector takes four accesses (256 x ~4K: 7.9 us instead of 6.7).
     """
     side_by_side = build.page_size == build.source_page_size
     return side_by_side and (where.vendor != "cuda" or (build.form == TABLE and build.status is None))

@@ -57,7 +57,7 @@ class Signature:
 
     Args:
         given: whether each of `POINTERS` is.
-        form, page_size, source_page_size, filled: as in `Build`; filled: whether there is a ``tail_fill``.
+        form, page_size, source_page_size, filled: as in `Build`; filled: whether there is a ``pad_value``.
     """
 
     __slots__ = (
@@ -222,7 +222,7 @@ def lookup(inputs: tuple[Any, ...], plain: bool, form: int, *options: Any) -> Si
         inputs: a tensor or None for each of `POINTERS`.
         plain: whether there are only those that the form cannot do without.
         form: TABLE, CSR or SLOTS.
-        *options: page size, source page size and tail_fill first, then all else that the launch depends on.
+        *options: page size, source page size and pad_value first, then all else that the launch depends on.
 
     Returns:
         `UNCACHED` for calls that allocate, that are traced, or whose options are of a wrong type.

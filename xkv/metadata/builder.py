@@ -301,8 +301,8 @@ class MetadataBuilder:
             starts_are_aligned=not spec.skips_tokens,
             query_sign=inputs[4], min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
-            tail_fill=spec.fill_id if spec.tail_tokens else None,
-            tail_tile=spec.tail_tile(self.page_size), status=self.status.word,
+            pad_value=spec.fill_id if spec.tail_tokens else None,
+            pad_to_multiple_of=spec.pad_to_multiple_of(self.page_size), status=self.status.word,
         )  # fmt: skip
         return Step(build, inputs, self.status if self._always_check else None)
 

@@ -58,7 +58,7 @@ class BackendSpec:
     skips_tokens: bool = False
     window_is_prefix_only: bool = False
 
-    def tail_tile(self, page_size: int) -> int | None:
+    def pad_to_multiple_of(self, page_size: int) -> int | None:
         """Pages of the tile that rows are filled to; None: rows are left as they are."""
         return max(self.tail_tokens // page_size, 1) if self.tail_tokens else None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...status import Offence, Reason
+from ...status import Reason, Violation
 from .trial import Case
 
 TABLE, CSR, SLOTS = "build_page_table", "build_kv_indices", "build_slot_mapping"
@@ -17,7 +17,7 @@ ROWS = 5  # of every source
 
 _INTS = (torch.int32, torch.int64)
 _MAP = 8192  # token ids below this fit in every map
-_ROW = 4  # where an offence is planted, and another one behind it
+_ROW = 4  # where a violation is planted, and another one behind it
 
 
 def call_of(
@@ -121,23 +121,23 @@ def maps(op: str, page_size: int, unit: int) -> Iterator[Case]:
 def tails(op: str, page_size: int, unit: int) -> Iterator[Case]:
     """Tails, tiles of them, ids that are missing, and batches with nothing in them."""
     call = call_of(op, page_size, unit)
-    yield Case(op, call | {"tail_fill": -5})
+    yield Case(op, call | {"pad_value": -5})
     for tile in (1, 4, 64):
-        yield Case(op, call | {"tail_fill": 0, "tail_tile": tile}, room=1500)
+        yield Case(op, call | {"pad_value": 0, "pad_to_multiple_of": tile}, room=1500)
     source = call["req_to_token"]
     holes = torch.where(source % 3 == 0, -1 - source, source)
     for missing in (-1, 77):
-        yield Case(op, call | {"req_to_token": holes, "missing_id": missing, "tail_fill": 0})
+        yield Case(op, call | {"req_to_token": holes, "missing_id": missing, "pad_value": 0})
     for batch in (0, 1):
         few = call_of(op, page_size, unit, batch=batch)
         yield Case(op, few)
-        yield Case(op, few | {"tail_fill": 3, "tail_tile": 2})
+        yield Case(op, few | {"pad_value": 3, "pad_to_multiple_of": 2})
     nothing = {k: call[k] * 0 for k in ("seq_lens", "query_lens") if k in call}
     yield Case(op, call | nothing | {"req_pool_indices": call["seq_lens"] - 7}, note="all empty")
 
 
-def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
-    """One offence of every kind that an op can meet, none of which may reach past a buffer."""
+def violations(op: str, page_size: int, unit: int) -> Iterator[Case]:
+    """One violation of every kind that an op can meet, none of which may reach past a buffer."""
     base = call_of(op, page_size, unit, ids=torch.int64, top=_MAP)
     tokens = tokens_of(page_size, unit)
     # a source row, and in it a token, that no other request has
@@ -153,7 +153,7 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
     def planted(reason: Reason, name: str, value: int, at: int | tuple[int, int] = _ROW) -> Case:
         call = base | {name: base[name].clone()}
         call[name][at] = value
-        return Case(op, call, offence=Offence(_ROW, reason), note=f"{name}[{at}]={value}")
+        return Case(op, call, violation=Violation(_ROW, reason), note=f"{name}[{at}]={value}")
 
     for row in (ROWS, -1, 1 << 40):
         yield planted(Reason.BAD_ROW, "req_pool_indices", row)
@@ -174,7 +174,7 @@ def offences(op: str, page_size: int, unit: int) -> Iterator[Case]:
     call = base | {"seq_lens": short} | ({"query_lens": short} if op == SLOTS else {})
     room = -(-tokens // page_size) - 1  # one entry short
     room += 0 if op == TABLE else int(short[:_ROW].sum())
-    yield Case(op, call, room=room, offence=Offence(_ROW, Reason.CUT), note="no room")
+    yield Case(op, call, room=room, violation=Violation(_ROW, Reason.TRUNCATED), note="no room")
 
     base["token_map"] = torch.arange(_MAP)
     base["page_map"] = torch.arange(_MAP // page_size)

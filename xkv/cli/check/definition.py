@@ -92,8 +92,8 @@ def _id(host: dict[str, Any], entries: list[int], t: int, end: int) -> int:
 
 def _with_tail(ids: list[int], host: dict[str, Any], room: int) -> list[int]:
     """Ids and what is filled in behind them: to the end of the last tile, of one at least."""
-    if "tail_fill" not in host:
+    if "pad_value" not in host:
         return ids
-    tile = host.get("tail_tile", max(room, 1))
+    tile = host.get("pad_to_multiple_of", max(room, 1))
     end = min(-(-max(len(ids), 1) // tile) * tile, room)
-    return ids + [host["tail_fill"]] * (end - len(ids))
+    return ids + [host["pad_value"]] * (end - len(ids))

@@ -91,14 +91,14 @@ class EngineSetting(Setting):
             view = View(host["out"], kv_indptr=sums[: self.batch])
             return Build(
                 source, every, sums[1:], CSR, 1, kind.source_page_size, 1, (view,),
-                query_lens=sums[: self.batch], query_sign=-1, expect_all=False, sums_given=True,
+                query_lens=sums[: self.batch], query_sign=-1, report_missing=False, sums_given=True,
             )  # fmt: skip
         start, metadata = host.get("kv_start"), kind.call == METADATA
         build = Build(
             source, host["req_pool_indices"], host["seq_lens"], kind.form, size, kind.source_page_size, size,
             (),
             seq_lens_delta=self.delta, seq_lens_delta_rows=start, query_lens=host.get("query_lens"),
-            query_len=self.query if self._q_mode == kernels.Q_STRIDED else 0, expect_all=False,
+            query_len=self.query if self._q_mode == kernels.Q_STRIDED else 0, report_missing=False,
             sums_given=metadata or kind.form == CSR,
         )  # fmt: skip
         if size > 1 and not (metadata and "window_map" in has):

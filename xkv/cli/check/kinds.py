@@ -56,11 +56,11 @@ class Kind:
 # (page size, source page size, source dtype, output dtype, optional arguments)
 _PAGED = (
     (64, 1, I32, I32, "status"),
-    (1, 1, I64, I32, "status tail_fill"),
+    (1, 1, I64, I32, "status pad_value"),
     (16, 64, I32, I32, "status kv_start kv_start_offset"),
     (64, 16, I64, I64, "status kv_start seq_lens_delta"),
     (16, 1, I32, I64, "status token_map missing_id"),
-    (16, 1, I64, I32, "status page_map tail_fill tail_tile"),
+    (16, 1, I64, I32, "status page_map pad_value pad_to_multiple_of"),
     (16, 64, I32, I32, "status token_map page_map map_page_size missing_id kv_start"),
     (1, 16, I32, I64, "seq_lens_delta"),
 )
@@ -68,9 +68,9 @@ _BOUND = (64, 1, I32, I32, "status max_seq_len")
 _LAST = (16, 1, I32, I32, "status min_last_page_len")
 _SLOTS = (
     (1, 1, I32, I64, "status"),
-    (1, 16, I64, I32, "status tail_fill"),
+    (1, 16, I64, I32, "status pad_value"),
     (1, 64, I32, I64, "status seq_lens_delta missing_id"),
-    (1, 1, I64, I64, "status token_map page_map map_page_size tail_fill tail_tile"),
+    (1, 1, I64, I64, "status token_map page_map map_page_size pad_value pad_to_multiple_of"),
     (1, 16, I32, I32, "page_map"),
 )
 # of `MetadataBuilder`: (mode, optional arguments of its constructor and of its build, sign of query_lens)
@@ -127,7 +127,7 @@ def kinds(vendor: str) -> list[Kind]:
     turns = cycle((I32, I64))
     for spec in dispatch.specs_of(vendor).values():
         for mode, has, sign in _MODES:
-            always = ["status", "tail_fill"] if spec.tail_tokens else ["status"]
+            always = ["status", "pad_value"] if spec.tail_tokens else ["status"]
             found.append(
                 Kind(
                     spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,

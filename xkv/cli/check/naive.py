@@ -21,7 +21,7 @@ def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
 
     Returns:
         For every view the entries of each output that must be written, as {index: value}, and the status
-        word: row * 256 + reason of the first offence, or None. Where sums that are given let several rows
+        word: row * 256 + reason of the first violation, or None. Where sums that are given let several rows
         claim an entry of a stream, its value is the frozenset of theirs: any of them may be there.
     """
     words: list[int] = []
@@ -99,7 +99,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             total = -(-kv_len // size)
             room = capacity if form == TABLE else left
             if total > room and (not why or form == CSR):
-                words.append(b * 256 + Reason.CUT)
+                words.append(b * 256 + Reason.TRUNCATED)
             elif unaligned and build.starts_are_aligned:
                 why = why or Reason.UNALIGNED_START
             offset[b] = start - first if start < end else 0
@@ -108,20 +108,20 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         if why:
             words.append(b * 256 + why)
         if form == SLOTS and len(positions) < total:
-            words.append(b * 256 + Reason.CUT)
+            words.append(b * 256 + Reason.TRUNCATED)
 
         for j, t in enumerate(positions):
             value = build.missing_id
             if 0 <= t < end:
                 page, lost = _page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
-                if lost is Reason.BAD_MAP or (lost is not None and build.expect_all):
+                if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):
                     words.append(b * 256 + lost)
             at = (b, j) if form == TABLE else begin + j
             out[at] = _either(out[at], value) if at in out else value
-        if form == TABLE and build.tail_fill is not None:
+        if form == TABLE and build.pad_value is not None:
             for j in range(len(positions), _filled(build, len(positions), capacity)):
-                out[b, j] = build.tail_fill
+                out[b, j] = build.pad_value
 
         stream += total
         kv_sum += kv_len
@@ -133,9 +133,9 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             sums[b + 1] = min(value, INT32_MAX)
             if value > INT32_MAX and getattr(view, name) is not None:
                 words.append(b * 256 + Reason.OVERFLOW)
-    if form != TABLE and build.tail_fill is not None:
+    if form != TABLE and build.pad_value is not None:
         live = min(stream, capacity)
-        out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.tail_fill))
+        out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.pad_value))
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
         "kv_indptr": indptr if given is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
@@ -147,7 +147,7 @@ def _either(before: Any, value: int) -> frozenset[int]:
 
 
 def _filled(build: Build, live: int, capacity: int) -> int:
-    tile = build.tail_tile
+    tile = build.pad_to_multiple_of
     return capacity if tile is None else min(-(-max(live, 1) // tile) * tile, capacity)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...launch import compile
 from ...platforms import detect
-from ...status import Offence, Reason
+from ...status import Reason, Violation
 from . import cases
 from .cases import CSR, SLOTS, TABLE, call_of, tokens_of
 from .trial import Case, MismatchError, Trial, captured, new, once
@@ -106,13 +106,13 @@ def maps(bench: Bench) -> Checks:
 
 
 def tails_and_missing_ids(bench: Bench) -> Checks:
-    """``tail_fill``, ``tail_tile`` and ``missing_id``."""
+    """``pad_value``, ``pad_to_multiple_of`` and ``missing_id``."""
     return bench.topic(cases.tails)
 
 
-def planted_offences(bench: Bench) -> Checks:
+def planted_violations(bench: Bench) -> Checks:
     """What is cut, and what the status word says of it."""
-    return bench.topic(cases.offences)
+    return bench.topic(cases.violations)
 
 
 def skewed_batches(bench: Bench) -> Checks:
@@ -151,7 +151,7 @@ GROUPS: list[Callable[[Bench], Checks]] = [
     starts_and_windows,
     maps,
     tails_and_missing_ids,
-    planted_offences,
+    planted_violations,
     skewed_batches,
     new_outputs,
     graph_replays,
@@ -163,7 +163,7 @@ def _replayed(op: str, page_size: int, unit: int, device: str) -> None:
     rounds = [_round(op, page_size, unit, seed) for seed in range(4)]
     rounds[2].call["req_pool_indices"][1] = -1
     rounds[2].call["seq_lens"][1] = 1
-    rounds[2].offence = Offence(1, Reason.BAD_ROW)
+    rounds[2].violation = Violation(1, Reason.BAD_ROW)
     trial = Trial(rounds[0], device)
     replay = captured(trial.build)
     for case in (*rounds[1:], rounds[0]):
@@ -176,7 +176,7 @@ def _replayed(op: str, page_size: int, unit: int, device: str) -> None:
 
 
 def _round(op: str, page_size: int, unit: int, seed: int) -> Case:
-    call = call_of(op, page_size, unit, seed=seed) | {"tail_fill": -5}
+    call = call_of(op, page_size, unit, seed=seed) | {"pad_value": -5}
     if op != SLOTS:
         call["kv_start"] = call["seq_lens"] // (seed + 2)
     room = tokens_of(page_size, unit) // page_size + 1

@@ -133,7 +133,7 @@ class Setting:
     def _build(self) -> Build:
         """What the definition is asked for: on the image, so that it always says what that holds."""
         kind, host, has = self.kind, self.memory.host, self.kind.has
-        spec, tail = kind.spec, "tail_fill" in kind.has
+        spec, tail = kind.spec, "pad_value" in kind.has
         build = Build(
             host["req_to_token"], host["req_pool_indices"], host["seq_lens"], kind.form, kind.page_size,
             kind.source_page_size, self.map_page_size, (),
@@ -142,18 +142,18 @@ class Setting:
             query_sign=kind.sign, query_len=0 if "query_lens" in has else self.query,
         )  # fmt: skip
         if spec is None:
-            build.tail_fill = self.fill if tail else None
-            build.tail_tile = self.tile if "tail_tile" in has else None
+            build.pad_value = self.fill if tail else None
+            build.pad_to_multiple_of = self.tile if "pad_to_multiple_of" in has else None
             if "missing_id" in has:
-                build.missing_id, build.expect_all = self.missing, False
+                build.missing_id, build.report_missing = self.missing, False
             build.max_seq_len = self.longest if "max_seq_len" in has else None
             build.min_last_page_len = int("min_last_page_len" in has)
         else:
             build.max_seq_len, build.starts_are_aligned = self.context, not spec.skips_tokens
             build.window_is_prefix_only = spec.window_is_prefix_only
             build.min_seq_len, build.min_last_page_len = spec.min_seq_len, spec.min_last_page_len
-            build.missing_id, build.tail_fill = spec.fill_id, spec.fill_id if tail else None
-            build.tail_tile = spec.tail_tile(kind.page_size)
+            build.missing_id, build.pad_value = spec.fill_id, spec.fill_id if tail else None
+            build.pad_to_multiple_of = spec.pad_to_multiple_of(kind.page_size)
         build.status = host["status"] if "status" in has else None
         for prefix in self.prefixes:
             view = View(host[prefix + "out"])
@@ -181,7 +181,7 @@ class Setting:
         found |= {name: name for name in ("token_map", "page_map", "kv_start_offset") if name in has}
         numbers = {
             "page_size": kind.page_size, "map_page_size": self.map_page_size, "missing_id": self.missing,
-            "tail_fill": self.fill, "tail_tile": self.tile, "max_seq_len": self.longest,
+            "pad_value": self.fill, "pad_to_multiple_of": self.tile, "max_seq_len": self.longest,
             "min_last_page_len": 1,
         }  # fmt: skip
         wanted = has | ({"page_size"} if kind.form != SLOTS else set())

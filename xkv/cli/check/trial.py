@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ... import ops
-from ...status import Offence, Status
+from ...status import Status, Violation
 from . import definition
 
 SENTINEL = -1234567  # no id, no length: what must not be written, or was not, shows
@@ -31,7 +31,7 @@ class Case:
         call: its keyword arguments, all but ``out`` and ``status``; tensors on the CPU.
         dtype: of the ids that it writes.
         room: entries of a table's row or of a stream; None: a few more than are needed.
-        offence: what it must report.
+        violation: what it must report.
         note: what is special about it.
         shift: elements by which the outputs are moved out of alignment.
     """
@@ -40,7 +40,7 @@ class Case:
     call: dict[str, Any]
     dtype: torch.dtype = torch.int32
     room: int | None = None
-    offence: Offence | None = None
+    violation: Violation | None = None
     note: str = ""
     shift: int = 0
 
@@ -142,9 +142,9 @@ class Trial:
             difference = buffer.difference(self.want[name])
             if difference is not None:
                 raise MismatchError(f"{name}{difference}")
-        offence = self.status.read()
-        if offence != self.case.offence:
-            raise MismatchError(f"status: got {offence}, want {self.case.offence}")
+        violation = self.status.read()
+        if violation != self.case.violation:
+            raise MismatchError(f"status: got {violation}, want {self.case.violation}")
 
 
 def _placed(x: torch.Tensor, device: str) -> torch.Tensor:
@@ -189,7 +189,7 @@ def new(case: Case, device: str, bound: int | None) -> None:
     if case.op == "build_page_table":
         longest = int(case.call["seq_lens"].max()) if bound is None else bound
         width = -(-longest // case.call["page_size"])
-        want, _ = definition.expected(case.op, case.call | {"tail_fill": 0}, case.dtype, width)
+        want, _ = definition.expected(case.op, case.call | {"pad_value": 0}, case.dtype, width)
         got = {"out": result.tolist()}
     else:
         want, _ = definition.expected(case.op, case.call, case.dtype, None)

@@ -46,7 +46,7 @@ class Result:
         pool: The page pool's size and what it evicted, for the reader.
         status: What the builds reported on the device, for the reader.
         mismatches: Entries that differed from the oracle's, or that had to stay as they were; an
-            offence on the device counts as one more.
+            violation on the device counts as one more.
         times_ms: Time of the two builds of each step, device included, in milliseconds.
         live: Tokens of each step's decode batch.
     """
@@ -206,9 +206,9 @@ def replay(
         progress.update()
     # The source itself must have stayed as the engine wrote it, and nothing was there to report.
     result.mismatches += _differences(engine.req_to_token, engine.host_req_to_token)
-    if (offence := buffers.status.read()) is not None:
+    if (violation := buffers.status.read()) is not None:
         result.mismatches += 1
-        result.status = str(offence)
+        result.status = str(violation)
     kv = engine.kv
     result.pool = f"{kv.num_pages} pages of {page_size} tokens, {kv.evicted_pages} evicted"
     return result

@@ -45,8 +45,8 @@ def of_spec(spec: BackendSpec, batch: int) -> Build:
     build = plain(form, spec.page_size, 1, batch, getattr(torch, spec.id_dtype))
     _give(build, spec.outputs)
     build.status = meta(1, dtype=I64)
-    build.tail_tile = spec.tail_tile(spec.page_size)
-    build.tail_fill = spec.fill_id if spec.tail_tokens else None
+    build.pad_to_multiple_of = spec.pad_to_multiple_of(spec.page_size)
+    build.pad_value = spec.fill_id if spec.tail_tokens else None
     return build
 
 

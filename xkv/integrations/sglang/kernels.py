@@ -36,7 +36,7 @@ def _table(
     ids: Tensor, rows: Tensor, lens: Tensor, delta: Tensor | None, start: Tensor | None,
     token_map: Tensor | None, out: Tensor, out2: Tensor | None,
     batch: int, stride: int, out_stride: int, page_size: int, more: int = 0, map_len: int = 0,
-    tail_fill: int | None = None,
+    pad_value: int | None = None,
 ) -> Build | None:  # fmt: skip
     src, first = source(ids, stride), table(out, batch, out_stride)
     second = None if out2 is None else table(out2, batch, out_stride)
@@ -50,7 +50,7 @@ def _table(
     return Build(
         src, vector(rows, batch), vector(lens, batch), TABLE, page_size, 1, page_size, tuple(views),
         seq_lens_delta=more, seq_lens_delta_rows=vector_or_none(delta, batch),
-        missing_id=_missing(page_size), expect_all=False, tail_fill=tail_fill,
+        missing_id=_missing(page_size), report_missing=False, pad_value=pad_value,
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _table_sizes(
     ids: Tensor, rows: Tensor, lens: Tensor, delta: Tensor | None, start: Tensor | None,
     token_map: Tensor | None, out: Tensor, out2: Tensor | None,
     batch: int, stride: int, out_stride: int, page_size: int, more: int = 0, map_len: int = 0,
-    tail_fill: int | None = None,
+    pad_value: int | None = None,
 ) -> Sizes | None:  # fmt: skip
     found, width = source_sizes(ids, stride, 1), table_width(out, batch, out_stride)
     if found is None or width is None or not long_enough(batch, rows, lens, delta, start):
@@ -79,8 +79,8 @@ def _table_sizes(
             return None
         width2 = min(width2, CAPACITY_MAX)
         values, width = (*values, out_stride, width2, map_len), max(width, width2)
-    most = width if tail_fill is not None else min(width, found[1] // page_size + 1)
-    return Sizes((page_size, tail_fill), _SIZES if out2 is None else _SIZES_OF_TWO, values, most)
+    most = width if pad_value is not None else min(width, found[1] // page_size + 1)
+    return Sizes((page_size, pad_value), _SIZES if out2 is None else _SIZES_OF_TWO, values, most)
 
 
 tables = Planned(
@@ -158,7 +158,7 @@ def _stream(
     )  # fmt: skip
     return Build(
         src, vector(rows, batch), vector(lens, batch), CSR, 1, entry_page_size, 1, (view,),
-        seq_lens_delta_rows=vector_or_none(delta, batch), expect_all=False, sums_given=True,
+        seq_lens_delta_rows=vector_or_none(delta, batch), report_missing=False, sums_given=True,
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _metadata(
     return Build(
         src, vector(rows, batch), vector(lens, batch), TABLE, page_size, 1, page_size, tuple(views),
         seq_lens_delta=more, query_lens=vector_or_none(qlens, batch), query_len=query_len,
-        missing_id=_missing(page_size) if second is None else -1, expect_all=False, sums_given=True,
+        missing_id=_missing(page_size) if second is None else -1, report_missing=False, sums_given=True,
     )  # fmt: skip
 
 

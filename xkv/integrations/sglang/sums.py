@@ -45,7 +45,7 @@ def _written(
     )  # fmt: skip
     return Build(
         src, vector(rows, batch), vector(lens, batch), CSR, 1, 1, 1, (view,),
-        query_lens=vector_or_none(queries, batch), expect_all=False,
+        query_lens=vector_or_none(queries, batch), report_missing=False,
     )  # fmt: skip
 
 

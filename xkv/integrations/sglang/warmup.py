@@ -124,11 +124,11 @@ def _sums(backend: Any) -> int:
     return count
 
 
-def _tables(backend: Any, page_size: int, tail_fill: int | None = None) -> int:
+def _tables(backend: Any, page_size: int, pad_value: int | None = None) -> int:
     ids, one = backend.req_to_token, _ints(backend)
     out = _new(backend, torch.int32, 1, 1)
     return tables.warm(
-        (ids, one, one, None, None, None, out, None), 1, ids.stride(0), 1, page_size, 0, 0, tail_fill
+        (ids, one, one, None, None, None, out, None), 1, ids.stride(0), 1, page_size, 0, 0, pad_value
     )
 
 

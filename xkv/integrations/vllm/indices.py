@@ -144,5 +144,5 @@ def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: i
     """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long, and begins at ``sums[b]``."""
     return Build(
         table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
-        query_lens=sums[:batch], query_sign=-1, expect_all=False, sums_given=True,
+        query_lens=sums[:batch], query_sign=-1, report_missing=False, sums_given=True,
     )  # fmt: skip
