@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from packaging.version import Version  # noqa: E402
 
-from xkv.integrations import finding  # noqa: E402
-from xkv.integrations.replacing import Replacement  # noqa: E402
+from xkv.integrations.patching import finding  # noqa: E402
+from xkv.integrations.patching.replacing import Replacement  # noqa: E402
 from xkv.integrations.sglang import table as sglang  # noqa: E402
 from xkv.integrations.vllm import table as vllm  # noqa: E402
 

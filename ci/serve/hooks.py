@@ -53,7 +53,7 @@ def profile(book: Book, on: bool, switches: list[Switch]) -> dict[str, list[floa
 
 def follow(book: Book, attach: Callable[[Switch], None]) -> None:
     """Has ``attach`` called with all that the plugin has replaced in this process, and will replace."""
-    from xkv.integrations import installing
+    from xkv.integrations.patching import installing
 
     class Followed(list[Any]):
         def append(self, replacement: Any) -> None:
@@ -67,7 +67,7 @@ def follow(book: Book, attach: Callable[[Switch], None]) -> None:
 
 
 def _switch(book: Book, row: Any, host: Any) -> Switch:
-    from xkv.integrations import replacing
+    from xkv.integrations.patching import replacing
 
     attribute = row.name.rsplit(".", 1)[-1]
     if isinstance(row, replacing.Kernel):
@@ -77,7 +77,7 @@ def _switch(book: Book, row: Any, host: Any) -> Switch:
 
 def _kernel(book: Book, name: str, kernel: Any) -> Switch:
     """Each mode is a class of the kernel's object; off is the engine's own, with nothing in between."""
-    from xkv.integrations import replacing
+    from xkv.integrations.patching import replacing
 
     names, on, launch = _names(kernel.fn), type(kernel), type(kernel).xkv_launch
     replacing.restore(kernel)

@@ -54,7 +54,7 @@ def launch_of(served, ours):
 
 def replaced(book, served=True):
     """A replaced kernel as the plugin leaves it, its switch, and what is launched as ours."""
-    from xkv.integrations import replacing
+    from xkv.integrations.patching import replacing
 
     own, ours = Kernel(), []
     replacing.swap(own, launch_of(served, ours))
@@ -84,7 +84,7 @@ def backend(name="around"):
         def step(self, asked):
             return "theirs"
 
-    from xkv.integrations import replacing
+    from xkv.integrations.patching import replacing
 
     row = replacing.Function("step", frozenset(), f"{__name__}:{name}", name != "around")
     replacing.put(Backend, "step", Backend.step, row.made(Backend.step))
@@ -120,7 +120,7 @@ def test_what_is_called_in_a_method_s_place_without_it():
 
 
 def test_what_is_replaced_later_is_followed_too(monkeypatch):
-    from xkv.integrations import installing
+    from xkv.integrations.patching import installing
 
     hooks, seen, (host, row) = module("hooks"), [], backend()
     monkeypatch.setattr(installing, "DONE", [(row, host)])

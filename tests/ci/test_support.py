@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from xkv.integrations.codes import code
-from xkv.integrations.replacing import Kernel, Launch
+from xkv.integrations.patching.codes import code
+from xkv.integrations.patching.replacing import Kernel, Launch
 
 pytestmark = pytest.mark.repo
 ROOT = Path(__file__).resolve().parents[2]

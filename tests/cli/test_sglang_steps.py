@@ -12,7 +12,7 @@ from test_steps import EDGES, PEERS, SMALL, by_row, differences, run
 from xkv.cli import timing
 from xkv.cli.steps import compared, peers
 from xkv.cli.steps.compared import ROWS, Row
-from xkv.integrations.codes import code_of
+from xkv.integrations.patching.codes import code_of
 from xkv.integrations.sglang import table
 
 pytestmark = pytest.mark.kernel

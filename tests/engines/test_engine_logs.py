@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from xkv.integrations import logs
+from xkv.integrations.patching import logs
 
 LINE = "xkv replaces something"
 

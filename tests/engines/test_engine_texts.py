@@ -15,7 +15,7 @@ import vllm_calls
 from building import whole
 from engine_texts import CACHE, ROOT, Text, first_and_last, load
 
-from xkv.integrations import replacing
+from xkv.integrations.patching import replacing
 from xkv.integrations.sglang import table as sglang
 from xkv.integrations.vllm import table as vllm
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from xkv.integrations import finding
-from xkv.integrations.codes import code
-from xkv.integrations.finding import Found
+from xkv.integrations.patching import finding
+from xkv.integrations.patching.codes import code
+from xkv.integrations.patching.finding import Found
 
 F = "def f(a):\n    return a\n"
 CODE = code(F)

@@ -12,9 +12,9 @@ import pytest
 import sglang_standins
 from sglang_calls import CALLS, newest
 
-from xkv.integrations import replacing
-from xkv.integrations.codes import code_of
-from xkv.integrations.replacing import Function
+from xkv.integrations.patching import replacing
+from xkv.integrations.patching.codes import code_of
+from xkv.integrations.patching.replacing import Function
 from xkv.integrations.sglang import kernels, load, table
 
 pytest_plugins = ("sglang_fixture",)

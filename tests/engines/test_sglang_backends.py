@@ -11,7 +11,7 @@ import torch
 from sglang_backends import CONTEXT, Backend, file_of, kernels, method, mode
 from sglang_engine import kernel, launches, loaded, version
 
-from xkv.integrations.codes import code_of
+from xkv.integrations.patching.codes import code_of
 from xkv.integrations.sglang import methods, table
 
 __all__ = ["loaded"]  # the plugin is loaded here, too

@@ -13,7 +13,7 @@ from conftest import GPUS
 from sglang_calls import CALLS, Call, assert_same, fits, original, twin
 from sglang_engine import both, kernel, launches, loaded, version
 
-from xkv.integrations import replacing
+from xkv.integrations.patching import replacing
 
 __all__ = ["loaded"]  # the plugin is loaded here
 CASES = 20 if GPUS else 6

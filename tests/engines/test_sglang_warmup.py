@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.integrations import importing
+from xkv.integrations.patching import importing
 from xkv.integrations.sglang import kernels, triton_steps, warmup
 from xkv.launch import compile, launch
 from xkv.params import Build

@@ -16,7 +16,7 @@ from vllm_batches import BIG, Batch, block_tables, both, fill, random_kernel_tes
 from vllm_engine import with_plugin
 
 from xkv.cli.kernels.compiling import plugged
-from xkv.integrations import replacing
+from xkv.integrations.patching import replacing
 from xkv.integrations.vllm import kernels, table
 
 

@@ -14,9 +14,9 @@ import pytest
 from vllm_engine import ROOT, distribution, installed
 from vllm_standin import FILES
 
-from xkv.integrations import importing
-from xkv.integrations.codes import code
-from xkv.integrations.replacing import Kernel, Launch, replaced
+from xkv.integrations.patching import importing
+from xkv.integrations.patching.codes import code
+from xkv.integrations.patching.replacing import Kernel, Launch, replaced
 from xkv.integrations.vllm import load, table
 
 calls: list[tuple[Any, ...]] = []

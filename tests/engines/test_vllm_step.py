@@ -17,7 +17,7 @@ from vllm_batches import BIG, Batch, block_tables, fill, random_kernel_test
 from vllm_engine import folder, with_plugin
 
 from xkv.cli.kernels.compiling import plugged
-from xkv.integrations import replacing
+from xkv.integrations.patching import replacing
 from xkv.integrations.vllm import kernels, step, table
 
 RUNNER = "vllm.v1.worker.gpu.model_runner"

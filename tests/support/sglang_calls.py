@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from building import guarded, guarded_1d, paged_source, whole
 
-from xkv.integrations.replacing import Kernel, Launch
+from xkv.integrations.patching.replacing import Kernel, Launch
 
 
 class Call(NamedTuple):

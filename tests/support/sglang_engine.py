@@ -15,7 +15,7 @@ plugins = pytest.importorskip("sglang.srt.plugins", reason="no SGLang here: see 
 import sglang  # noqa: E402
 from sglang.version import __version__ as version  # noqa: E402
 
-from xkv.integrations import finding, replacing  # noqa: E402
+from xkv.integrations.patching import finding, replacing  # noqa: E402
 from xkv.integrations.sglang import table  # noqa: E402
 
 

@@ -12,9 +12,9 @@ import pytest
 import sglang_standins
 from sglang_calls import newest
 
-from xkv.integrations import finding, importing, logs, replacing
-from xkv.integrations.codes import code
-from xkv.integrations.replacing import Replacement
+from xkv.integrations.patching import finding, importing, logs, replacing
+from xkv.integrations.patching.codes import code
+from xkv.integrations.patching.replacing import Replacement
 from xkv.integrations.sglang import table
 
 NAMES = [row.name for row in table.KERNELS]

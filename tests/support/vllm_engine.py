@@ -127,7 +127,7 @@ def distribution(at: Path) -> None:
 @contextmanager
 def installed(*paths: Path, root: Path | None = None) -> Iterator[None]:
     """With these folders first on the path, and everything of vLLM's forgotten afterwards."""
-    from xkv.integrations import importing, logs
+    from xkv.integrations.patching import importing, logs
 
     before = dict(sys.modules), list(sys.path), list(sys.meta_path)
     environment = dict(os.environ)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...integrations import replacing
-from ...integrations.codes import code_of
+from ...integrations.patching import replacing
+from ...integrations.patching.codes import code_of
 from ...integrations.sglang import table
 from .. import loading
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 def load() -> None:
     """Replaces what is known of the installed SGLang; its plugin loader calls this, once a process."""
-    from .. import installing
+    from ..patching import installing
     from . import table, warmup
 
     installing.install("sglang", "SGLang", table.REPLACED, table.FIRST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..replacing import Function, Kernel, Launch, Replacement
+from ..patching.replacing import Function, Kernel, Launch, Replacement
 
 _HERE = ".sglang"  # see `replacing.resolve`
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import switches
-from .. import importing, logs
+from ..patching import importing, logs
 from .kernels import metadata, streams, tables
 from .sums import sums
 

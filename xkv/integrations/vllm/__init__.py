@@ -8,7 +8,7 @@ from __future__ import annotations
 
 def load() -> None:
     """Replaces what is known of the installed vLLM."""
-    from .. import installing
+    from ..patching import installing
     from . import table
 
     installing.install("vllm", "vLLM", table.REPLACED, table.FIRST)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from .. import replacing
-from ..codes import code
+from ..patching import replacing
+from ..patching.codes import code
 from .launching import Launcher, few_parts, parts, served
 
 _BLOCK = 512

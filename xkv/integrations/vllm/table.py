@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..replacing import ANY, Function, Kernel, Launch, Replacement
+from ..patching.replacing import ANY, Function, Kernel, Launch, Replacement
 
 
 def _launch(launch: str, warmup: str = "") -> Launch:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import replacing
+from ..patching import replacing
 from . import indices, step, tables
 from .launching import served
 

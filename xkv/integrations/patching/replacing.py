@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from .codes import code_of, is_kernel, why_unknown
 
+_INTEGRATIONS = str(__package__).rpartition(".")[0]
+
 
 class Launch(NamedTuple):
     """What is launched in a kernel's place.
@@ -114,10 +116,10 @@ def resolve(path: str) -> Any:
     """What ``.module:name`` says, imported only now: a process without the kernel does without.
 
     Args:
-        path: a function of xkv, its module relative to this package: whatever name xkv was imported as.
+        path: a function of xkv, its module relative to `xkv.integrations`: whatever name xkv was imported as.
     """
     module, name = path.split(":")
-    return getattr(importlib.import_module(module, __package__), name)
+    return getattr(importlib.import_module(module, _INTEGRATIONS), name)
 
 
 def host_of(module: str, name: str) -> Any:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .. import __version__, switches
+from ... import __version__, switches
 from . import finding, importing, logs
 from .replacing import Replacement, host_of
 
