@@ -12,13 +12,15 @@ import torch
 from building import guarded, paged_source, whole
 from conftest import GPUS
 from recorded import Recorded, arguments, on_gpu
-from sglang_calls import CALLS, assert_same, original, twin
+from sglang_calls import CALLS, assert_same, newest, original, twin
 
-from xkv.integrations.sglang import kernels, load, planned, table
+from xkv.integrations.patching import replacing
+from xkv.integrations.sglang import cached_calls, kv_indices, load, metadata, page_tables, table
 from xkv.params import Build
 
 pytest_plugins = ("sglang_fixture",)
-NAMES = [row.name for row in table.KERNELS]
+ROWS = {row.name: row for row in table.KERNELS}
+NAMES = [*ROWS]
 
 
 @pytest.mark.kernel
@@ -47,7 +49,7 @@ def test_page_sizes_that_theirs_has_not(page_size: int, device: str) -> None:
     for b, n in enumerate(lens):
         for j in range(-(-n // page_size)):
             want[24 + b * 8 + j] = ids[rows[b], j * page_size] // page_size
-    assert kernels.create_flashmla_kv_indices_triton((3, 1), *args, PAGED_SIZE=page_size)
+    assert page_tables.create_flashmla_kv_indices_triton((3, 1), *args, PAGED_SIZE=page_size)
     assert torch.equal(whole(out), want)
 
 
@@ -58,7 +60,7 @@ def _flashmla(**change: Any) -> bool:
         "kv_start_idx": None, "kv_indices_ptr": torch.zeros(1, 4, dtype=torch.int32),
         "req_to_token_ptr_stride": 32, "kv_indices_ptr_stride": 4, "PAGED_SIZE": 4,
     } | change  # fmt: skip
-    return kernels.create_flashmla_kv_indices_triton((1, 1), **given)
+    return page_tables.create_flashmla_kv_indices_triton((1, 1), **given)
 
 
 def test_what_is_left_to_the_original() -> None:
@@ -104,7 +106,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Build], list[list[A
         built.append(build)
         return Recorded(build, launched)
 
-    monkeypatch.setattr(planned.launch, "run", run)
+    monkeypatch.setattr(cached_calls.launch, "run", run)
     return built, launched
 
 
@@ -112,8 +114,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Build], list[list[A
 def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: what is launched is what would be launched if nothing were remembered."""
     built, launched = recording(monkeypatch)
-    rng, launch = random.Random(f"{name} 2"), getattr(kernels, name)
-    every = (kernels.tables, kernels.streams, kernels.metadata)
+    rng, launch = random.Random(f"{name} 2"), replacing.resolve(newest(ROWS[name]).launch)
+    every = (page_tables.tables, kv_indices.indices, metadata.metadata)
     for x in every:
         x.clear()
     seen = 0
@@ -129,7 +131,7 @@ def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.
         if len(launched) == known:
             continue
         with monkeypatch.context() as patch:
-            patch.setattr(planned.Planned, "_launch", lambda *_: False)
+            patch.setattr(cached_calls.CachedCalls, "_launch", lambda *_: False)
             assert launch(call.grid, **call.args)
         assert launched[-1] == arguments(built[-1])
         seen += 1
@@ -141,7 +143,7 @@ def test_a_call_of_other_sizes_is_a_call_like_it(name: str, monkeypatch: pytest.
 def test_a_call_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tensors: measured no more. Others at the same addresses are."""
     builds, launched = recording(monkeypatch)
-    tables, measured = kernels.tables, []
+    tables, measured = page_tables.tables, []
     sizes = tables._sizes
     monkeypatch.setattr(tables, "_sizes", lambda *given: measured.append(given) or sizes(*given))
     tables.clear()
@@ -153,7 +155,7 @@ def test_a_call_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
         given = (ids, pool, lens, None, None, None, to, None)
         assert tables(given, 4, ids.stride(0), to.stride(0), 4)
         # what would be launched if nothing were remembered
-        want = arguments(tables._make(*given, 4, ids.stride(0), to.stride(0), 4))
+        want = arguments(tables._build(*given, 4, ids.stride(0), to.stride(0), 4))
         assert launched[-1:] in ([], [want])
         return want
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from xkv.integrations.patching import importing
-from xkv.integrations.sglang import kernels, triton_steps, warmup
+from xkv.integrations.sglang import kv_indices, metadata, page_tables, triton_steps, warmup
 from xkv.launch import compile, launch
 from xkv.params import Build
 
@@ -64,7 +64,7 @@ def triton_call() -> None:
 
 def stream_call(dtype: torch.dtype) -> None:
     for start in (None, LENS.int()):
-        kernels.create_flashinfer_kv_indices_triton(
+        kv_indices.create_flashinfer_kv_indices_triton(
             (2,),
             IDS,
             ROWS,
@@ -78,14 +78,14 @@ def stream_call(dtype: torch.dtype) -> None:
 
 def table_call(page_size: int) -> None:
     out = torch.empty(2, 4, **INT32)
-    kernels.create_flashmla_kv_indices_triton((2,), IDS, ROWS, LENS, None, out, 256, 4, page_size)
+    page_tables.create_flashmla_kv_indices_triton((2,), IDS, ROWS, LENS, None, out, 256, 4, page_size)
 
 
 def mha_call(mapping: Any) -> None:
     out, two = torch.empty(2, 4, **INT32), None if mapping is None else torch.empty(2, 4, **INT32)
     sums = torch.zeros(3, **INT32)
     for q_mode in (0, 1, 2):
-        kernels.update_trtllm_mha_graph_metadata_kernel(
+        metadata.update_trtllm_mha_graph_metadata_kernel(
             (2,), ROWS, LENS, IDS, mapping, None, LENS.int(), torch.empty(2, **INT32), sums, sums.clone(),
             out, two, None, 2, 3, 4, 5, 0, 0, 256, 4, 4, 64, mapping is not None, False, q_mode, 1, 1,
         )  # fmt: skip

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ...integrations.sglang import kernels
+from ...integrations.sglang import kv_indices, page_tables
+from ...integrations.sglang import metadata as graph_metadata
 from ...integrations.vllm import indices
 from ...integrations.vllm.launching import served
 from ...launch import launch
@@ -81,7 +82,13 @@ class EngineSetting(Setting):
     @property
     def _q_mode(self) -> int:
         has = self.kind.has
-        return kernels.Q_CUMSUM if "query_lens" in has else kernels.Q_STRIDED if "query" in has else 0
+        return (
+            graph_metadata.Q_CUMSUM
+            if "query_lens" in has
+            else graph_metadata.Q_STRIDED
+            if "query" in has
+            else 0
+        )
 
     def _build(self) -> Build:
         kind, host, has = self.kind, self.memory.host, self.kind.has
@@ -98,7 +105,7 @@ class EngineSetting(Setting):
             source, host["req_pool_indices"], host["seq_lens"], kind.form, size, kind.source_page_size, size,
             (),
             seq_lens_delta=self.delta, seq_lens_delta_rows=start, query_lens=host.get("query_lens"),
-            query_len=self.query if self._q_mode == kernels.Q_STRIDED else 0, report_missing=False,
+            query_len=self.query if self._q_mode == graph_metadata.Q_STRIDED else 0, report_missing=False,
             sums_given=metadata or kind.form == CSR,
         )  # fmt: skip
         if size > 1 and not (metadata and "window_map" in has):
@@ -220,12 +227,17 @@ def launched(name: str, **arguments: Any) -> None:
         view = View(arguments["page_indices"], kv_indptr=sums[:batch])
         launch.run(indices._as_build(batch, view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
         return
-    if not getattr(indices if name == INDICES else kernels, name)(**arguments):
+    if not _function(name)(**arguments):
         raise RuntimeError(f"{name} left the call to the engine's own kernel")
+
+
+def _function(name: str) -> Any:
+    modules = page_tables, kv_indices, graph_metadata, indices
+    return next(vars(module)[name] for module in modules if name in vars(module))
 
 
 def forget() -> None:
     """Forgets what the plugins remember of calls."""
-    for planned in (kernels.tables, kernels.streams, kernels.metadata):
-        planned.clear()
+    for calls in (page_tables.tables, kv_indices.indices, graph_metadata.metadata):
+        calls.clear()
     indices.forget()

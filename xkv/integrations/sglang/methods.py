@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .kernels import metadata, tables
+from .metadata import metadata
+from .page_tables import tables
 
 
 def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

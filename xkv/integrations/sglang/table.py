@@ -7,13 +7,13 @@ from ..patching.replacing import Function, Kernel, Launch, Replacement
 _HERE = ".sglang"  # see `replacing.resolve`
 
 
-def _kernel(name: str, codes: str, **others: str) -> Kernel:
-    """A kernel whose launch has its name, but for the codes of texts with other arguments."""
+def _kernel(module: str, name: str, codes: str, **others: str) -> Kernel:
+    """A kernel whose launch in that module has its name, but for the codes of texts with other arguments."""
     launches = {name: codes} | others
     return Kernel(
         name,
         {
-            code: Launch(f"{_HERE}.kernels:{ours}")
+            code: Launch(f"{_HERE}.{module}:{ours}")
             for ours, texts in launches.items()
             for code in texts.split()
         },
@@ -21,13 +21,19 @@ def _kernel(name: str, codes: str, **others: str) -> Kernel:
 
 
 KERNELS = (
-    _kernel("create_flashmla_kv_indices_triton", "800060db192f 35cb50660f84 aae7a3fea1f5"),
-    _kernel("create_flashinfer_kv_indices_triton", "5e60d62f4840 28878c7aa816 24fd2a32aee4 7cc912709436"),
-    _kernel("create_chunked_prefix_cache_kv_indices", "6d54b4dd597e"),
-    _kernel("create_trtllm_mha_kv_indices_triton", "5eafc6c7d4c6", trtllm_mha_without_numel="1a213976f11a"),
-    _kernel("scatter_req_to_token_to_page_table_kernel", "d9b139b865db"),
-    _kernel("update_trtllm_mha_graph_metadata_kernel", "8647ea728cfb b9b5c29e8110"),
-)
+    _kernel("page_tables", "create_flashmla_kv_indices_triton", "800060db192f 35cb50660f84 aae7a3fea1f5"),
+    _kernel(
+        "kv_indices", "create_flashinfer_kv_indices_triton",
+        "5e60d62f4840 28878c7aa816 24fd2a32aee4 7cc912709436",
+    ),
+    _kernel("kv_indices", "create_chunked_prefix_cache_kv_indices", "6d54b4dd597e"),
+    _kernel(
+        "page_tables", "create_trtllm_mha_kv_indices_triton", "5eafc6c7d4c6",
+        trtllm_mha_without_numel="1a213976f11a",
+    ),
+    _kernel("page_tables", "scatter_req_to_token_to_page_table_kernel", "d9b139b865db"),
+    _kernel("metadata", "update_trtllm_mha_graph_metadata_kernel", "8647ea728cfb b9b5c29e8110"),
+)  # fmt: skip
 
 METHODS = tuple(
     Function(f"TRTLLMMLABackend._{name}", frozenset(codes.split()), f"{_HERE}.methods:{name}")

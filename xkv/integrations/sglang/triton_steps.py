@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...launch.triton_launcher import launch_hooks_active
 from .again import Again, launch_again
+from .kv_indices import indices_and_sums
 from .methods import named
-from .sums import sums
 
 _EXTENDS = ("EXTEND", "MIXED")  # of SGLang's ForwardMode: prefill, with decodes among it or not
 _REPLACED = ("_fill_kv_indptr_and_indices", "_update_decode_kv_buffers", "get_num_kv_splits")
@@ -61,7 +61,7 @@ def init_forward_metadata(original: Callable[..., Any], *args: Any, **kwargs: An
         source, forward.req_pool_indices, forward.extend_prefix_lens, forward.extend_seq_lens, self.kv_indptr,
         self.qo_indptr, out,
     )  # fmt: skip
-    if not sums(call, batch, source.stride(0)):
+    if not indices_and_sums(call, batch, source.stride(0)):
         return original(*args, **kwargs)
     if hasattr(self, "_dense_one_shot_kv_indptr"):
         self._dense_one_shot_kv_indptr = None  # 0.5.23: of the step before
@@ -133,7 +133,7 @@ def _keep(
     """Keeps the two calls of a step that was launched just now, where both are known."""
     source, indptr, ids, out = buffers
     call = (source, rows, lens, None, indptr, None, ids)
-    found = sums.call(call, batch, source.stride(0)) if source.is_cuda else None
+    found = indices_and_sums.call(call, batch, source.stride(0)) if source.is_cuda else None
     asked = _asked(type(self).get_num_kv_splits.xkv_original, self, out, lens, uneven, batch, batch)
     splits = None if found is None or asked is None else _splits.call(*asked)
     if found is not None and splits is not None:
@@ -145,7 +145,7 @@ def _keep(
 
 def _sums(self: Any, batch: int, lens: Tensor, rows: Tensor, indptr: Tensor, out: Tensor) -> bool:
     source = self.req_to_token
-    return sums((source, rows, lens, None, indptr, None, out), batch, source.stride(0))
+    return indices_and_sums((source, rows, lens, None, indptr, None, out), batch, source.stride(0))
 
 
 def _translates(self: Any) -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ... import switches
 from ..patching import importing, logs
-from .kernels import metadata, streams, tables
-from .sums import sums
+from .kv_indices import indices, indices_and_sums
+from .metadata import metadata
+from .page_tables import tables
 
 _RUNNER = "sglang.srt.model_executor.model_runner"
 _METHODS = ("init_attention_backends", "init_attention_backend")  # 0.5.16 and later; before
@@ -102,25 +103,25 @@ def _ints(backend: Any, shape: int = 1) -> Tensor:
     return _new(backend, torch.int32, shape)
 
 
-def _streams(backend: Any, out: torch.dtype) -> int:
-    """Token CSR at given sums: from a row's start, and from elsewhere on."""
+def _indices(backend: Any, out: torch.dtype) -> int:
+    """Token CSR at prefix sums that are read: from a row's start, and from elsewhere on."""
     one, ids = _ints(backend), backend.req_to_token
     count = 0
     for start in (None, one):
-        given = (ids, one, one, start, start, None, _ints(backend, 2), _new(backend, out, 1))
-        count += streams.warm(given, 1, ids.stride(0), 1)
+        inputs = (ids, one, one, start, start, None, _ints(backend, 2), _new(backend, out, 1))
+        count += indices.warm(inputs, 1, ids.stride(0), 1)
     return count
 
 
-def _sums(backend: Any) -> int:
+def _indices_and_sums(backend: Any) -> int:
     ids, one = backend.req_to_token, _ints(backend)
     two, wide, out = _ints(backend, 2), _new(backend, torch.int64, 2), _new(backend, torch.int64, 1)
-    # streams: a sliding window's, and of what is left to the engine's own methods
-    count = _streams(backend, torch.int64)
+    # a sliding window's, and of what is left to the engine's own methods
+    count = _indices(backend, torch.int64)
     for queries, qo_indptr in ((None, None), (one, wide)):  # steps that extend sum up their queries
-        count += sums.warm((ids, one, one, queries, two, qo_indptr, out), 1, ids.stride(0))
+        count += indices_and_sums.warm((ids, one, one, queries, two, qo_indptr, out), 1, ids.stride(0))
     if getattr(backend, "num_draft_tokens", None):  # drafts make their own int32 indices
-        count += _streams(backend, torch.int32)
+        count += _indices(backend, torch.int32)
     return count
 
 
@@ -136,8 +137,8 @@ def _lengths(backend: Any, page_size: int) -> int:
     """A page table and its int32 lengths."""
     ids, one = backend.req_to_token, _ints(backend)
     out = _new(backend, torch.int32, 1, 1)
-    given = (ids, one, one, None, None, _ints(backend), None, None, out, None)
-    return metadata.warm(given, 1, ids.stride(0), 1, 0, page_size, 0, 1, 0)
+    inputs = (ids, one, one, None, None, _ints(backend), None, None, out, None)
+    return metadata.warm(inputs, 1, ids.stride(0), 1, 0, page_size, 0, 1, 0)
 
 
 def _trtllm_mla(backend: Any) -> int:
@@ -156,21 +157,22 @@ def _trtllm_mha(backend: Any) -> int:
     count = 0
     for token_map, out2 in beside:
         for queries, cu_q in ((None, None), (one, two), (None, two)):
-            given: tuple[Any, ...] = (ids, one, one, queries, token_map, _ints(backend), two, cu_q, out, out2)
-            count += metadata.warm(given, 1, ids.stride(0), 1, 1, page, 0, 1, 1)
+            lens = _ints(backend)
+            inputs: tuple[Any, ...] = (ids, one, one, queries, token_map, lens, two, cu_q, out, out2)
+            count += metadata.warm(inputs, 1, ids.stride(0), 1, 1, page, 0, 1, 1)
         length = 0 if token_map is None else token_map.numel()
-        given = (ids, one, one, None, None, token_map, out, out2)
-        count += tables.warm(given, 1, ids.stride(0), 1, page, 0, length)
+        inputs = (ids, one, one, None, None, token_map, out, out2)
+        count += tables.warm(inputs, 1, ids.stride(0), 1, page, 0, length)
     return count
 
 
 # by the class's name, what it and what it inherits from call of what is replaced; its bases' count, too
 _NEEDS: dict[str, Callable[[Any], int]] = {
-    "TritonAttnBackend": _sums,
-    "WaveAttnBackend": lambda backend: _streams(backend, torch.int32),
-    "AiterAttnBackend": lambda backend: _streams(backend, torch.int32),
-    "FlashInferAttnBackend": lambda backend: _streams(backend, torch.int32),
-    "FlashInferMLAAttnBackend": lambda backend: _streams(backend, torch.int32),
+    "TritonAttnBackend": _indices_and_sums,
+    "WaveAttnBackend": lambda backend: _indices(backend, torch.int32),
+    "AiterAttnBackend": lambda backend: _indices(backend, torch.int32),
+    "FlashInferAttnBackend": lambda backend: _indices(backend, torch.int32),
+    "FlashInferMLAAttnBackend": lambda backend: _indices(backend, torch.int32),
     "FlashMLABackend": lambda backend: _tables(backend, 64) + _lengths(backend, 64),
     "CutlassMLABackend": lambda backend: _tables(backend, 128),
     "TRTLLMMLABackend": _trtllm_mla,
