@@ -21,7 +21,7 @@ from sglang_triton import (
     run_fill,
 )  # fmt: skip
 
-from xkv.integrations.sglang import again, triton_steps
+from xkv.integrations.sglang import recorded_launches, triton_steps
 from xkv.launch.triton_launcher import Call
 
 pytestmark = pytest.mark.kernel
@@ -241,11 +241,11 @@ class Pointer:
 def test_what_is_launched_again(nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     raw: list[tuple[Any, ...]] = []
     call = Call(lambda *x: raw.append(x), ("x", "y", "z", "stream", "more"), nested, (0, 1, 2), 3)
-    monkeypatch.setattr(again, "record", lambda kernel, count: call if count == 5 else None)
+    monkeypatch.setattr(recorded_launches, "record", lambda kernel, count: call if count == 5 else None)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
     kernel, own = SimpleNamespace(pre_run_hooks=[]), []
-    launch = again.Again()
+    launch = recorded_launches.RecordedLaunches()
 
     def ask(values: tuple[int, ...], *at: int | None) -> None:
         launch(kernel, lambda: own.append(at), tuple(None if x is None else Pointer(x) for x in at), values)  # type: ignore[arg-type]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 
 class Call(NamedTuple):
@@ -27,6 +30,23 @@ class Call(NamedTuple):
     grid_at: tuple[int, int, int]
     stream_at: int
 
+    def filled(self, grid: tuple[int, int, int], arguments: Sequence[Any]) -> list[Any]:
+        """Returns what ``raw`` is given for a launch of this grid; `launch` puts the stream in.
+
+        Args:
+            grid: programs.
+            arguments: the kernel's, constexprs among them; pointers as integers.
+        """
+        call = [*self.args, arguments] if self.nested else [*self.args, *arguments]
+        x, y, z = self.grid_at
+        call[x], call[y], call[z] = grid
+        return call
+
+    def launch(self, call: list[Any], device: int) -> None:
+        """Launches what `filled` returned, on the current stream of the device, which is the current one."""
+        call[self.stream_at] = torch._C._cuda_getCurrentRawStream(device)
+        self.raw(*call)
+
 
 # Triton's kernel has its launcher before it has its function: a thread that came while another loads it would
 # launch nothing's address.
@@ -38,7 +58,7 @@ def record(kernel: Any, count: int) -> Call | None:
     """Has Triton's launcher call a recorder in place of the driver's, with marks for arguments.
 
     Args:
-        kernel: a CompiledKernel, which this loads; its caller holds `LOADING`.
+        kernel: a CompiledKernel, which this loads.
         count: how many arguments it has, constexprs among them.
 
     Returns:
@@ -48,11 +68,12 @@ def record(kernel: Any, count: int) -> Call | None:
     seen: list[tuple[Any, ...]] = []
     marks = tuple(object() for _ in range(count))
     try:
-        run = kernel.run
-        probe = object.__new__(type(run))
-        vars(probe).update(vars(run), launch=lambda *args: seen.append(args))
-        raw = run.launch
-        probe(*_GRID, _STREAM, kernel.function, kernel.packed_metadata, None, None, None, *marks)
+        with LOADING:
+            run = kernel.run
+            probe = object.__new__(type(run))
+            vars(probe).update(vars(run), launch=lambda *args: seen.append(args))
+            raw = run.launch
+            probe(*_GRID, _STREAM, kernel.function, kernel.packed_metadata, None, None, None, *marks)
     except (AttributeError, TypeError):
         return None  # another launcher than Triton 3.6 to 3.9 have
     if len(seen) != 1:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ...launch.triton_launcher import launch_hooks_active
-from .again import Again, launch_again
 from .kv_indices import indices_and_sums
 from .methods import named
+from .recorded_launches import RecordedLaunches, launch_recorded
 
 _EXTENDS = ("EXTEND", "MIXED")  # of SGLang's ForwardMode: prefill, with decodes among it or not
 _REPLACED = ("_fill_kv_indptr_and_indices", "_update_decode_kv_buffers", "get_num_kv_splits")
 _MOST = 512  # batch sizes whose steps a backend keeps
-_splits = Again()
+_splits = RecordedLaunches()
 _NAMES = (
     "num_kv_splits_ptr", "seq_lens_ptr", "num_seq", "num_group", "num_head", "num_kv_head", "max_kv_splits",
     "device_core_count", "MAX_NUM_SEQ",
@@ -102,7 +102,7 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
         and not launch_hooks_active() and torch._C._cuda_getDevice() == step.splits[-1]
     ):  # fmt: skip
         step.compiled.launch(step.call)
-        launch_again(step.splits)
+        launch_recorded(step.splits)
         return None
     out = self.cuda_graph_num_kv_splits
     if lens.shape[0] < batch or not _one_stream(self) or out.shape[0] < batch:

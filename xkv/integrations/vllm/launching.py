@@ -53,14 +53,8 @@ class Launcher:
             with torch.cuda.device(device):
                 self(device, grid, tensors, numbers, constexprs)
             return
-        given = [None if x is None else x.data_ptr() for x in tensors]
-        given += numbers
-        given += constexprs
-        args: list[Any] = [*call.args, given] if call.nested else [*call.args, *given]
-        x, y, z = call.grid_at
-        args[x], args[y], args[z] = grid
-        args[call.stream_at] = torch._C._cuda_getCurrentRawStream(device)
-        call.raw(*args)
+        pointers = [None if x is None else x.data_ptr() for x in tensors]
+        call.launch(call.filled(grid, [*pointers, *numbers, *constexprs]), device)
 
     def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""

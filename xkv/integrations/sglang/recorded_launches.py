@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...launch.triton_launcher import LOADING, Call, launch_hooks_active, record
+from ...launch.triton_launcher import Call, launch_hooks_active, record
 
 _MOST = 4096  # launches that are remembered: a key and a list each
 _ALIGNED = 16  # bytes; what Triton specialises a pointer on
 
 
-class Again:
+class RecordedLaunches:
     """The launches of one kernel, each of one program."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, tuple[Call, list[Any]] | None]] = {}
+        self._known: dict[Any, tuple[Any, Call | None]] = {}
 
     def __call__(
         self, kernel: Any, own: Callable[[], Any], tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]
@@ -45,27 +45,24 @@ class Again:
             if len(self._known) >= _MOST:
                 self._known.clear()
             # the kernel is kept, so that its id stays its own
-            self._known[key] = kernel, _recorded(compiled, len(tensors) + len(values))
+            self._known[key] = kernel, record(compiled, len(tensors) + len(values))
             return
         found = self._call(key, tensors, values)
         if found is None:
             own()
             return
-        launch_again(found)
+        launch_recorded(found)
 
     def call(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
-        """Returns a known call, for `launch_again`; None: it is not known."""
+        """Returns a known call, for `launch_recorded`; None: it is not known."""
         return self._call(self._key(kernel, tensors, values), tensors, values)
 
     def _call(self, key: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
-        _, found = self._known.get(key, (None, None))
-        if found is None:
+        _, call = self._known.get(key, (None, None))
+        if call is None:
             return None
-        call, before = found
         pointers = [None if x is None else x.data_ptr() for x in tensors]
-        arguments = (*pointers[:2], *values, *pointers[2:])
-        args = [*before, arguments] if call.nested else [*before, *arguments]
-        return call.raw, args, call.stream_at, key[1]
+        return call, call.filled((1, 1, 1), (*pointers[:2], *values, *pointers[2:])), key[1]
 
     def _key(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
         """What decides which compiled kernel Triton would launch; None: Triton has to be asked."""
@@ -82,19 +79,7 @@ class Again:
         self._known.clear()
 
 
-def launch_again(found: tuple[Any, list[Any], int, int]) -> None:
-    """Launches what `Again.call` returned, on the current stream of its device."""
-    raw, args, stream_at, device = found
-    args[stream_at] = torch._C._cuda_getCurrentRawStream(device)
-    raw(*args)
-
-
-def _recorded(compiled: Any, count: int) -> tuple[Call, list[Any]] | None:
-    with LOADING:
-        call = record(compiled, count)
-    if call is None:
-        return None
-    before = list(call.args)
-    for at in call.grid_at:
-        before[at] = 1
-    return call, before
+def launch_recorded(found: tuple[Call, list[Any], int]) -> None:
+    """Launches what `RecordedLaunches.call` returned, on the current stream of its device."""
+    call, arguments, device = found
+    call.launch(arguments, device)
