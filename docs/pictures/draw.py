@@ -311,8 +311,8 @@ def host() -> Picture:
     ]
     slow = [
         "arguments checked in Python,\nerrors name the argument",
-        "tuning row and grid\nfor arch, kind, batch",
-        "compiled by Triton, loaded\n(or by warmup)",
+        "tuning row and grid for arch,\naccess pattern, batch size",
+        "compiled by Triton and loaded\n(or already by warmup)",
         "Triton's call of its\nlauncher recorded once",
     ]
     for n, (left, right) in enumerate(zip(fast, slow, strict=True)):
