@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=16, help="tokens to generate for each request")
     parser.add_argument("--page-size", type=int, help="tokens per page (default: the backend's)")
-    parser.add_argument("--attention", choices=["flashinfer", "torch"], help="default: flashinfer if installed")
+    parser.add_argument("--attention", choices=["flashinfer", "torch"], help="default: what is installed")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, prompts and pages")
     args = parser.parse_args(argv)
 
@@ -164,14 +164,14 @@ def main(argv: list[str] | None = None) -> int:
         f" {args.device}\n"
         f"pages of {work.page_size} tokens, attention by {'FlashInfer' if flashinfer else 'torch'}\n"
         f"xkv: {backend.name}, {'each step one graph' if on_gpu else 'eager'};"
-        f" least gap of the two best logits {float((best[..., 0] - best[..., 1]).min()):.4f}"
+        f" smallest gap between the two best logits {float((best[..., 0] - best[..., 1]).min()):.4f}"
     )
     differ = 0
     for name, logits in others.items():
         wrong = int((logits.argmax(-1) != ours.argmax(-1)).sum())
         print(
             f"{name}: {wrong} of {logits[..., 0].numel()} tokens differ,"
-            f" logits by at most {float((logits - ours).abs().max()):.6f}"
+            f" logits differ by at most {float((logits - ours).abs().max()):.6f}"
         )
         differ += wrong
     return int(differ > 0)
