@@ -73,7 +73,7 @@ def _config(kind: str) -> Any:
 
 
 def _save_draft(model: Any, config: Any, at: Path, bias: bool) -> None:
-    """Saves a model in EAGLE's form: one layer without its first norm, and a projection of embedding and state.
+    """Saves a model in EAGLE's form: one layer without its first norm, and a projection.
 
     Args:
         model: a Llama of one layer.
