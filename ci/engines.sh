@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# ci/engines.sh FOLDER [NAME...]        unpacks the engines of ci/engines.toml, each into
-#                                       FOLDER/NAME, beside the packages that importing its modules takes
-# ci/engines.sh --test FOLDER [NAME...] runs each engine's tests, with xkv's plugin found by its own loader
+# ci/engines.sh FOLDER [NAME...]        unpacks the engines of ci/engines.toml, each into FOLDER/NAME,
+#                                       together with the packages that importing its modules needs
+# ci/engines.sh --test FOLDER [NAME...] runs the tests of each engine, whose own loader finds xkv's plugin
 #
 # Needs the environment of ci/run.sh (XKV_VENV, or .venv in the checkout), and for the first form a package index.
-# Nothing in that environment changes: an engine's own torch is never installed. XKV_ENGINES_PYTHON=3.12 unpacks
-# for another Python than that environment's, for a node without a network.
+# Does not change that environment: an engine's own torch is never installed. XKV_ENGINES_PYTHON=3.12 unpacks for
+# another Python than that of the environment, for a node without a network.
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -25,7 +25,7 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 shift
 
-row() { # NAME KEY: a line for each entry; without arguments: the engines' names
+row() { # NAME KEY: prints one entry a line; without arguments: the names of the engines
     "$py" - "$root/ci/engines.toml" "$@" <<'PY'
 import sys
 
@@ -51,7 +51,7 @@ install() { # FOLDER ARGUMENTS...
     "$py" -m pip install -q --disable-pip-version-check --upgrade --target "$1" "${other[@]}" "${@:2}"
 }
 
-# Modules of packages that want a GPU, a browser or another torch: the names that an engine imports of them.
+# Creates a stand-in for a module that needs a GPU, a browser or another torch, with the names that an engine imports.
 standin() { # FOLDER MODULE:NAME,NAME
     local module=${2%%:*} path=$1
     local parts=() part
@@ -77,7 +77,7 @@ unpack() { # NAME
     echo "$1: $(du -sh "$at" | cut -f1)"
 }
 
-# The entry points of a distribution alone: what is tested is the checkout.
+# Writes only the entry points of a distribution: the tests run the code of the checkout.
 plugin() {
     "$py" - "$root/pyproject.toml" "$1" <<'PY'
 import sys
@@ -107,7 +107,7 @@ run_tests() { # NAME
     local status=0
     # without a GPU the kernels run in Triton's interpreter
     if ! "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then export TRITON_INTERPRET=1; fi
-    # -W default: most warnings are the engines' own, and those of what they import
+    # -W default: most warnings come from the engines and the packages that they import
     XKV_ENGINES=$folder PYTHONPATH=$root:$at:$links${PYTHONPATH:+:$PYTHONPATH} "$py" -m pytest -p no:cacheprovider -W default \
         -n "${XKV_ENGINES_WORKERS:-0}" "${tests[@]}" || status=$?
     rm -rf "$links"

@@ -2,12 +2,12 @@
 # ci/gpu.sh ARCH   the GPU leg, on a node whose python3 has its vendor's torch and triton: installs the
 #                  wheel beside them, runs the GPU tier, the demo and a short benchmark
 #
-# Fails unless the node's GPUs are ARCH (sm90, gfx942, ...), and if torch or triton are not afterwards what
-# they were before. Changes nothing outside of XKV_OUT and a temporary folder.
+# Fails if the GPUs of the node are not ARCH (sm90, gfx942, ...), or if torch or triton have changed afterwards.
+# Changes nothing outside XKV_OUT and a temporary folder.
 #
-#   XKV_OUT      where info.txt, tests.xml, demo.txt and bench.json go (default: out in the checkout)
+#   XKV_OUT      the folder for info.txt, tests.xml, demo.txt and bench.json (default: out in the checkout)
 #   XKV_WHEEL    the wheel to install (default: one built from the checkout)
-#   XKV_WHEELS   an offline node: the folder with the wheels of the test tools (ci/README.md)
+#   XKV_WHEELS   for an offline node: the folder with the wheels of the test tools (ci/README.md)
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -21,7 +21,7 @@ case ${1:-} in
         exit 2
         ;;
 esac
-# An arch by override is none that was tested.
+# An arch that is only overridden would not be tested.
 unset XKV_ARCH TRITON_INTERPRET
 export XKV_REQUIRE_ARCH=$1
 
@@ -47,7 +47,7 @@ unchanged "$py" "$py" -m pip install -q --no-deps "$wheel"
 unchanged "$py" "$py" -m pip install -q "${wheel}[test]"
 cd "$tmp"
 if [[ $("$py" -c 'import xkv; print(xkv.__file__)') != "$tmp"/* ]]; then
-    echo "ci/gpu.sh: what would be tested is not the wheel; unset PYTHONPATH" >&2
+    echo "ci/gpu.sh: the tests would not run the wheel; unset PYTHONPATH" >&2
     exit 1
 fi
 "$py" -m xkv info | tee "$out/info.txt"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# ci/hub.sh FOLDER   lays xkv out as Hugging Face's `kernels` loads it: kernels.get_local_kernel(Path(FOLDER))
+# ci/hub.sh FOLDER   writes xkv in the layout that Hugging Face's `kernels` loads:
+#                    kernels.get_local_kernel(Path(FOLDER))
 #
-# One build variant, "universal": there is no compiled code. Nothing is published.
+# There is one build variant, "universal", without compiled code. Nothing is published.
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -13,7 +14,7 @@ if (($# != 1)); then
 fi
 variant=$(realpath -m "$1")/build/torch-universal
 if [[ -e $variant ]]; then
-    echo "ci/hub.sh: $variant is there already" >&2
+    echo "ci/hub.sh: $variant already exists" >&2
     exit 1
 fi
 
@@ -24,10 +25,11 @@ cp "$root/LICENSE" "$variant"
 
 cd "$variant"
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' __init__.py)
-# The id is the name that the loader imports this copy under, and torch.library's namespace: one for each content.
+# The id is the name under which the loader imports this copy, and the namespace in torch.library. It depends on the
+# content, so that copies with different content do not share it.
 digest=$(find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
-# The backend has to be one that `kernels` knows. It compares it with the device only where archs are listed.
-# python-depends takes what `kernels` lists alone; `packaging`, which xkv needs, comes with `kernels`.
+# The backend must be one that `kernels` knows; it is compared with the device only if archs are listed.
+# python-depends accepts only names that `kernels` lists; `packaging`, which xkv needs, is installed with `kernels`.
 cat >metadata.json <<JSON
 {
   "name": "xkv",

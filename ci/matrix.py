@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What CI runs where: reads ci/matrix.json for the workflows, and for whoever asks.
+"""Prints which CI legs run, from ci/matrix.json.
 
-    ci/matrix.py            a table of the legs, and why those that do not run do not
-    ci/matrix.py outputs    ARCH=ROW, a line for each leg that runs: a job's outputs on GitHub
+    ci/matrix.py            a table of all legs, with the reason for those that do not run
+    ci/matrix.py outputs    one line ARCH=ROW for each leg that runs: the outputs of a job on GitHub
 
-With XKV_FORK=true, as for a fork's pull request, no leg runs on a runner of ours.
+With XKV_FORK=true, as for a pull request from a fork, no leg runs on a self-hosted runner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def why_not(row: dict[str, Any], fork: bool) -> str:
-    """Why a leg does not run, or ""."""
+    """Returns why a leg does not run, or an empty string."""
     if not row["enabled"]:
         return f"disabled: {row['reason']}"
     if fork and "self-hosted" in row["runner"]:
@@ -26,12 +26,12 @@ def why_not(row: dict[str, Any], fork: bool) -> str:
 
 
 def outputs(rows: list[dict[str, Any]], fork: bool) -> list[str]:
-    """The rows of the legs that run. A job without its row is skipped, and shown as skipped."""
+    """Returns the rows of the legs that run. GitHub shows a job without its row as skipped."""
     return [f"{row['arch']}={json.dumps(row)}" for row in rows if not why_not(row, fork)]
 
 
 def table(rows: list[dict[str, Any]], fork: bool) -> list[str]:
-    """The legs in Markdown."""
+    """Returns a Markdown table of the legs."""
     lines = ["| leg | state | image |", "|---|---|---|"]
     for row in rows:
         reason = why_not(row, fork)
@@ -41,7 +41,7 @@ def table(rows: list[dict[str, Any]], fork: bool) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints what is asked for."""
+    """Prints the table or the outputs."""
     rows = json.loads(Path(__file__).with_name("matrix.json").read_text())
     if argv not in ([], ["outputs"]):
         print("usage: ci/matrix.py [outputs]", file=sys.stderr)

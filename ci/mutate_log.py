@@ -1,4 +1,4 @@
-"""A pytest plugin of ci/mutate.py: writes down which test has begun, in case the process ends in it."""
+"""A pytest plugin for ci/mutate.py: records which test has started, in case the process ends in it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Keeps the last one.
+    """Records the test that starts.
 
     Args:
-        nodeid: the test's name.
+        nodeid: the name of the test.
     """
     Path(os.environ["XKV_MUTATE_LOG"]).write_text(nodeid)

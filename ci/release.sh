@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ci/release.sh [TAG]   builds the wheel into dist, installs it into a clean environment, runs the CPU demo
 #
-# With a TAG, fails unless it is the package's version: v1.2.3 for 1.2.3.
+# With a TAG, fails if it does not match the version of the package: v1.2.3 for 1.2.3.
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh

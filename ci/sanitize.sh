@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# ci/sanitize.sh   NVIDIA's compute-sanitizer over a slice of hostile cases: memcheck, initcheck, racecheck
+# ci/sanitize.sh   runs NVIDIA's compute-sanitizer on a part of the hostile cases: memcheck, initcheck, racecheck
 #
-# Each tool must first find the faults that are planted for it, then nothing. Every tensor ends an allocation of
-# its own. The tools run side by side; what they said goes to XKV_OUT.
+# Each tool must find the faults that are planted for it, and nothing in the hostile cases. Every tensor is at the
+# end of its own allocation. The tools run in parallel; their logs are written to XKV_OUT.
 #
-#   XKV_SANITIZER   compute-sanitizer (default: in PATH, or of the wheel nvidia-cuda-sanitizer-api, or of
-#                   /usr/local/cuda)
+#   XKV_SANITIZER   compute-sanitizer (default: from PATH, the wheel nvidia-cuda-sanitizer-api, or /usr/local/cuda)
 #   XKV_PYTHON      a Python with torch and triton (default: python3)
-#   XKV_OUT         where the logs go (default: out/sanitize in the checkout)
+#   XKV_OUT         the folder for the logs (default: out/sanitize in the checkout)
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -16,7 +15,7 @@ if (($#)); then
     echo "usage: ci/sanitize.sh" >&2
     exit 2
 fi
-# the interpreter itself, not a shim before it: only the process that is started is checked
+# the interpreter itself, not a shim: only the process that is started is checked
 py=$("${XKV_PYTHON:-python3}" -c 'import sys; print(sys.executable)')
 out=${XKV_OUT:-$root/out/sanitize}
 mkdir -p "$out"
@@ -36,14 +35,14 @@ find_sanitizer() {
             return
         fi
     done
-    # wheels before 13.5 lack TreeLauncherSubreaper, without which nothing is started
+    # wheels before 13.5 lack TreeLauncherSubreaper, without which no process can be started
     echo "ci/sanitize.sh: no compute-sanitizer: set XKV_SANITIZER to the CUDA toolkit's, or" \
         "pip install 'nvidia-cuda-sanitizer-api>=13.5'" >&2
     return 1
 }
 sanitizer=$(find_sanitizer)
 
-# A tool, a fault of ci/sanitized.py, and what the tool says of it.
+# A tool, a fault of ci/sanitized.py, and the tool's message for it.
 faults=(
     "memcheck read Invalid __global__ read of size 4 bytes"
     "memcheck write Invalid __global__ write of size 4 bytes"
@@ -51,20 +50,20 @@ faults=(
     "racecheck barriers Race reported between"
 )
 declare -A options=(
-    # kernels of torch are not ours to check, but initcheck must see what they write
+    # torch's kernels are not checked, but initcheck must see what they write
     [memcheck]="--kernel-name kns=xkv_build --padding 4096 --report-api-errors no"
     [initcheck]="--check-api-memory-access no"
     [racecheck]="--kernel-name kns=xkv_build"
 )
 readonly FOUND=66
 
-sanitized() { # TOOL WHAT: the sanitizer's exit status; its words go to the log
+sanitized() { # TOOL WHAT: returns the sanitizer's exit status; its output goes to the log
     # shellcheck disable=SC2086 # options are words
     "$sanitizer" --tool "$1" ${options[$1]} --error-exitcode $FOUND --target-processes application-only \
         --launch-timeout 60 "$py" "$root/ci/sanitized.py" "$2" >"$out/$1-$2.txt" 2>&1
 }
 
-finds() { # TOOL FAULT WORDS: whether the tool says so, of our kernel
+finds() { # TOOL FAULT WORDS: whether the tool reports the fault for xkv's kernel
     local status=0
     sanitized "$1" "$2" || status=$?
     if grep -q "$3" "$out/$1-$2.txt" && grep -q xkv_build "$out/$1-$2.txt"; then
@@ -89,7 +88,7 @@ clean() { # TOOL
 unset TRITON_INTERPRET
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 echo "$sanitizer"
-# Compiles what the slice takes, and shows that it is right without a checker.
+# Compiles the kernels of the slice, and checks that its results are right without a checker.
 "$py" "$root/ci/sanitized.py" slice >"$out/slice.txt" || {
     echo "the slice fails by itself: $out/slice.txt" >&2
     exit 1

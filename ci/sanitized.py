@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What ci/sanitize.sh runs under compute-sanitizer: a slice that must be clean, and faults to be found.
+"""What ci/sanitize.sh runs under compute-sanitizer: a slice that must be clean, and planted faults.
 
-    ci/sanitized.py slice                the slice, compared with the definition
-    ci/sanitized.py read | write | unwritten | barriers      one planted fault, not compared with anything
+    ci/sanitized.py slice                runs the slice and compares it with the definition
+    ci/sanitized.py read | write | unwritten | barriers      runs one planted fault, without a comparison
 
-Wants PYTORCH_NO_CUDA_MEMORY_CACHING=1: every tensor is then an allocation of its own, and ends where its
-allocation ends, so that the checkers see one entry too many.
+Needs PYTORCH_NO_CUDA_MEMORY_CACHING=1: every tensor then has its own allocation and ends where the allocation
+ends, so that the checkers find an access to one entry too many.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _EACH = 4  # hostile cases a kind
 
 
 def slice_() -> int:
-    """Hostile cases of every op and some modes of every backend, and needed entries alone.
+    """Runs hostile cases of every op and some modes of every backend, and cases of `needed_alone`.
 
     Returns:
-        How many cases there were.
+        The number of cases.
     """
     found = kinds(xkv.platform(DEVICE).vendor)
     cases = _hostile(found[::5])
@@ -57,7 +57,7 @@ def _hostile(found: list[Any]) -> int:
 
 
 def needed_alone(op: str, page_size: int, unit: int) -> None:
-    """A source of which only the entries that a call needs were ever written: no other may be read."""
+    """Runs an op on a source in which only the entries that it needs are initialized."""
     rows, width, batch = 5, 1 + 700 // unit, 40
     generator = torch.Generator().manual_seed(page_size)
     ids = torch.randint(1 << 20, (rows, width), dtype=torch.int32, generator=generator)
@@ -83,7 +83,7 @@ def needed_alone(op: str, page_size: int, unit: int) -> None:
 
 
 def _csr(source: torch.Tensor, tokens: int, room: int) -> None:
-    """CSR of 40 rows of so many tokens, the source's last row among them."""
+    """Builds CSR of 40 rows of ``tokens`` tokens, which include the last row of the source."""
     batch = 40
     lens = torch.full((batch,), tokens, dtype=torch.int32).to(DEVICE)
     rows = (torch.arange(batch, dtype=torch.int32) % source.shape[0]).to(DEVICE)
@@ -93,14 +93,14 @@ def _csr(source: torch.Tensor, tokens: int, room: int) -> None:
 
 
 def read() -> None:
-    """The source's width taken for one more: an entry past the allocation is read."""
+    """Makes the source one entry wider than it is: an entry past the allocation is read."""
     honest = Build.source_tokens.fget  # type: ignore[attr-defined]
     Build.source_tokens = property(lambda build: honest(build) + 1)  # type: ignore[assignment]
     _csr(torch.zeros(5, 99, dtype=torch.int32).to(DEVICE), 100, 4001)
 
 
 def write() -> None:
-    """The output's capacity taken for one more: an entry past the allocation is written."""
+    """Makes the output one entry larger than it is: an entry past the allocation is written."""
     honest = View.capacity
 
     def one_more(view: View, form: int) -> int:
@@ -111,14 +111,14 @@ def write() -> None:
 
 
 def unwritten() -> None:
-    """The last entry of the last row was never written."""
+    """Leaves the last entry of the last row uninitialized."""
     source = torch.empty(5, 99, dtype=torch.int32, device=DEVICE)
     source.view(-1)[: 5 * 99 - 1].copy_(torch.zeros(5 * 99 - 1, dtype=torch.int32))
     _csr(source, 99, 4000)
 
 
 def barriers() -> None:
-    """The kernel without its barriers."""
+    """Removes the barriers of the kernel."""
     from triton.backends.nvidia.compiler import CUDABackend
 
     honest = CUDABackend.make_cubin
@@ -129,7 +129,7 @@ def barriers() -> None:
         return honest(self, bare, *args, **options)
 
     CUDABackend.make_cubin = without
-    # in a table no address hangs on a sum, so that wrong sums do no more than be wrong
+    # in a table no address depends on a prefix sum, so that wrong sums cause no invalid access
     source = torch.zeros(5, 512, dtype=torch.int32).to(DEVICE)
     builder = xkv.MetadataBuilder("flash_attention", source, max_batch_size=40, max_context_len=512)
     builder.build(*torch.ones(2, 40, dtype=torch.int32).to(DEVICE))
@@ -155,7 +155,7 @@ def main(what: str) -> int:
         print(f"usage: ci/sanitized.py slice | {' | '.join(FAULTS)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # a kernel without barriers is for nobody else
+        os.environ["TRITON_CACHE_DIR"] = cache  # no other process may load a kernel without barriers
         FAULTS[what]()
     return 0
 

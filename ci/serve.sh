@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # ci/serve.sh ENGINE [CASE...]            runs vllm or sglang with xkv's plugin and without it, and compares
-# ci/serve.sh pack FOLDER [PART...]       packs engines for a node without an index (ci/engines.toml, serve)
-# ci/serve.sh unpack FOLDER TARGET PART.. unpacks them there, each into TARGET/PART: give it as --site TARGET/PART
+# ci/serve.sh pack FOLDER [PART...]       packs engines for a node without a package index (ci/engines.toml, serve)
+# ci/serve.sh unpack FOLDER TARGET PART.. unpacks them there into TARGET/PART, for use as --site TARGET/PART
 #
-# ENGINE is installed beside XKV_SERVE_PYTHON (python3), or lies in folders named with --site; --help says the rest.
-# The engine is its own, whole, with a small model of random weights. Tokens and log-probabilities must be equal bit
-# for bit; a table shows calls served and handed back, compiles, step time, and host and device time of each replaced
-# call. It lands in $OUT, or ./out, with the logs' ends.
+# ENGINE is installed for XKV_SERVE_PYTHON (python3), or in folders that --site names; --help lists all options.
+# The whole engine runs, with a small model of random weights. Tokens and log-probabilities must be equal bit for
+# bit. A table shows the calls that xkv served and passed to the original, compiles, step time, and host and device
+# time of each replaced call. It is written to $OUT, or ./out, with the ends of the logs.
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Which published versions of the engines have kernels that xkv replaces: docs/engines-support.{json,md}.
+"""Records which published engine versions have kernels that xkv replaces: docs/engines-support.{json,md}.
 
-    ci/support.py            reads every version that the index has and the cache has not; writes both files
-    ci/support.py --doc      writes the tables from the JSON file alone, as after a change of xkv's own tables
+    ci/support.py            reads every version of the index that is not cached; writes both files
+    ci/support.py --doc      writes the tables from the JSON file, as after a change of xkv's own tables
     ci/support.py --check    reads the newest three versions of each engine and compares with the JSON file
 
-Needs what ci/support.sh installs, except for --doc. Of a wheel only its Python files are read,
+Needs the packages that ci/support.sh installs, except for --doc. Only the Python files of a wheel are read,
 by HTTP range requests: 8 to 12 MB of vLLM's 300. The index is pip's (PIP_INDEX_URL, or `pip config`). Files
-that define a kernel are kept in .engines, which git ignores; tests/engines/test_engine_texts.py runs them
-beside xkv's.
+that define a kernel are stored in .engines, which git ignores; tests/engines/test_engine_texts.py compares
+them with xkv's.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ JSON, DOC = ROOT / "docs" / "engines-support.json", ROOT / "docs" / "engines-sup
 BEGIN, END = "<!-- ci/support.py writes from here", "<!-- to here -->"
 NEWEST = 3
 
-# of a version: each name's definitions, as (module, code)
+# for one version: the definitions of each name, as (module, code)
 Definitions = dict[str, list[list[str]]]
 
 
 class Engine(NamedTuple):
-    """An engine: its title, what is replaced of it, and the first version that is listed."""
+    """An engine: its title, its replaced kernels and methods, and the first version that is listed."""
 
     title: str
     rows: tuple[Replacement, ...]
@@ -51,13 +51,13 @@ class Engine(NamedTuple):
 
 
 ENGINES = {
-    "sglang": Engine("SGLang", sglang.REPLACED, "0.5.12"),  # the first with plugins that have hooks
+    "sglang": Engine("SGLang", sglang.REPLACED, "0.5.12"),  # the first with the plugin hooks that xkv uses
     "vllm": Engine("vLLM", (*vllm.KERNELS, *vllm.METHODS), "0.28"),
 }
 
 
 def index() -> str | None:
-    """The package index that pip is configured with; None: pip's own."""
+    """Returns the package index that pip is configured with; None: pip's default."""
     if os.environ.get("PIP_INDEX_URL"):
         return os.environ["PIP_INDEX_URL"]
     pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
@@ -66,7 +66,7 @@ def index() -> str | None:
 
 
 def published(name: str, since: str) -> dict[str, Any]:
-    """An engine's final and post releases, oldest first, each with one wheel."""
+    """Returns the final and post releases of an engine, oldest first, each with one wheel."""
     from pypi_simple import PYPI_SIMPLE_ENDPOINT, PyPISimple
 
     wheels: dict[Version, Any] = {}
@@ -83,7 +83,7 @@ def published(name: str, since: str) -> dict[str, Any]:
 
 
 def read(name: str, version: str, wheel: Any, cache: Path = CACHE) -> Definitions:
-    """What a version defines of the names that are asked for; keeps the files that define any."""
+    """Returns the definitions of the replaced names in a version; stores the files that define any."""
     folder = cache / f"{name}-{version}"
     if not (folder / "complete").is_file():
         import fsspec
@@ -93,7 +93,7 @@ def read(name: str, version: str, wheel: Any, cache: Path = CACHE) -> Definition
             fsspec.open(wheel.url, block_size=1 << 20, cache_type="readahead") as file,
             zipfile.ZipFile(file) as members,
         ):
-            # in the file's order, so that reading ahead is of use
+            # in the order of the file, so that reading ahead helps
             for member in sorted(members.infolist(), key=lambda member: member.header_offset):
                 if member.filename.startswith(f"{name}/") and member.filename.endswith(".py"):
                     text = members.read(member)
@@ -108,7 +108,7 @@ def read(name: str, version: str, wheel: Any, cache: Path = CACHE) -> Definition
 
 
 def tables(record: dict[str, dict[str, Definitions]]) -> str:
-    """The tables of the Markdown file."""
+    """Returns the tables of the Markdown file."""
     parts = []
     for name, engine in ENGINES.items():
         names = list(dict.fromkeys(row.name for row in engine.rows))
@@ -142,7 +142,7 @@ def _modules(names: list[str], versions: dict[str, Definitions]) -> list[str]:
 
 
 def document(text: str, record: dict[str, dict[str, Definitions]]) -> str:
-    """The Markdown file's text with the tables between its markers."""
+    """Returns the text of the Markdown file with the tables between its markers."""
     head, rest = text.split(BEGIN, 1)
     comment, _ = rest.split("-->\n", 1)
     return f"{head}{BEGIN}{comment}-->\n\n{tables(record)}\n\n{END}{rest.split(END, 1)[1]}"
@@ -153,7 +153,7 @@ def differences(
     versions: Callable[[str, str], dict[str, Any]] = published,
     reads: Callable[[str, str, Any], Definitions] = read,
 ) -> list[str]:
-    """What of the newest versions is not as the record says."""
+    """Returns the differences between the newest versions and the record."""
     found = []
     for name, engine in ENGINES.items():
         for version, wheel in list(versions(name, engine.since).items())[-NEWEST:]:
@@ -165,7 +165,7 @@ def differences(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Returns 1 where --check finds a difference."""
+    """Returns 1 if --check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--doc", action="store_true")
     parser.add_argument("--check", action="store_true")

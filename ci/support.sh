@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ci/support.sh [--check | --doc]: ci/support.py in an environment of its own, with what ci/engines.toml names for it
-# (support).
+# ci/support.sh [--check | --doc]: runs ci/support.py in a temporary environment with the packages that
+# ci/engines.toml lists under "support".
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh

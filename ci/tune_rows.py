@@ -1,4 +1,4 @@
-"""What ci/tune.py sweeps, and how it picks: candidates of a class, their ranking, a row as source."""
+"""The candidates that ci/tune.py measures, their ranking, and the output of a row as source."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.params import CSR, TABLE
 from xkv.platforms.tuning import Kind, Tuning
 
-SMALL = 16  # requests; the other class of batches begins above it
-MAX_WARPS = 64  # a compute unit has room for no more, at 32 lanes each
+SMALL = 16  # requests; larger batches are the other class
+MAX_WARPS = 64  # per compute unit, at 32 lanes each
 
 
 class Class(NamedTuple):
-    """One class of rows.
+    """One class of tuning rows.
 
     Attributes:
         kind: as in `xkv.platforms.tuning.Tuning`.
-        max_batch: likewise.
-        sizes: page sizes in tokens; the coarse stage takes the first.
-        grid: values of a row's fields.
+        max_batch: as there.
+        sizes: page sizes in tokens; the coarse stage uses the first.
+        grid: values to try for each field of a row.
     """
 
     kind: Kind
@@ -36,12 +36,12 @@ class Class(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the reader."""
+        """The name that is printed."""
         return f"{self.kind}, batch {f'<= {self.max_batch}' if self.max_batch else 'any'}"
 
     @property
     def forms(self) -> tuple[int, ...]:
-        """What its row builds: TABLE, CSR; the coarse stage takes the first."""
+        """The forms that its row builds, TABLE or CSR; the coarse stage uses the first."""
         return {"token": (TABLE,), "stream": (CSR,)}.get(self.kind, (TABLE, CSR))
 
     @property
@@ -58,7 +58,7 @@ def _grid(*texts: str) -> dict[str, tuple[Any, ...]]:
 
 
 def values(text: str) -> tuple[Any, ...]:
-    """Integers or booleans: "4,8" -> (4, 8), "true,false" -> (True, False)."""
+    """Parses integers or booleans: "4,8" -> (4, 8), "true,false" -> (True, False)."""
     return tuple(json.loads(each) for each in text.split(","))
 
 
@@ -94,7 +94,7 @@ CLASSES = (
 
 
 class Score(NamedTuple):
-    """How far a row is from the best of each point: 1 is the best itself."""
+    """The times of a row relative to the best row at each point; 1 is the best."""
 
     row: Tuning
     mean: float
@@ -103,27 +103,27 @@ class Score(NamedTuple):
 
 
 def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning]:
-    """The row in use, then every combination of the grid that fits a compute unit, in no order.
+    """Returns the current row, then every combination of the grid that fits a compute unit, in random order.
 
     Args:
-        base: the row in use; what the grid does not name stays as it has it.
+        base: the current row; fields that the grid does not name keep its values.
         grid: values by field.
 
     Returns:
-        Rows that differ.
+        Distinct rows.
     """
     combined = (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values()))
     rows = [dataclasses.replace(base, **each) for each in combined]
     fitting = [r for r in rows if r.num_warps * max(r.programs_per_cu, r.balanced_per_cu) <= MAX_WARPS]
-    random.Random(0).shuffle(fitting)  # should time run out, what is untried is no corner of the grid
+    random.Random(0).shuffle(fitting)  # if time runs out, the untried rows are spread over the grid
     return list(dict.fromkeys([base, *fitting]))
 
 
 def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
-    """Scores rows by their geometric mean distance to the best of each point, the nearest first.
+    """Scores rows by the geometric mean of their times relative to the best at each point, best first.
 
     Args:
-        times: by row, by point, microseconds; every row has the same points.
+        times: microseconds by row and point; every row has the same points.
     """
     if not times:
         return []
@@ -138,12 +138,12 @@ def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
 
 
 def finalists(scores: Sequence[Score], base: Tuning, number: int) -> list[Tuning]:
-    """The first so many rows, and the one in use."""
+    """Returns the first ``number`` rows, and the current one."""
     return list(dict.fromkeys([base, *(score.row for score in scores[:number])]))
 
 
 def provenance(score: Score, machine: Mapping[str, str], date: str) -> str:
-    """Where a row comes from, for its provenance."""
+    """Returns the provenance of a row."""
     return (
         f"{machine['gpu']}, {date}, torch {machine['torch']}, Triton {machine['triton']}: ci/tune.py,"
         f" {score.mean:.3f} of the best of each point, most {score.worst:.2f} ({score.where})"
@@ -151,7 +151,7 @@ def provenance(score: Score, machine: Mapping[str, str], date: str) -> str:
 
 
 def source(row: Tuning) -> str:
-    """A row as it stands in xkv/<vendor>/tuning.py, its lines short enough for ruff."""
+    """Returns the source of a row for xkv/<vendor>/tuning.py, with lines short enough for ruff."""
     shown = []
     for field in dataclasses.fields(Tuning):
         value = getattr(row, field.name)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# ci/versions.sh [VERSION...]   the launcher's and the compiler's tests with each Triton that xkv launches cheaply
-#                               through (pyproject.toml, tool.xkv.tritons), each in a folder of its own
+# ci/versions.sh [VERSION...]   runs the tests of launcher and compiler with each Triton whose launcher xkv can
+#                               record (pyproject.toml, tool.xkv.tritons), each in its own folder
 #
-# Needs the environment of ci/run.sh (XKV_VENV, or .venv in the checkout), and a package index. About three
-# minutes a version. It changes nothing in that environment.
+# Needs the environment of ci/run.sh (XKV_VENV, or .venv in the checkout), and a package index. Takes about three
+# minutes for each version. Does not change that environment.
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -29,7 +29,7 @@ failed=()
 for version; do
     echo "== triton $version"
     "$py" -m pip install -q --no-deps --target "$tmp/$version" "triton==$version"
-    # before the environment's own
+    # takes precedence over the environment's triton
     PYTHONPATH=$tmp/$version "$py" - "$version" <<'PY'
 import sys
 

@@ -1,16 +1,16 @@
-"""A decode loop over a paged KV cache: the same tokens with xkv, with plain Python, and without pages.
+"""A decode loop over a paged KV cache, which compares tokens with xkv, with plain Python, and without pages.
 
     python examples/decode.py                 # on the GPU if there is one, else on the CPU, in seconds
     python examples/decode.py --device cpu --steps 8
 
 One MLA layer with random weights generates greedily for a few requests, three times:
 
-* xkv: each step `xkv.build_slot_mapping` says where the new token goes and `MetadataBuilder.build` what
-  attention reads. On a GPU both are captured, with the whole step, in one graph.
-* reference: loops in plain Python make the same metadata, without a graph.
-* dense: no pages at all; every request has its cache to itself.
+* xkv: in each step `xkv.build_slot_mapping` gives the slot of the new token, and `MetadataBuilder.build` the
+  metadata that attention reads. On a GPU both are captured, with the whole step, in one graph.
+* reference: loops in plain Python build the same metadata, without a graph.
+* dense: no pages; every request has a contiguous cache of its own.
 
-Attention over pages is FlashInfer's where it is installed and the GPU is NVIDIA's, else torch's.
+Attention over pages is FlashInfer's on an NVIDIA GPU if it is installed, and torch's otherwise.
 Exits with 1 if any token differs.
 """
 
@@ -30,32 +30,32 @@ from torch import Tensor
 import xkv
 
 PROMPTS = [3, 64, 150, 37, 129]  # tokens
-Build = Callable[[Tensor], tuple[Tensor, Any]]  # lengths -> slots of the new tokens, what attention reads
+Build = Callable[[Tensor], tuple[Tensor, Any]]  # lengths -> slots of the new tokens, attention's metadata
 
 
 class Work:
-    """The requests, and an engine's view of them: a table of slots, and pages scattered over a cache."""
+    """The requests, and what an engine keeps of them: a table of slots, and pages scattered over a cache."""
 
     def __init__(self, model: Model, page_size: int, steps: int, device: str) -> None:
         self.prompts = [torch.randint(VOCAB, (n,)).to(device) for n in PROMPTS]
         self.tokens = torch.stack([prompt[-1] for prompt in self.prompts])  # the first step's input
-        self.lens = torch.tensor(PROMPTS, device=device)  # with the token that the step puts into the cache
+        self.lens = torch.tensor(PROMPTS, device=device)  # including the token that the step writes
         self.most, self.page_size = max(PROMPTS) + steps, page_size
         rows, width = len(PROMPTS) + 2, -(-self.most // page_size)
         pages = torch.randperm(rows * width).view(rows, width, 1) * page_size
         self.req_to_token = (pages + torch.arange(page_size)).flatten(1).int().to(device)
         self.rows = torch.randperm(rows)[: len(PROMPTS)].to(device)
-        # nobody's slots hold something too: a wrong one is noticed
+        # unused slots hold random values, so that reading a wrong one changes the result
         self.paged = torch.randn(rows * width, page_size, CKV + KPE).half().to(device)
         self.dense = torch.zeros(len(PROMPTS), self.most, CKV + KPE, dtype=torch.half, device=device)
-        for b, prompt in enumerate(self.prompts):  # the prefill: with one layer an entry needs no attention
+        for b, prompt in enumerate(self.prompts):  # the prefill, which for one layer needs no attention
             entries = model.cache_entries(prompt[:-1])
             self.dense[b, : len(entries)] = entries
             self.paged.flatten(0, 1)[self.req_to_token[self.rows[b], : len(entries)].long()] = entries
 
 
 def xkv_metadata(work: Work, backend: str) -> Build:
-    """A step's metadata in two launches, without a sync or an allocation."""
+    """Builds the metadata of a step in two launches, without a sync or an allocation."""
     builder = xkv.MetadataBuilder(
         backend, work.req_to_token, max_batch_size=len(PROMPTS), max_context_len=work.most,
         page_size=work.page_size,
@@ -70,7 +70,7 @@ def xkv_metadata(work: Work, backend: str) -> Build:
 
 
 def python_metadata(work: Work) -> Build:
-    """The same in plain Python."""
+    """Builds the same metadata in plain Python."""
 
     def build(lens: Tensor) -> tuple[Tensor, Any]:
         slots, indptr, indices = [], [0], []
@@ -90,11 +90,11 @@ def python_metadata(work: Work) -> Build:
 def decode_paged(
     model: Model, work: Work, steps: int, build: Build, captured: bool, flashinfer: bool
 ) -> Tensor:
-    """Every step's logits, ``[steps, batch, VOCAB]``, on the CPU."""
+    """Returns the logits of every step, ``[steps, batch, VOCAB]``, on the CPU."""
     paged, tokens, lens = work.paged.clone(), work.tokens.clone(), work.lens.clone()
     logits = torch.empty(steps, len(PROMPTS), VOCAB)
     now = logits[0].to(lens.device, copy=True)
-    buffers = build(lens)[1] if captured else None  # its tensors never move
+    buffers = build(lens)[1] if captured else None  # tensors with fixed addresses
     attention = FlashInferPaged(paged, buffers) if flashinfer else TorchPaged(paged, work.most)
 
     def step(host_lens: list[int] | None) -> None:
@@ -108,7 +108,7 @@ def decode_paged(
 
     if captured:
         attention.plan(PROMPTS, buffers)
-        step(None)  # what it needs is compiled and loaded before the capture
+        step(None)  # compiles and loads before the capture
         tokens.copy_(work.tokens), lens.copy_(work.lens)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -120,12 +120,12 @@ def decode_paged(
             graph.replay()
         else:
             step(host_lens)
-        logits[n] = now  # syncs, as engines do that send tokens to their users
+        logits[n] = now  # syncs, as an engine does to send tokens to its users
     return logits
 
 
 def decode_dense(model: Model, work: Work, steps: int) -> Tensor:
-    """The same without pages."""
+    """Returns the same logits, computed without pages."""
     cache, tokens, lens, logits = work.dense.clone(), work.tokens, work.lens, []
     for _ in range(steps):
         cache[torch.arange(len(PROMPTS)), lens - 1] = model.cache_entries(tokens)
@@ -135,13 +135,13 @@ def decode_dense(model: Model, work: Work, steps: int) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the three and compares their tokens; returns 1 if they differ."""
-    parser = argparse.ArgumentParser(description="One decode loop, its metadata by xkv and by others.")
+    """Runs all three and compares their tokens; returns 1 if they differ."""
+    parser = argparse.ArgumentParser(description="A decode loop with metadata by xkv and by others.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=16, help="tokens to generate for each request")
-    parser.add_argument("--page-size", type=int, help="tokens of a page (default: the backend's)")
-    parser.add_argument("--attention", choices=["flashinfer", "torch"], help="default: what is there")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, prompts and pages")
+    parser.add_argument("--page-size", type=int, help="tokens per page (default: the backend's)")
+    parser.add_argument("--attention", choices=["flashinfer", "torch"], help="default: what is installed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, prompts and pages")
     args = parser.parse_args(argv)
 
     there = {spec.name: spec for spec in xkv.backends(args.device)}
@@ -164,14 +164,14 @@ def main(argv: list[str] | None = None) -> int:
         f" {args.device}\n"
         f"pages of {work.page_size} tokens, attention by {'FlashInfer' if flashinfer else 'torch'}\n"
         f"xkv: {backend.name}, {'each step one graph' if on_gpu else 'eager'};"
-        f" least gap of the two best logits {float((best[..., 0] - best[..., 1]).min()):.4f}"
+        f" smallest gap between the two best logits {float((best[..., 0] - best[..., 1]).min()):.4f}"
     )
     differ = 0
     for name, logits in others.items():
         wrong = int((logits.argmax(-1) != ours.argmax(-1)).sum())
         print(
             f"{name}: {wrong} of {logits[..., 0].numel()} tokens differ,"
-            f" logits by at most {float((logits - ours).abs().max()):.6f}"
+            f" logits differ by at most {float((logits - ours).abs().max()):.6f}"
         )
         differ += wrong
     return int(differ > 0)

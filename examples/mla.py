@@ -1,4 +1,4 @@
-"""One MLA layer with random weights, and attention over a paged cache: what `decode.py` runs."""
+"""One MLA layer with random weights and attention over a paged cache, for `decode.py`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HEADS, CKV, KPE = 16, 512, 64  # DeepSeek's latent attention; a token leaves CKV + KPE numbers in the cache
+HEADS, CKV, KPE = 16, 512, 64  # DeepSeek's latent attention; a token has CKV + KPE values in the cache
 SCALE = (128 + KPE) ** -0.5
 HIDDEN, VOCAB = 256, 128
 
 
 class Model:
-    """One MLA layer between an embedding and its transpose; no positions, no norms."""
+    """One MLA layer between an embedding and its transpose, without positions and norms."""
 
     def __init__(self, seed: int, device: str) -> None:
-        torch.manual_seed(seed)  # of the CPU: every device has the same weights
+        torch.manual_seed(seed)  # on the CPU, so that every device has the same weights
         normal = lambda rows, columns: (torch.randn(rows, columns) / rows**0.5).to(device)  # noqa: E731
         self.query, self.latent = normal(HIDDEN, HEADS * (CKV + KPE)), normal(HIDDEN, CKV + KPE)
         self.output, self.embedding = normal(HEADS * CKV, HIDDEN), torch.randn(VOCAB, HIDDEN).to(device)
 
     def cache_entries(self, tokens: Tensor) -> Tensor:
-        """What tokens leave in the cache."""
+        """Returns the cache entries of tokens."""
         return (self.embedding[tokens] @ self.latent).half()
 
     def logits(self, tokens: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """The logits after these tokens, one of each request."""
+        """Returns the logits after these tokens, one for each request."""
         hidden = self.embedding[tokens]
         query = (hidden @ self.query).view(-1, HEADS, CKV + KPE).half()
-        # no residual: the next token is what attention makes of the cache, and of nothing else
+        # no residual, so that the next token depends on attention over the cache only
         return attend(query).float().flatten(1) @ self.output @ self.embedding.T / HIDDEN**0.5
 
 
 def torch_attention(query: Tensor, entries: Tensor, lens: Tensor) -> Tensor:
-    """Each query over the first ``lens`` of its row's entries, ``[batch, most, CKV + KPE]``."""
+    """Attention of each query over the first ``lens`` entries of its row, ``[batch, most, CKV + KPE]``."""
     scores = torch.einsum("bhd,bkd->bhk", query.float(), entries.float()) * SCALE
     past = torch.arange(entries.shape[1], device=lens.device) >= lens[:, None]
     weights = scores.masked_fill(past[:, None], -torch.inf).softmax(-1)
@@ -43,16 +43,16 @@ def torch_attention(query: Tensor, entries: Tensor, lens: Tensor) -> Tensor:
 
 
 class TorchPaged:
-    """Attention over pages in torch, all shapes fixed, as a graph wants them."""
+    """Attention over pages in torch, with fixed shapes, as a graph needs them."""
 
     def __init__(self, paged: Tensor, most: int) -> None:
         self.paged, self.position = paged, torch.arange(most, device=paged.device)
 
     def plan(self, lens: list[int], meta: Any) -> None:
-        """Has nothing to plan."""
+        """Does nothing."""
 
     def __call__(self, query: Tensor, meta: Any) -> Tensor:
-        """Attends, ``[batch, HEADS, CKV]``."""
+        """Returns the attention output, ``[batch, HEADS, CKV]``."""
         page_size, most = self.paged.shape[1], meta.kv_indices.shape[0] - 1
         page = meta.kv_indices[(meta.kv_indptr[:-1, None] + self.position // page_size).clamp(max=most)]
         token = page.long() * page_size + self.position % page_size
@@ -60,7 +60,7 @@ class TorchPaged:
 
 
 class FlashInferPaged:
-    """FlashInfer's MLA kernel; before each step its plan splits the work, by lengths the host knows."""
+    """FlashInfer's MLA kernel; its plan splits the work before each step, from lengths on the host."""
 
     def __init__(self, paged: Tensor, buffers: Any | None) -> None:
         from flashinfer.mla import BatchMLAPagedAttentionWrapper
@@ -73,7 +73,7 @@ class FlashInferPaged:
         )  # fmt: skip
 
     def plan(self, lens: list[int], meta: Any) -> None:
-        """Plans; the indices of a captured step are left to xkv's kernel in its graph."""
+        """Plans a step; in a captured step xkv's kernel in the graph writes the indices."""
         page_size = self.paged.shape[1]
         pages = torch.tensor([0, *(-(-n // page_size) for n in lens)])
         self.wrapper.plan(
@@ -83,6 +83,6 @@ class FlashInferPaged:
         )  # fmt: skip
 
     def __call__(self, query: Tensor, meta: Any) -> Tensor:
-        """Attends, ``[batch, HEADS, CKV]``."""
+        """Returns the attention output, ``[batch, HEADS, CKV]``."""
         parts = query[..., :CKV].contiguous(), query[..., CKV:].contiguous()
         return self.wrapper.run(*parts, self.paged[..., :CKV], self.paged[..., CKV:])

@@ -1,4 +1,4 @@
-"""An engine of one's own: paged cache, scheduler, attention in torch; its metadata by xkv.
+"""A minimal engine: paged cache, scheduler, attention in torch, with metadata by xkv.
 
 python examples/quickstart_own.py
 """
@@ -11,7 +11,7 @@ PAGE, PAGES, MAX_REQUESTS, CONTEXT, DIM = 8, 32, 4, 64, 16
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 
-# The cache, and the table that says where each request's tokens lie: here one page id for every 8 tokens.
+# The cache, and the table of where each request's tokens are: here one page id for every 8 tokens.
 cache = torch.zeros(PAGES, PAGE, DIM, device=device)
 table = torch.zeros(MAX_REQUESTS, CONTEXT // PAGE, dtype=torch.int32, device=device)
 free_pages, free_rows = list(range(PAGES)), list(range(MAX_REQUESTS))
@@ -21,11 +21,11 @@ builder = xkv.MetadataBuilder(
     "flash_attention" if "flash_attention" in names else "aiter_unified", table, source_page_size=PAGE,
     max_batch_size=MAX_REQUESTS, max_context_len=CONTEXT, page_size=PAGE,
 )  # fmt: skip
-builder.warmup()  # from here on nothing compiles
+builder.warmup()  # after this nothing compiles
 
 
 class Request:
-    """A request: its row of the table, and all of its keys once more in one piece, to compare with."""
+    """A request: its row of the table, and a contiguous copy of all its keys to compare with."""
 
     def __init__(self, prompt: int, wanted: int) -> None:
         self.row, self.end = free_rows.pop(), prompt + wanted
@@ -34,20 +34,20 @@ class Request:
         self.new = torch.randn(prompt, DIM, device=device)
 
     def grow(self) -> None:
-        """Gives the new tokens their pages."""
+        """Allocates pages for the new tokens."""
         self.dense = torch.cat([self.dense, self.new])
         while len(self.pages) * PAGE < len(self.dense):
             self.pages.append(free_pages.pop())
             table[self.row, len(self.pages) - 1] = self.pages[-1]
 
     def finish(self) -> None:
-        """Gives pages and row back; what the table holds there is stale from now on, and harmless."""
+        """Frees pages and row; the stale entries of the table are never read as live."""
         free_pages.extend(self.pages)
         free_rows.append(self.row)
 
 
 def attend(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """One query over its keys, which are their own values."""
+    """Attention of one query over its keys, which are also the values."""
     return (keys @ query / DIM**0.5).softmax(0) @ keys
 
 
@@ -55,7 +55,7 @@ waiting = [Request(20, 6), Request(3, 9), Request(11, 4)]
 running: list[Request] = []
 worst, step = 0.0, 0
 while waiting or running:
-    if waiting:  # one prefill a step, beside the decodes
+    if waiting:  # one prefill a step, together with the decodes
         running.append(waiting.pop())
     for request in running:
         request.grow()
@@ -64,7 +64,7 @@ while waiting or running:
     new = torch.tensor([len(request.new) for request in running], device=device)
 
     slots = xkv.build_slot_mapping(table, rows, lens, new, source_page_size=PAGE)
-    meta = builder.build(rows, lens, query_lens=new)  # one launch, into buffers that never move
+    meta = builder.build(rows, lens, query_lens=new)  # one launch, into buffers with fixed addresses
     assert meta.page_table is not None
 
     cache.flatten(0, 1)[slots] = torch.cat([request.new for request in running])
@@ -77,7 +77,7 @@ while waiting or running:
         request.finish()
         running.remove(request)
     step += 1
-builder.check()  # syncs; raises if a row had to be cut
+builder.check()  # syncs; raises if a row had invalid data
 print(f"{step} steps, all pages back: {len(free_pages) == PAGES}")
 print(f"paged and dense attention agree: {worst < 1e-5}")
 assert worst < 1e-5

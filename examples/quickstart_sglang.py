@@ -1,4 +1,4 @@
-"""A few decode steps on SGLang's memory pool, their metadata by xkv. Runs on a GPU or a CPU.
+"""A few decode steps on SGLang's memory pool, with metadata by xkv. Runs on a GPU or a CPU.
 
 python examples/quickstart_sglang.py
 """
@@ -16,13 +16,13 @@ free_pages = [5, 2, 7, 3, 1, 6, 4]
 
 
 def give_slots(row: int, begin: int, end: int) -> None:
-    """What SGLang's allocator does: a page's slots are consecutive, pages come from anywhere."""
+    """Allocates as SGLang does: the slots of a page are consecutive, pages may be anywhere."""
     for token in range(begin, end):
         new_page = token % PAGE == 0
         req_to_token[row, token] = free_pages.pop(0) * PAGE if new_page else req_to_token[row, token - 1] + 1
 
 
-# Once: the buffers of one backend, and everything compiled that a step can need.
+# Once: allocate the buffers of one backend, and compile everything that a step can need.
 names = {spec.name for spec in xkv.backends(device)}
 backend = "flash_attention" if "flash_attention" in names else "aiter_unified"
 builder = xkv.MetadataBuilder(
@@ -55,4 +55,4 @@ for step in range(4):
         live = pages[: -(-length // PAGE)]
         print(f"    pages {live}")
         assert live == [slot // PAGE for slot in req_to_token[row, :length:PAGE].tolist()]
-builder.check()  # syncs; raises if a row had to be cut
+builder.check()  # syncs; raises if a row had invalid data

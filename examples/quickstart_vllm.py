@@ -1,4 +1,4 @@
-"""A prefill and decode steps on vLLM's block table, their metadata by xkv. Runs on a GPU or a CPU.
+"""A prefill and decode steps on vLLM's block table, with metadata by xkv. Runs on a GPU or a CPU.
 
 python examples/quickstart_vllm.py
 """
@@ -16,12 +16,12 @@ free_blocks = [9, 4, 7, 2, 11, 5]
 
 
 def give_blocks(row: int, begin: int, end: int) -> None:
-    """What vLLM's block manager does: a block for every 16 tokens."""
+    """Allocates as vLLM does: one block for every 16 tokens."""
     for block in range(-(-begin // BLOCK), -(-end // BLOCK)):
         block_table[row, block] = free_blocks.pop(0)
 
 
-# Once: the buffers of one backend, and everything compiled that a step can need.
+# Once: allocate the buffers of one backend, and compile everything that a step can need.
 names = {spec.name for spec in xkv.backends(device)}
 backend = "flashinfer_mla" if "flashinfer_mla" in names else "aiter_mla"
 builder = xkv.MetadataBuilder(
@@ -30,7 +30,7 @@ builder = xkv.MetadataBuilder(
 )  # fmt: skip
 builder.warmup()
 
-# The batch: the row of each request, its tokens so far, and how many of them are new; int32 in vLLM.
+# The batch: the row of each request, its number of tokens, and how many of them are new; int32 in vLLM.
 rows = torch.tensor([2, 0], dtype=torch.int32, device=device)
 seq_lens = torch.tensor([30, 5], dtype=torch.int32, device=device)
 query_lens = seq_lens.clone()  # the first step is the prefill of both
@@ -39,7 +39,7 @@ for step in range(4):
     for row, length, new in zip(rows.tolist(), seq_lens.tolist(), query_lens.tolist(), strict=True):
         give_blocks(row, length - new, length)
 
-    # -1 past the last slot, as vLLM pads its graphs
+    # -1 past the last slot, as vLLM pads for its graphs
     xkv.build_slot_mapping(
         block_table, rows, seq_lens, query_lens, source_page_size=BLOCK, out=slot_mapping, pad_value=-1
     )
@@ -59,6 +59,6 @@ for step in range(4):
     assert last == slot_mapping[meta.qo_indptr[1:].long() - 1].tolist()
     assert (slot_mapping[new:] == -1).all()
 
-    seq_lens += 1  # from now on a token a step
+    seq_lens += 1  # from now on one token a step
     query_lens.fill_(1)
-builder.check()  # syncs; raises if a row had to be cut
+builder.check()  # syncs; raises if a row had invalid data

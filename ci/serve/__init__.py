@@ -1,1 +1,1 @@
-"""Whole engines with xkv's plugin and without it: the same requests, compared (ci/serve.sh)."""
+"""Runs whole engines with and without xkv's plugin and compares them (ci/serve.sh)."""

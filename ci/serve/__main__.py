@@ -1,4 +1,4 @@
-"""Runs cases and reports: ``ci/serve.sh`` says how it is called."""
+"""Runs cases and writes the report; ``ci/serve.sh`` documents the command."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _LEAST_S = 60.0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog="ci/serve.sh", description="An engine with xkv and without it.")
+    """Returns the parser of the command line."""
+    made = argparse.ArgumentParser(prog="ci/serve.sh", description="Compares an engine with and without xkv.")
     made.add_argument("engine", choices=sorted(ENGINES))
-    made.add_argument("cases", nargs="*", metavar="CASE", help="all of the engine's, if none is named")
+    made.add_argument("cases", nargs="*", metavar="CASE", help="cases to run (default: all of the engine)")
     made.add_argument(
-        "--site", type=Path, action="append", default=[], help="packages, before what is installed"
+        "--site", type=Path, action="append", default=[], help="folder of packages, before the installed ones"
     )
-    made.add_argument("--pairs", type=int, default=5, help="steady rounds, off and on in turn")
+    made.add_argument("--pairs", type=int, default=5, help="number of pairs of steady rounds, xkv off and on")
     made.add_argument("--plain", choices=("first", "all", "none"), default="first",
-                      help="which cases also run in a process with XKV_DISABLE=1")  # fmt: skip
+                      help="cases that also run in a process with XKV_DISABLE=1")  # fmt: skip
     made.add_argument("--seconds", type=float, default=540.0, help="no case starts that would end later")
-    made.add_argument("--child-seconds", type=float, default=240.0, help="a process is ended after these")
-    made.add_argument("--no-spoil", action="store_true", help="no control round")
-    made.add_argument("--no-profile", action="store_true", help="no device times")
-    made.add_argument("--work", type=Path, help="logs, models and Triton's cache; else a new folder")
+    made.add_argument("--child-seconds", type=float, default=240.0, help="time limit of a process")
+    made.add_argument("--no-spoil", action="store_true", help="skip the control round")
+    made.add_argument("--no-profile", action="store_true", help="do not measure device times")
+    made.add_argument("--work", type=Path, help="folder of logs, models, Triton's cache (default: new)")
     return made
 
 
 def chosen(given: argparse.Namespace) -> dict[str, Case]:
-    """The cases named, or all; an unknown one ends the program."""
+    """Returns the named cases, or all; an unknown name ends the program."""
     known = ENGINES[given.engine]
     unknown = [name for name in given.cases if name not in known]
     if unknown:
@@ -48,7 +48,7 @@ def chosen(given: argparse.Namespace) -> dict[str, Case]:
 
 
 class Session:
-    """All cases of one call."""
+    """Runs the cases of one command."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
@@ -59,7 +59,7 @@ class Session:
         self._logs: list[str] = []
 
     def run(self) -> int:
-        """Runs them; 0 if all that ran passed and one did."""
+        """Runs the cases; returns 0 if at least one ran and all of them passed."""
         self._out.mkdir(parents=True, exist_ok=True)
         cases = chosen(self._given)
         failed = self._prepare(cases)
@@ -80,7 +80,7 @@ class Session:
         return int(failed > 0 or not self._reports)
 
     def _prepare(self, cases: dict[str, Case]) -> int:
-        """Models, and for SGLang its own CUDA kernels, side by side."""
+        """Creates the models and, for SGLang, compiles its own CUDA kernels, in parallel."""
         kinds = sorted({kind for case in cases.values() for kind in (case.model, case.draft) if kind})
         code = "import sys; from pathlib import Path; from serve.models import make; "
         code += "make(sys.argv[1], Path(sys.argv[2]))"
@@ -101,7 +101,7 @@ class Session:
         return processes.environment(self._given.site, self._work, way)
 
     def _there(self, module: str) -> bool:
-        """Whether a module's file is there; nothing is imported."""
+        """Whether the file of a module exists; imports nothing."""
         path = module.replace(".", "/")
         places = [*self._given.site, *(Path(p) for p in sys.path if p)]
         return any(next(place.glob(path + "*"), None) for place in places)

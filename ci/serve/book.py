@@ -1,4 +1,4 @@
-"""What is written down inside an engine's process: launches, compiles, host times."""
+"""Records launches, compiles and host times inside an engine's process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from serve.pointers import described
 
 
 class Book:
-    """Everything since the last `take`.
+    """The records since the last `take`.
 
     Attributes:
-        ready: whether the engine has started; what comes before is kept apart.
-        arguments: of the first call of each kernel that was served after that, outside of graphs.
+        ready: whether the engine has started; earlier records are kept separately.
+        arguments: those of the first call of each kernel that was served after the start, outside graphs.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Book:
         self.preempted = 0
 
     def take(self) -> dict[str, Any]:
-        """What was written since the last time, for JSON."""
+        """Returns the records since the last call, for JSON."""
         taken = {
             "calls": {k: dict(v) for k, v in self.calls.items()}, "launch_us": dict(self.launch_us),
             "method_us": dict(self.method_us), "steps_ms": self.steps_ms, "preempted": self.preempted,
@@ -43,11 +43,11 @@ class Book:
         return taken
 
     def count(self, kernel: str, what: str) -> None:
-        """One call more: served, handed back, or captured in a graph."""
+        """Counts a call: served, passed to the original, or captured in a graph."""
         self.calls[kernel][what] += 1
 
     def timed(self, kernel: str, names: tuple[str, ...], call: Callable[..., Any]) -> Callable[..., Any]:
-        """A launch that is timed; the first one's arguments are looked at."""
+        """Times a launch; records the arguments of the first one."""
 
         def launch(*args: Any, **kwargs: Any) -> Any:
             if capturing():
@@ -64,7 +64,7 @@ class Book:
         return launch
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Times a method of an object or class from now on."""
+        """Wraps a method of an object or class to time it."""
         inner = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ class Book:
         setattr(owner, method, timed)
 
     def listen(self) -> None:
-        """Hears of every Triton kernel that is compiled or loaded in this process."""
+        """Records every Triton kernel that is compiled or loaded in this process."""
         from triton import knobs
 
         before = knobs.compilation.listener
@@ -93,7 +93,7 @@ class Book:
         knobs.compilation.listener = heard
 
     def compiles(self) -> dict[str, Any]:
-        """Kernels compiled or loaded from Triton's cache: xkv's and others', at the start and after it."""
+        """Returns the kernels compiled or loaded: xkv's and others', at and after the start."""
         counts: dict[str, Any] = {}
         for owner in ("xkv", "others"):
             mine = [e for e in self._events if (e["module"].split(".")[0] == "xkv") == (owner == "xkv")]
@@ -111,7 +111,7 @@ class Book:
         return counts
 
     def profile(self, on: bool, names: set[str]) -> dict[str, list[float]] | None:
-        """Starts a profile, or ends it and says each launch's microseconds, of kernels with these names."""
+        """Starts a profile, or ends it and returns the device times of kernels with these names."""
         from torch.profiler import ProfilerActivity, profile
 
         if on:
@@ -123,13 +123,13 @@ class Book:
 
 
 def capturing() -> bool:
-    """Whether a CUDA graph is captured on this stream."""
+    """Whether a CUDA graph is being captured on this stream."""
     torch = sys.modules["torch"]
     return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def device_times(profile: Any, names: set[str]) -> dict[str, list[float]]:
-    """Microseconds on the GPU of each launch of these kernels, from a finished torch profile."""
+    """Returns the device time of each launch of these kernels in microseconds, from a torch profile."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in profile.events():
         if event.name in names and "CUDA" in str(event.device_type):

@@ -1,11 +1,11 @@
-"""What is run: each case is an engine, a model, a backend, and what of the engine's must go through xkv."""
+"""The cases: an engine, a model, a backend, and the engine's kernels that xkv must serve."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 PAGES = "_copy_page_indices_kernel"
-# model runner V2's and V1's methods that launch them
+# the methods of model runners V2 and V1 that launch the kernels
 STEP_V2, STEP_V1 = "GPUModelRunner.prepare_attn", "BlockTable.compute_slot_mapping"
 STREAM, TABLE = "create_flashinfer_kv_indices_triton", "create_flashmla_kv_indices_triton"
 _TRITON = "TritonAttnBackend."
@@ -14,15 +14,15 @@ EXTEND = _TRITON + "init_forward_metadata"  # an eager step: prefill, mixed
 
 
 class Case(NamedTuple):
-    """One engine as it is started.
+    """One configuration of an engine.
 
     Attributes:
-        model: in `serve.models`.
+        model: its name in `serve.models`.
         kernels: the engine's kernels and methods that xkv must have served.
-        options: the engine's arguments beside those that every case has.
+        options: arguments of the engine in addition to those of every case.
         runner: vLLM's model runner, 1 or 2.
-        draft: the model that guesses, in `serve.models`.
-        needs: a module that has to be there; without it the case is skipped.
+        draft: the name of the draft model in `serve.models`.
+        needs: a module without which the case is skipped.
     """
 
     model: str
@@ -70,7 +70,7 @@ SGLANG = {
     "eagle": Case("llama", (FILL, EXTEND), {"attention_backend": "triton", **_EAGLE}, draft="eagle_sglang"),
     "flashinfer": Case("llama", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
     "flashinfer_mla": Case("deepseek", (STREAM,), {"attention_backend": "flashinfer"}, needs="flashinfer"),
-    # FA3 builds its page table with torch: nothing of it is replaced, and nothing may change
+    # FA3 builds its page table with torch: nothing is replaced, and nothing may change
     "fa3": Case("llama", (), {"attention_backend": "fa3"}, needs="sgl_kernel.flash_ops"),
 }
 

@@ -1,4 +1,4 @@
-"""One engine in one process: starts it, takes it through its rounds, writes what was seen.
+"""Starts one engine in this process, runs its rounds, and writes the results.
 
 python -m serve.child ENGINE CASE on|off FOLDER [--models ...]
 """
@@ -17,7 +17,7 @@ from serve.cases import ENGINES
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments; ``serve.processes`` gives them."""
+    """Returns the parser of the arguments, which ``serve.processes`` passes."""
     made = argparse.ArgumentParser(prog="serve.child")
     made.add_argument("engine", choices=sorted(ENGINES))
     made.add_argument("case")
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs it; the file ``result.json`` grows with every part."""
+    """Runs the engine; every part of the results is added to ``result.json``."""
     given = parser().parse_args(arguments)
     engine: Any
     if given.engine == "vllm":
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         rounds.plain(engine, given.pairs, save)
     save("complete", True)
     sys.stdout.flush()
-    os._exit(0)  # all is written; whoever started this ends the engine's other processes
+    os._exit(0)  # all results are written; the parent process ends the engine's other processes
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Blanks what one GPU never loads of a library's CUDA code, so that the library packs small.
+"""Blanks the CUDA code of a library that one GPU never loads, so that the library compresses well.
 
 A library holds machine code for many GPUs in ELF sections named ``.nv_fatbin*``. The bytes of the entries
-for other archs become zeros: no size and no offset changes, and the driver never looks at them.
+for other archs are set to zero: no size and no offset changes, and the driver never reads them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MAGIC, _PTX, _CUBIN = 0xBA55ED50, 1, 2
 
 
 class Entry(NamedTuple):
-    """One piece of code: what it is, for which arch (as 90), and where its bytes lie."""
+    """One piece of code: its kind, its arch (such as 90), and the position of its bytes."""
 
     kind: int
     arch: int
@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 def sections(data: bytes | bytearray) -> list[tuple[int, int]]:
-    """Offset and size of each section of fat binaries in a 64-bit ELF file; none in another file."""
+    """Returns offset and size of each section of fat binaries in a 64-bit ELF file; none for other files."""
     if data[:5] != b"\x7fELF\x02":
         return []
     (at,) = struct.unpack_from("<Q", data, 40)
@@ -40,12 +40,12 @@ def sections(data: bytes | bytearray) -> list[tuple[int, int]]:
 
 
 def groups(data: bytes | bytearray, offset: int, size: int) -> Iterator[list[Entry]]:
-    """The entries of each fat binary of a section: one kernel file's code for several archs."""
+    """Returns the entries of each fat binary in a section: the code of one kernel file for several archs."""
     at, end = offset, offset + size
     while at + 16 <= end:
         magic, _, header, length = struct.unpack_from("<IHHQ", data, at)
         if magic != _MAGIC:
-            at += 8  # padding between two of them
+            at += 8  # padding between two fat binaries
             continue
         entries, here, last = [], at + header, at + header + length
         while here < last:
@@ -58,15 +58,15 @@ def groups(data: bytes | bytearray, offset: int, size: int) -> Iterator[list[Ent
 
 
 def blank(path: Path, arch: int, keep_ptx: bool) -> tuple[int, int]:
-    """Rewrites a library.
+    """Blanks the code for other archs in a library.
 
     Args:
         path: the library.
-        arch: the GPU's, as 90.
-        keep_ptx: where there is no machine code for the arch, keep the newest PTX that it can compile.
+        arch: of the GPU, such as 90.
+        keep_ptx: if there is no machine code for the arch, keep the newest PTX that it can compile.
 
     Returns:
-        Bytes of code kept, and blanked.
+        The numbers of bytes of code that are kept and blanked.
     """
     data = bytearray(path.read_bytes())
     kept = blanked = 0

@@ -1,9 +1,9 @@
-"""Compiles what the cases use of FlashInfer into its package, so that a GPU node need not: ``data/aot``.
+"""Compiles the FlashInfer modules that the cases use into its package (``data/aot``), for a GPU node.
 
     PYTHONPATH=ci:SITE... python -m serve.flashinfer_ops [MODULE...]
 
-For a machine with nvcc and torch; a GPU is not needed. FA2 kernels alone: ptxas takes 22 GB for each of the
-FA3 ones. Without these files FlashInfer compiles the same at an engine's start, if nvcc is there.
+Needs nvcc and torch, but no GPU. Compiles FA2 kernels only: ptxas needs 22 GB for each of the FA3 kernels.
+Without these files FlashInfer compiles the same kernels when an engine starts, if nvcc is installed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 
 
 def without_fa3() -> None:
-    """FlashInfer's FA2 kernels also on Hopper, in this process; the indices that it is given are the same."""
+    """Makes FlashInfer use its FA2 kernels on Hopper too, in this process; its indices are the same."""
     import flashinfer.utils
 
     flashinfer.utils.is_sm90a_supported = lambda *args, **kwargs: False
 
 
 def specs() -> dict[str, Any]:
-    """FlashInfer's own descriptions of them, by the case that wants them: gqa, ragged (DeepSeek's), mla."""
+    """Returns FlashInfer's specs of the modules by case: gqa, ragged (DeepSeek's), mla."""
     import torch
     from flashinfer.jit.attention import modules
 
     half = [torch.bfloat16] * 3
-    # newer versions split what has unequal strides off; this is what a wrapper loads first
+    # newer versions have separate modules for unequal strides; a wrapper loads this one first
     make = getattr(modules, "_gen_batch_prefill_primary_module", modules.gen_batch_prefill_module)
     plain = (0, False, False, False)  # positions, window, soft cap, fp16 sums
     return {
@@ -39,7 +39,7 @@ def specs() -> dict[str, Any]:
 
 
 def main(names: list[str]) -> int:
-    """Compiles them one after the other."""
+    """Compiles the modules one after the other."""
     os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", "9.0a")
     import flashinfer
 

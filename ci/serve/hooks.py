@@ -1,13 +1,13 @@
-"""Switching xkv's replacements on and off inside an engine: all that is known here of xkv.integrations.
+"""Switches xkv's replacements on and off inside an engine; the only module here that uses xkv.integrations.
 
 A replaced kernel is an object whose class says what ``kernel[grid](...)`` launches; a mode is one such
 class. A replaced method is xkv's or the engine's own. The modes:
 
-    on      as xkv leaves it
-    off     the engine's own kernel, with nothing of xkv's in between
+    on      as xkv installs it
+    off     the engine's own kernel, without any code of xkv in between
     on+     as on; calls are counted and timed
-    off+    as off; timed
-    spoilt  as on+; then the first entry of what was written is set to 0: a comparison must see that
+    off+    as off; calls are timed
+    spoilt  as on+; then the first element that was written is set to 0, which the comparison must find
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ class Switch:
     """One replaced kernel, or one replaced method.
 
     Args:
-        name: what it is called in `serve.cases`.
-        profiled: the name of the engine's kernel in a profile; "": it is no kernel.
-        modes: what is done to launch in a mode.
+        name: its name in `serve.cases`.
+        profiled: the name of the engine's kernel in a profile; "" for a method.
+        modes: for each mode, a function that switches to it.
     """
 
     def __init__(self, name: str, profiled: str, modes: dict[str, Callable[[], None]]) -> None:
         self.name, self.profiled, self._modes = name, profiled, modes
 
     def set(self, mode: str) -> None:
-        """Launches in this mode from now on."""
+        """Switches to a mode."""
         self._modes[mode]()
 
 
 def profiled(switches: list[Switch]) -> dict[str, str]:
-    """The engine's kernels that are replaced, by name: what each is called in a profile."""
+    """Returns the name in a profile of each replaced kernel."""
     return {switch.name: switch.profiled for switch in switches if switch.profiled}
 
 
 def profile(book: Book, on: bool, switches: list[Switch]) -> dict[str, list[float]] | None:
-    """Starts a profile of the GPU; or ends it and says each launch's microseconds, of theirs and xkv's."""
+    """Starts a profile, or ends it and returns the device time of each launch, the engine's and xkv's."""
     return book.profile(on, {*profiled(switches).values(), *book.compiles()["names"]})
 
 
 def follow(book: Book, attach: Callable[[Switch], None]) -> None:
-    """Has ``attach`` called with all that the plugin has replaced in this process, and will replace."""
+    """Calls ``attach`` with every replacement of the plugin in this process, also with later ones."""
     from xkv.integrations.patching import installing
 
     class Followed(list[Any]):
@@ -76,7 +76,7 @@ def _switch(book: Book, row: Any, host: Any) -> Switch:
 
 
 def _kernel(book: Book, name: str, kernel: Any) -> Switch:
-    """Each mode is a class of the kernel's object; off is the engine's own, with nothing in between."""
+    """Returns a switch that sets the class of the kernel object; off is the engine's own class."""
     from xkv.integrations.patching import replacing
 
     names, on, launch = _names(kernel.fn), type(kernel), type(kernel).xkv_launch
@@ -96,12 +96,12 @@ def _kernel(book: Book, name: str, kernel: Any) -> Switch:
 
 
 def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
-    """A method or function: xkv's, or the engine's own, timed either way."""
+    """Returns a switch for a method or function: xkv's or the engine's own, both timed."""
     ours = vars(host)[attribute]
     own = ours.xkv_original
 
     class Original:
-        """The engine's own, which says so when it is called."""
+        """The engine's own function; records that it was called."""
 
         called = False
 
@@ -113,7 +113,7 @@ def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
             return own(*args, **kwargs)
 
     original = Original()
-    made = row.made(original)  # once, as in an engine without this: its time is no part of a call's
+    made = row.made(original)  # once, as in an engine without this: not part of the time of a call
 
     @functools.wraps(own)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -144,7 +144,7 @@ def _method(book: Book, row: Any, host: Any, attribute: str) -> Switch:
 
 
 def _counted(book: Book, name: str, names: tuple[str, ...], launch: Any, spoil: bool = False) -> Any:
-    """A launch of xkv's whose answer is counted: whether it served the call or handed it back."""
+    """Wraps a launch of xkv to count whether it served the call or passed it to the original."""
 
     def counted(grid: Any, *args: Any, **kwargs: Any) -> bool:
         done: bool = launch(grid, *args, **kwargs)
@@ -160,7 +160,7 @@ def _counted(book: Book, name: str, names: tuple[str, ...], launch: Any, spoil: 
 
 
 def _timed(base: type, book: Book, name: str, names: tuple[str, ...]) -> type:
-    """A class like ``base`` whose launches are timed."""
+    """Returns a subclass of ``base`` whose launches are timed."""
     inner: Any = base
 
     def getitem(self: Any, grid: Any) -> Any:

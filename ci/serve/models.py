@@ -1,4 +1,4 @@
-"""Small models with random weights, made from a seed: nothing is fetched."""
+"""Small models with random weights from a seed; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SEED = 7
 
 
 def make(kind: str, folder: Path) -> Path:
-    """A folder with a config and weights, the same every time; what is there already stays.
+    """Creates a folder with a config and weights, always the same; an existing folder is kept.
 
     Args:
         kind: llama, deepseek, gemma3; eagle_vllm or eagle_sglang: a draft model for llama.
-        folder: of all models.
+        folder: the folder of all models.
     """
     import torch
     import transformers
@@ -61,7 +61,7 @@ def _config(kind: str) -> Any:
             query_pre_attn_scalar=128, sliding_window=512,
             layer_types=["sliding_attention", "full_attention"] * 4, **common,
         )  # fmt: skip
-    if kind == "deepseek":  # every layer dense: what is tested is attention
+    if kind == "deepseek":  # every layer is dense: only attention is tested
         return t.DeepseekV3Config(
             architectures=["DeepseekV3ForCausalLM"], intermediate_size=2816, num_attention_heads=16,
             num_key_value_heads=16, q_lora_rank=768, kv_lora_rank=512, qk_rope_head_dim=64,
@@ -73,13 +73,13 @@ def _config(kind: str) -> Any:
 
 
 def _save_draft(model: Any, config: Any, at: Path, bias: bool) -> None:
-    """EAGLE's form: one layer without its first norm, and a projection of embedding and hidden state.
+    """Saves a model in EAGLE's form: one layer without its first norm, and a projection.
 
     Args:
         model: a Llama of one layer.
         config: its config.
-        at: where it goes.
-        bias: whether the projection has one: SGLang's has, vLLM's has not.
+        at: the folder to write to.
+        bias: whether the projection has a bias: yes for SGLang, no for vLLM.
     """
     import torch
     from safetensors.torch import save_file

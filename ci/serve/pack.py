@@ -1,10 +1,10 @@
-"""Packs an engine for a GPU node that reaches no package index: one small archive a part.
+"""Packs an engine for a GPU node without a package index: one small archive for each part.
 
     PYTHONPATH=ci python -m serve.pack FOLDER [PART...]
 
-A part is a table of ci/engines.toml (serve): published wheels without their dependencies, for
-Python 3.12; without what no case needs, and without code for other GPUs than XKV_SERVE_ARCH (90).
-``unpack.py`` is its other half.
+A part is a table of ci/engines.toml (serve): published wheels for Python 3.12 without their dependencies,
+without files that no case needs, and without code for GPUs other than XKV_SERVE_ARCH (90). ``unpack.py``
+unpacks it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 from serve.fatbin import blank
 
 ROOT = Path(__file__).resolve().parents[2]
-GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # pip takes each version of the platform by its name alone
+GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # pip needs the name of each platform version
 
 
 def project() -> dict[str, Any]:
-    """What pyproject.toml says."""
+    """Returns the contents of pyproject.toml."""
     return _toml(ROOT / "pyproject.toml")
 
 
@@ -40,13 +40,13 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def parts() -> dict[str, dict[str, Any]]:
-    """The parts by name."""
+    """Returns the parts by name."""
     found: dict[str, dict[str, Any]] = _toml(ROOT / "ci" / "engines.toml")["serve"]
     return found
 
 
 def download(wheels: list[str], folder: Path) -> None:
-    """Fetches wheels for the node's Python, none of what they depend on."""
+    """Downloads wheels for the node's Python, without their dependencies."""
     platforms = [f"manylinux_2_{n}_x86_64" for n in GLIBC] + [
         "manylinux2014_x86_64",
         "manylinux1_x86_64",
@@ -60,7 +60,7 @@ def download(wheels: list[str], folder: Path) -> None:
 
 
 def stand_in(site: Path, module: str, names: list[str]) -> None:
-    """A module of which an engine imports names and, here, uses none."""
+    """Creates a module from which an engine imports names that it does not use here."""
     at = site
     for name in module.split("."):
         at = at / name
@@ -70,7 +70,7 @@ def stand_in(site: Path, module: str, names: list[str]) -> None:
 
 
 def fill(part: dict[str, Any], common: list[str], site: Path, work: Path) -> None:
-    """Lays a part's files out as they will be on the node."""
+    """Writes the files of a part as they will be on the node."""
     wheels = [*part["wheels"], *(common if part.get("common", True) else [])]
     download(wheels, work / "wheels")
     for wheel in sorted((work / "wheels").glob("*.whl")):
@@ -95,7 +95,7 @@ def fill(part: dict[str, Any], common: list[str], site: Path, work: Path) -> Non
 
 
 def pack(name: str, part: dict[str, Any], common: list[str], folder: Path) -> Path:
-    """Makes one part's archive."""
+    """Creates the archive of a part."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         work = Path(scratch)
         site = work / "site"
@@ -112,7 +112,7 @@ def pack(name: str, part: dict[str, Any], common: list[str], folder: Path) -> Pa
 
 
 def main(arguments: list[str]) -> int:
-    """Packs the parts named, or all."""
+    """Packs the named parts, or all."""
     known = parts()
     common = known.pop("common")["wheels"]
     unknown = set(arguments[1:]) - set(known)

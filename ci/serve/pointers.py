@@ -1,4 +1,4 @@
-"""Where a tensor's memory really lies: pinned host memory can pass for a GPU's, as in vLLM's UVA tensors."""
+"""The kind of a tensor's memory: pinned host memory can look like a GPU's, as in vLLM's UVA tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _driver() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None  # a machine without NVIDIA's driver
+        return None  # no NVIDIA driver
 
 
 def memory(address: int) -> str:
-    """What the driver says of an address: device, host, managed, or that it does not know."""
+    """Returns what the driver reports for an address: device, host, managed or unknown."""
     driver = _driver()
     if driver is None:
         return "no driver"
@@ -33,9 +33,9 @@ def memory(address: int) -> str:
 
 
 def described(value: Any) -> dict[str, Any] | None:
-    """One argument of a launch; None where it is no tensor.
+    """Describes one argument of a launch; None if it is not a tensor.
 
-    A tensor of addresses (uint64) also says where each of them points: this waits for the GPU.
+    For a tensor of addresses (uint64), also describes the memory of each address, which syncs.
     """
     import torch
 

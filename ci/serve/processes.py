@@ -1,4 +1,4 @@
-"""Starting engines: each in a session of its own, with xkv's plugin where its loader looks."""
+"""Starts engines, each in its own session, with xkv's plugin where the engine's loader finds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ended(NamedTuple):
-    """A process that has ended: its result as far as it came, how it ended, and its log."""
+    """A process that has ended: its (partial) result, its exit status and its log."""
 
     result: dict[str, Any] | None
     status: str
@@ -26,11 +26,11 @@ class Ended(NamedTuple):
 
 
 def environment(sites: list[Path], work: Path, way: str) -> dict[str, str]:
-    """What an engine's process sees.
+    """Returns the environment of an engine's process.
 
     Args:
-        sites: folders of packages, in front of what is installed.
-        work: where plugins' entry points and Triton's cache go.
+        sites: folders of packages, before the installed ones.
+        work: folder for the plugins' entry points and Triton's cache.
         way: on or off.
     """
     links = work / "links"
@@ -50,7 +50,7 @@ def environment(sites: list[Path], work: Path, way: str) -> dict[str, str]:
 
 
 def _installed(sites: list[Path]) -> bool:
-    """Whether xkv is a distribution of this environment; else the checkout is what is tested."""
+    """Whether xkv is installed in this environment; otherwise the checkout is tested."""
     found = importlib.metadata.distributions(name="xkv", path=[*map(str, sites), *sys.path])
     return any(True for _ in found)
 
@@ -63,7 +63,7 @@ def _plugins() -> dict[str, dict[str, str]]:
 
 
 def _entry_points(links: Path, name: str, groups: dict[str, dict[str, str]]) -> None:
-    """The entry points of a distribution without its files."""
+    """Writes a distribution that consists of entry points only."""
     info = links / f"{name}-0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
@@ -74,13 +74,13 @@ def _entry_points(links: Path, name: str, groups: dict[str, dict[str, str]]) -> 
 
 
 def run(arguments: list[str], env: dict[str, str], folder: Path, seconds: float) -> Ended:
-    """Runs ``serve.child`` and ends whatever it leaves behind.
+    """Runs ``serve.child`` and ends the processes that it leaves behind.
 
     Args:
-        arguments: of `serve.child.parser`, the folder left out.
+        arguments: those of `serve.child.parser`, without the folder.
         env: its environment.
-        folder: for its result and its log; emptied first.
-        seconds: it is ended after these.
+        folder: for its result and its log; cleared first.
+        seconds: time limit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -93,8 +93,8 @@ def run(arguments: list[str], env: dict[str, str], folder: Path, seconds: float)
             status = f"exit status {process.wait(timeout=seconds)}"
         except subprocess.TimeoutExpired:
             status = f"ended after {seconds:.0f} s"
-        with contextlib.suppress(ProcessLookupError):  # it left nothing behind
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else's processes are in it
+        with contextlib.suppress(ProcessLookupError):  # no process is left
+            os.killpg(process.pid, signal.SIGKILL)  # its own session: it contains no other processes
         process.wait()
     written = folder / "result.json"
     result = json.loads(written.read_text()) if written.exists() else None
@@ -102,10 +102,10 @@ def run(arguments: list[str], env: dict[str, str], folder: Path, seconds: float)
 
 
 def side_by_side(commands: dict[str, list[str]], env: dict[str, str], folder: Path) -> dict[str, str]:
-    """Runs Python programs at the same time.
+    """Runs Python programs in parallel.
 
     Returns:
-        Of those that failed, the end of what they said.
+        The ends of the output of the programs that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     running = {}

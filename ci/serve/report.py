@@ -1,4 +1,4 @@
-"""From what two processes saw to one report: equal or not, served or handed back, and what it costs."""
+"""Builds the report from the results of the processes: equality, served calls, costs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, least and most; None of nothing."""
+    """Returns median, minimum and maximum; None for no values."""
     if not values:
         return None
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "of": len(values)}
 
 
 def typical(values: Sequence[float]) -> dict[str, float] | None:
-    """Median and the tenth and ninetieth percentile of many calls; None of nothing."""
+    """Returns the median and the 10th and 90th percentile of calls; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -24,13 +24,13 @@ def typical(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def step(one: dict[str, Any]) -> float | None:
-    """A round's step time in ms: the median of those after its first quarter, which prefills."""
+    """Returns the step time of a round in ms: the median after its first quarter, which is prefill."""
     steps = one["steps_ms"][len(one["steps_ms"]) // 4 :]
     return statistics.median(steps) if steps else None
 
 
 def paired(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Step times of the pairs but the first, off and on, and on over off within each pair."""
+    """Returns the step times of all pairs except the first, off and on, and the ratio within each pair."""
     by_mode: dict[str, dict[int, float]] = {"off": {}, "on": {}}
     for one in rounds:
         time = step(one)
@@ -44,7 +44,7 @@ def paired(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def methods(rounds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Host time of the engine's methods that hold replaced launches: the median of rounds' medians."""
+    """Returns host times of the engine's methods with replaced launches: medians of rounds' medians."""
     found: dict[str, dict[str, list[float]]] = {}
     for one in rounds:
         for name, times in one["method_us"].items():
@@ -54,14 +54,14 @@ def methods(rounds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any], key: str) -> int:
-    """How many requests differ in their tokens or log-probabilities."""
+    """Counts the requests that differ in their tokens or log-probabilities."""
     ours, theirs = list(one[key]), list(other[key])
     unequal = [x for x, y in zip(ours, theirs, strict=False) if x != y]
     return len(unequal) + abs(len(ours) - len(theirs))
 
 
 def totals(rounds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Calls of each kernel, by what became of them."""
+    """Counts the calls of each kernel: served, passed to the original, captured."""
     total: dict[str, dict[str, int]] = {}
     for one in rounds:
         for kernel, counts in one["calls"].items():
@@ -72,7 +72,7 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def launches(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Host time of a launch of each replaced kernel, off and on, and device time of all in a profile."""
+    """Returns the host time of a launch of each replaced kernel, off and on, and all device times."""
     rows: dict[str, dict[str, Any]] = {}
     for one in result.get("counted", []):
         for kernel, times in one["launch_us"].items():
@@ -85,12 +85,12 @@ def launches(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def checks(case: Any, on: dict[str, Any], plain: dict[str, Any] | None) -> list[tuple[bool, str]]:
-    """What has to hold, and whether it does.
+    """Returns the conditions that must hold, and whether they do.
 
     Args:
         case: its `serve.cases.Case`.
         on: the result of the process with the plugin.
-        plain: of the process with XKV_DISABLE=1, where there was one.
+        plain: the result of the process with XKV_DISABLE=1, if there was one.
     """
     about: dict[str, Any] = on["about"]
     mixed: list[dict[str, Any]] = on["mixed"]
@@ -136,7 +136,7 @@ def _equal(served: dict[str, Any], other: dict[str, Any], what: str) -> list[tup
 
 
 def report(case: Any, on: dict[str, Any], plain: dict[str, Any] | None) -> dict[str, Any]:
-    """All of it, for JSON; see `checks`."""
+    """Returns the whole report for JSON; see `checks`."""
     about = on["about"]
     rows = checks(case, on, plain)
     captured = {k: v.get("captured", 0) for k, v in about["start"]["calls"].items() if v.get("captured")}

@@ -1,4 +1,4 @@
-"""What every engine goes through once it has started, in one process: off and on in turn."""
+"""The rounds of an engine in one process, with xkv off and on alternately."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Engine(Protocol):
         """Serves all of them greedily: ``tokens``, ``logprobs`` (hexadecimal), ``cached``."""
 
     def take(self) -> dict[str, Any]:
-        """What was written down since the last time (`serve.book.Book.take`)."""
+        """Returns the records since the last call (`serve.book.Book.take`)."""
 
     def profile(self, on: bool) -> dict[str, list[float]] | None:
-        """Starts a profile, or ends it and says each launch's microseconds by kernel."""
+        """Starts a profile, or ends it and returns the device times of launches by kernel."""
 
 
 def serve(engine: Engine, mode: str, prompts: list[list[int]], new: int, logprobs: bool) -> dict[str, Any]:
-    """One round: a mode, an empty prefix cache, all requests at once."""
+    """Runs one round: sets the mode, empties the prefix cache, sends all requests at once."""
     engine.mode(mode)
     engine.forget()
     engine.take()
@@ -45,15 +45,15 @@ def serve(engine: Engine, mode: str, prompts: list[list[int]], new: int, logprob
 def every(
     engine: Engine, pairs: int, spoil: bool, profile: bool, save: Callable[[str, Any], None], seed: int = 3
 ) -> None:
-    """All rounds of an engine with the plugin; ``save`` is given each part as it comes.
+    """Runs all rounds of an engine with the plugin; calls ``save`` with each part of the results.
 
     Args:
-        engine: one that has started.
-        pairs: of steady rounds, beside a first one that is left out.
-        spoil: whether one round is spoilt on purpose.
-        profile: whether device times are taken.
-        save: takes a name and what belongs to it.
-        seed: of the order within the pairs.
+        engine: a started engine.
+        pairs: number of pairs of steady rounds, after a first one that is discarded.
+        spoil: whether to run the control round, in which results are corrupted.
+        profile: whether to measure device times.
+        save: is called with a name and a value.
+        seed: seed of the order within the pairs.
     """
     prompts, short = workload.mixed(), workload.steady()
     modes = ["on+", "off+"] + ["spoilt"] * spoil
@@ -79,7 +79,7 @@ def every(
 
 
 def plain(engine: Engine, rounds: int, save: Callable[[str, Any], None]) -> None:
-    """The rounds of an engine without the plugin, with which all others are compared."""
+    """Runs the rounds of an engine without the plugin, which are the reference of the comparison."""
     save("mixed", [serve(engine, "off", workload.mixed(), workload.NEW_TOKENS, True)])
     short = workload.steady()
     save("steady", [serve(engine, "off", short, workload.NEW_TOKENS, False) for _ in range(rounds + 1)])

@@ -1,4 +1,4 @@
-"""SGLang: tokenizer manager, scheduler process, pools, radix cache, graphs and sampler are its own."""
+"""Runs SGLang with its own tokenizer manager, scheduler process, pools, radix cache, graphs and sampler."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serve.cases import SGLANG, Case
 from serve.models import CONTEXT
 from serve.workload import REQUESTS
 
-CACHE_TOKENS = 24000  # about half of what the mixed round wants: requests are retracted
+CACHE_TOKENS = 24000  # about half of what the mixed round needs, so that requests are retracted
 _PATIENCE_S = 120.0
 
 
 def environment() -> dict[str, str]:
-    """What has to be set before SGLang is imported."""
+    """Sets the environment before SGLang is imported."""
     return {
         "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "SGLANG_HOST_IP": "127.0.0.1",
         "SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK": "1",
@@ -26,12 +26,12 @@ def environment() -> dict[str, str]:
 
 
 def arguments(case: Case, models: Path, known: set[str]) -> dict[str, Any]:
-    """The engine's arguments, of those that this version of SGLang has.
+    """Returns the arguments of the engine that this version of SGLang has.
 
     Args:
         case: the case.
-        models: where the models are.
-        known: the fields of its ServerArgs. The graphs' options have other names in newer versions.
+        models: the folder of the models.
+        known: the fields of its ServerArgs; options for graphs have other names in newer versions.
     """
     options = dict(case.options)
     if case.draft:
@@ -67,7 +67,7 @@ class Sglang:
         self._ask("hold", REQUESTS)
 
     def _ask(self, do: str, value: Any = None) -> Any:
-        """Asks the scheduler, which answers once it is idle."""
+        """Sends a request to the scheduler, which answers once it is idle."""
         self._asked += 1
         unfinished = self._folder / "ask.tmp"
         unfinished.write_text(json.dumps({"do": do, "value": value}))
@@ -101,17 +101,17 @@ class Sglang:
         }
 
     def take(self) -> dict[str, Any]:
-        """What was written down in the scheduler's process."""
+        """Returns the records of the scheduler's process."""
         taken: dict[str, Any] = self._ask("take")
         return taken
 
     def profile(self, on: bool) -> dict[str, list[float]] | None:
-        """Starts or ends a profile there."""
+        """Starts or ends a profile in the scheduler's process."""
         found: dict[str, list[float]] | None = self._ask("profile", on)
         return found
 
     def about(self) -> dict[str, Any]:
-        """What is known of the engine, its start and its launches' arguments."""
+        """Returns information about the engine, its start and the arguments of its launches."""
         import torch
 
         about: dict[str, Any] = self._ask("about")
@@ -120,8 +120,8 @@ class Sglang:
         return about
 
 
-# SGLang's own CUDA kernels that these cases want, in 0.5.17 and in 0.5.13: it compiles them on first use, one
-# after the other. Each is a module, a function of it, and arguments; dtypes by name.
+# SGLang's own CUDA kernels that these cases use, in 0.5.17 and in 0.5.13. SGLang compiles them on first use,
+# one after the other. Each is a module, a function of it, and arguments; dtypes by name.
 WARM: dict[str, tuple[tuple[str, str, tuple[Any, ...]], ...]] = {
     "clamp": (
         ("kernels.ops.attention.clamp_position", "_jit_clamp_position_module", ("int64",)),
@@ -148,7 +148,7 @@ WARM: dict[str, tuple[tuple[str, str, tuple[Any, ...]], ...]] = {
 
 
 def warm(name: str) -> None:
-    """Compiles one of them, as this version of SGLang has it."""
+    """Compiles one of these kernels in the variant of this SGLang version."""
     import importlib
 
     import torch
@@ -159,6 +159,6 @@ def warm(name: str) -> None:
         except ModuleNotFoundError as error:
             if error.name is None or not f"sglang.{module}.".startswith(error.name + "."):
                 raise
-            continue  # another version's place
+            continue  # the module of another version
         getattr(found, function)(*(getattr(torch, x) if isinstance(x, str) else x for x in given))
         return

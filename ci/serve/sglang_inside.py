@@ -1,7 +1,7 @@
-"""A plugin for SGLang that this harness adds: in the scheduler's process it does what a file asks for.
+"""A plugin for SGLang, added by this harness, that executes requests from a file in the scheduler's process.
 
-It holds requests back until all of a round are there, so that every round has the same batches, counts and
-times, and switches xkv. While requests run it looks at no file.
+It holds requests back until all requests of a round have arrived, so that every round has the same batches.
+It counts and times calls, and switches xkv. While requests run it reads no file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _METHODS = ("init_forward_metadata", "init_forward_metadata_out_graph")
 
 
 def load() -> None:
-    """What SGLang's plugin loader calls; nothing without XKV_SERVE_FOLDER."""
+    """Called by SGLang's plugin loader; does nothing without XKV_SERVE_FOLDER."""
     folder = os.environ.get("XKV_SERVE_FOLDER")
     if folder:
         if os.environ["XKV_SERVE_CASE"].startswith("flashinfer"):
@@ -30,10 +30,10 @@ def load() -> None:
 
 
 class Inside:
-    """What happens in the scheduler's process.
+    """The part of the harness in the scheduler's process.
 
     Args:
-        folder: where questions and answers lie.
+        folder: the folder for requests and answers.
         way: on, with the plugin; off, without it.
     """
 
@@ -46,7 +46,7 @@ class Inside:
         self._start: dict[str, Any] = {}
 
     def install(self) -> None:
-        """Puts itself around the scheduler's methods."""
+        """Wraps methods of the scheduler."""
         from sglang.srt.managers import schedule_batch, scheduler
         from sglang.srt.managers.scheduler_components import request_receiver
 
@@ -69,7 +69,7 @@ class Inside:
         self._book.ready = True
 
     def _attach(self, switch: hooks.Switch) -> None:
-        switch.set("on+")  # what is captured in graphs at the start is counted
+        switch.set("on+")  # counts the calls that are captured in graphs at the start
         self._switches.append(switch)
 
     def _receive(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ class Inside:
 
     def _run(self, original: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         now, mode, size = time.perf_counter(), batch.forward_mode.name, len(batch.reqs)
-        # a step of a steady batch: not of what is left of one at its end
+        # only steps of a full batch, not the remaining requests at its end
         if self._last and (mode, size) == self._last[1:] and mode == "DECODE" and 2 * size > self._wanted:
             self._book.steps_ms.append(1e3 * (now - self._last[0]))
         self._last = now, mode, size
@@ -133,7 +133,7 @@ class Inside:
 
 
 def around(owner: Any, name: str, call: Any) -> None:
-    """Has ``call`` called in a method's place, with the method first."""
+    """Replaces a method by ``call``, which gets the method as its first argument."""
     original = getattr(owner, name)
 
     def instead(*args: Any, **kwargs: Any) -> Any:
@@ -143,7 +143,7 @@ def around(owner: Any, name: str, call: Any) -> None:
 
 
 def _backends() -> list[type]:
-    """The attention backends that this process has imported."""
+    """Returns the attention backends that this process has imported."""
     start = "sglang.srt.layers.attention."
     return [
         cls

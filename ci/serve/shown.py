@@ -1,4 +1,4 @@
-"""A report as text."""
+"""Formats a report as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    """Columns of a width each, the first to the left."""
+    """Formats columns of equal cell width, the first aligned left."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -18,14 +18,14 @@ def table(rows: list[list[str]]) -> list[str]:
 
 
 def value(found: dict[str, float] | None, low: str, high: str, digits: int = 1) -> str:
-    """Such as ``12.3 [11.0 .. 14.2]``."""
+    """Formats a value such as ``12.3 [11.0 .. 14.2]``."""
     if not found:
         return "-"
     return f"{found['median']:.{digits}f} [{found[low]:.{digits}f} .. {found[high]:.{digits}f}]"
 
 
 def text(name: str, report: dict[str, Any], arguments: bool = True) -> list[str]:
-    """The lines of one case."""
+    """Returns the lines of one case."""
     facts = report["facts"]
     lines = [f"== {name}: {'passed' if report['passed'] else 'FAILED'}"]
     lines.append(

@@ -1,8 +1,8 @@
-"""Unpacks parts that ``serve.pack`` made: on the node, with nothing but Python.
+"""Unpacks the archives of ``serve.pack`` on a node that has only Python.
 
     PYTHONPATH=ci python -m serve.unpack FOLDER TARGET PART...
 
-Each lies in TARGET/PART afterwards, or in the part that ci/engines.toml names for it (``into``).
+Each part is unpacked into TARGET/PART, or into the part that ci/engines.toml names for it (``into``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from serve.pack import parts
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """One archive's files, over what is there."""
+    """Extracts an archive over existing files."""
     folder.mkdir(parents=True, exist_ok=True)
     if not shutil.which("xz"):
         with tarfile.open(archive, "r:xz") as opened:
-            opened.extractall(folder)  # made by our own pack.py
+            opened.extractall(folder)  # created by our own pack.py
         return
     xz = subprocess.Popen(["xz", "-dc", "-T0", str(archive)], stdout=subprocess.PIPE)
     subprocess.run(["tar", "-C", str(folder), "-xf", "-"], stdin=xz.stdout, check=True)
@@ -31,7 +31,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """One archive into a folder that is there only once all of it is."""
+    """Extracts an archive into a folder that exists only once it is complete."""
     if target.is_dir():
         return
     unfinished = target.with_name(target.name + ".unfinished")
@@ -41,7 +41,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Unpacks the parts named, side by side; those that belong into another one after it."""
+    """Unpacks the named parts in parallel, then those that belong into another part."""
     if len(arguments) < 3:
         print("usage: ci/serve.sh unpack FOLDER TARGET PART...", file=sys.stderr)
         return 2

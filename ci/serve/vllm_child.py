@@ -1,4 +1,4 @@
-"""vLLM in this process: scheduler, KV-cache manager, runner, graphs, attention and sampler are its own."""
+"""Runs vLLM in this process with its own scheduler, cache manager, runner, graphs, attention, sampler."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from serve.flashinfer_ops import without_fa3
 from serve.models import CONTEXT
 from serve.workload import REQUESTS
 
-CACHE_TOKENS = 25600  # about half of what the mixed round wants: requests are preempted
+CACHE_TOKENS = 25600  # about half of what the mixed round needs, so that requests are preempted
 
 
 def environment(case: Case) -> dict[str, str]:
-    """What has to be set before vLLM is imported: one process, so that every schedule is the same."""
+    """Sets the environment before vLLM is imported: one process, so that every schedule is the same."""
     return {
         "VLLM_USE_V2_MODEL_RUNNER": "1" if case.runner == 2 else "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0",
-        "VLLM_HAS_FLASHINFER_CUBIN": "1",  # or it asks the network for some that no case uses
+        "VLLM_HAS_FLASHINFER_CUBIN": "1",  # otherwise it downloads some that no case uses
         "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
 
@@ -53,7 +53,7 @@ class Vllm:
         self._book.ready = True
 
     def _attach(self, switch: hooks.Switch) -> None:
-        switch.set("on+")  # what is captured in graphs at the start is counted
+        switch.set("on+")  # counts the calls that are captured in graphs at the start
         self._switches.append(switch)
 
     def _watch(self, core: Any, case: Case) -> None:
@@ -107,7 +107,7 @@ class Vllm:
         }
 
     def take(self) -> dict[str, Any]:
-        """What was written down."""
+        """Returns the records."""
         return self._book.take()
 
     def profile(self, on: bool) -> dict[str, list[float]] | None:
@@ -115,7 +115,7 @@ class Vllm:
         return hooks.profile(self._book, on, self._switches)
 
     def about(self) -> dict[str, Any]:
-        """What is known of the engine, its start and its launches' arguments."""
+        """Returns information about the engine, its start and the arguments of its launches."""
         return {
             "started_s": self.started_s, "start": self.start, "facts": self.facts,
             "compiles": self._book.compiles(), "arguments": self._book.arguments,

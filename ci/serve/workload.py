@@ -15,7 +15,7 @@ def _ids(rng: random.Random, count: int) -> list[int]:
 
 
 def mixed() -> list[list[int]]:
-    """Prompts of 1 to some 3000 tokens: a third share a prefix, some take many chunks."""
+    """Returns prompts of 1 to about 3000 tokens: a third share a prefix, some take many chunks."""
     rng = random.Random(11)
     prefix = _ids(rng, _SHARED)
     prompts = []
@@ -30,6 +30,6 @@ def mixed() -> list[list[int]]:
 
 
 def steady() -> list[list[int]]:
-    """Prompts of one length: after a few steps nothing is left but a full batch of decodes."""
+    """Returns prompts of equal length: after a few steps, every step is a full batch of decodes."""
     rng = random.Random(5)
     return [_ids(rng, _SHORT) for _ in range(REQUESTS)]

@@ -42,12 +42,12 @@ text { fill: #e6edf3 }
 
 
 def escaped(text: object) -> str:
-    """Text as XML wants it."""
+    """Escapes text for XML."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 class Picture:
-    """An SVG file in the making."""
+    """Builds an SVG file."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
         self.parts = [
@@ -59,11 +59,11 @@ class Picture:
         ]
 
     def text(self, x: float, y: float, text: object, kind: str = "") -> None:
-        """Writes text; y is its base line."""
+        """Writes text; y is its baseline."""
         self.parts.append(f'<text class="{kind}" x="{x}" y="{y}">{escaped(text)}</text>')
 
     def heading(self, x: float, y: float, head: str, note: str = "") -> None:
-        """Writes a heading and, behind it, a note."""
+        """Writes a heading and a note after it."""
         spans = [f'<tspan class="head">{escaped(head)}</tspan>']
         if note:
             spans.append(f'<tspan class="dim" dx="10">{escaped(note)}</tspan>')
@@ -72,7 +72,7 @@ class Picture:
     def box(
         self, x: float, y: float, width: float, height: float, kind: str = "box", text: object = ""
     ) -> None:
-        """A box, with text in its middle, a line each."""
+        """Draws a box with centred text of one or more lines."""
         self.parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="3"/>')
         lines = str(text).split("\n") if text != "" else []
         for n, line in enumerate(lines):
@@ -80,12 +80,12 @@ class Picture:
             self.text(x + width / 2, at, line, "code mid" if width < 60 else "mid")
 
     def cells(self, x: float, y: float, width: float, height: float, cells: list[tuple[object, str]]) -> None:
-        """Boxes side by side: (text, kind) each."""
+        """Draws boxes side by side, from (text, kind) pairs."""
         for n, (text, kind) in enumerate(cells):
             self.box(x + n * width, y, width, height, kind, text)
 
     def arrow(self, *points: tuple[float, float]) -> None:
-        """A line through the points, with a tip at the last; its last stretch is level or upright."""
+        """Draws a line through the points, with a tip at the last; the last segment is level or upright."""
         path = " ".join(f"{x},{y}" for x, y in points)
         self.parts.append(f'<polyline class="line" points="{path}"/>')
         (x0, y0), (x, y) = points[-2:]
@@ -94,7 +94,7 @@ class Picture:
         self.parts.append('<polygon class="tip" points="{}"/>'.format(" ".join(f"{x},{y}" for x, y in tip)))
 
     def brace(self, x0: float, x1: float, y: float, text: str, kind: str = "dim") -> None:
-        """A bracket under a stretch, with text below it."""
+        """Draws a bracket under a range, with text below it."""
         self.parts.append(f'<path class="line" d="M{x0} {y}v6H{x1}v-6"/>')
         self.text((x0 + x1) / 2, y + 22, text, f"{kind} mid")
 
@@ -109,7 +109,7 @@ KINDS = ["a", "b"]  # of the first request and of the second
 
 
 def tables() -> dict[str, list[list[int]]]:
-    """What the batch becomes, as the README's picture shows it."""
+    """The outputs for the batch, as the README's picture shows them."""
     pages = [
         [REQ_TO_TOKEN[row][t] // PAGE for t in range(0, n, PAGE)] for row, n in zip(ROWS, LENS, strict=True)
     ]
@@ -123,7 +123,7 @@ def tables() -> dict[str, list[list[int]]]:
 
 
 def overview() -> Picture:
-    """req_to_token -> page table, CSR, slots."""
+    """Draws req_to_token -> page table, CSR, slots."""
     made = tables()
     draw = Picture(860, 330, "One launch turns req_to_token into a page table, CSR indices and slots")
     draw.heading(20, 34, "req_to_token", "the cache slot of every token")
@@ -134,7 +134,7 @@ def overview() -> Picture:
             (slot, KINDS[request] if t < LENS[request] else "none") for t, slot in enumerate(row)
         ]
         draw.cells(62, y, 34, 30, cells)
-    draw.text(62, 146, "dashed: no token there yet, or a stale one", "dim")
+    draw.text(62, 146, "dashed: no token yet, or a stale one", "dim")
     draw.heading(20, 196, "the batch")
     for b, (row, n) in enumerate(zip(ROWS, LENS, strict=True)):
         y = 210 + 34 * b
@@ -169,12 +169,12 @@ def overview() -> Picture:
     return draw
 
 
-# What a row shows, in the second picture.
+# The token range of the row in the second picture.
 START, LENGTH = 5, 11
 
 
 def shown() -> dict[str, int]:
-    """What is told of the row of the second picture."""
+    """The lengths of the row in the second picture."""
     first = START // PAGE * PAGE
     return {
         "pages": (LENGTH - 1) // PAGE + 1 - START // PAGE,
@@ -185,13 +185,13 @@ def shown() -> dict[str, int]:
 
 
 def concepts() -> Picture:
-    """The cache in slots and pages; one row and what it shows."""
-    draw = Picture(860, 480, "Slots, pages, and the part of a row that a view shows")
+    """The cache in slots and pages; one row and the tokens that a view of it covers."""
+    draw = Picture(860, 480, "Slots, pages, and the tokens of a row that a view covers")
     draw.heading(
         20,
         32,
         "the KV cache",
-        f"a slot holds one token; {PAGE} slots are a page; a request's pages lie anywhere",
+        f"a slot holds one token; {PAGE} slots are a page; a request's pages may be anywhere",
     )
     owner = {
         REQ_TO_TOKEN[row][t]: (t, KINDS[b])
@@ -238,9 +238,9 @@ def concepts() -> Picture:
         left, 408, f"The output has {told['pages']} entries for this row: the ids of its pages 1 and 2."
     )
     draw.text(
-        left, 430, "Token 4 is in page 1 but not asked for: a reader skips kv_start_offset tokens.", "dim"
+        left, 430, "Token 4 is in page 1 but not in the range: a reader skips kv_start_offset tokens.", "dim"
     )
-    draw.text(left, 452, "Tokens 11 to 15 do not exist: what the table holds there is never read.", "dim")
+    draw.text(left, 452, "Tokens 11 to 15 do not exist: the table's entries for them are not used.", "dim")
     return draw
 
 
@@ -249,7 +249,7 @@ TILES, PER_ROW, OWN = [2, 18, 1, 6], 2, 2
 
 
 def partition(contiguous: bool) -> list[list[int]]:
-    """The program that writes each tile of each row; the first programs write sums and have no row."""
+    """Returns the program that writes each tile of each row; the first programs have no row."""
     programs = (len(TILES) + 1) * PER_ROW
     left = sum(max(tiles - OWN, 0) for tiles in TILES)
     each, odd = divmod(left, programs)
@@ -265,18 +265,18 @@ def partition(contiguous: bool) -> list[list[int]]:
 
 
 def tiles() -> Picture:
-    """How tiles are dealt out over programs."""
-    draw = Picture(860, 470, "How the tiles of a batch are dealt out over the programs of one launch")
+    """Draws how tiles are distributed over programs."""
+    draw = Picture(860, 470, "How the tiles of a batch are distributed over the programs of one launch")
     draw.box(20, 18, 20, 18, "a")
     note = f"each row has {PER_ROW} programs, which write its first {OWN} tiles"
     draw.heading(50, 32, "phase 1: own tiles", note)
     draw.box(20, 46, 20, 18, "b")
-    note = "what longer rows have left is counted on the device, dealt out over all programs"
+    note = "the tiles that longer rows have left, distributed evenly over all programs"
     draw.heading(50, 60, "phase 2: load-balanced", note)
     for part, (name, why, contiguous) in enumerate(
         [
-            ("page tables", "tile u of what is left goes to program u modulo 10", False),
-            ("CSR and slots", "each program takes a contiguous range of what is left", True),
+            ("page tables", "leftover tile n goes to program n modulo 10", False),
+            ("CSR and slots", "each program takes a contiguous range of the leftover tiles", True),
         ]
     ):
         top = 92 + 188 * part
@@ -291,28 +291,28 @@ def tiles() -> Picture:
     draw.text(
         20,
         452,
-        "P0 and P1 have no row: they write lengths, prefix sums and the status word, then join phase 2.",
+        "P0 and P1 have no row: they write lengths, prefix sums and the status word, then go on to phase 2.",
         "dim",
     )
     return draw
 
 
 def host() -> Picture:
-    """What a launch does on the host."""
+    """Draws what a launch does on the host."""
     draw = Picture(860, 440, "The path of a launch on the host")
     draw.heading(30, 36, "every call")
     draw.heading(330, 36, "the first call of a signature")
     draw.heading(620, 36, "what is not cached")
     fast = [
         "guard: type, dtype, rank,\ninner stride, device",
-        "sizes measured,\noverlap ruled out",
+        "sizes and overlap\nchecked",
         "launch cache: grid and\nkernel for these sizes",
-        "pointers and sizes put into\nthe recorded call",
+        "pointers and sizes written\ninto the recorded call",
     ]
     slow = [
         "arguments checked in Python,\nerrors name the argument",
-        "tuning row and grid\nfor arch, kind, batch",
-        "compiled by Triton, loaded\n(or done by warmup)",
+        "tuning row and grid for arch,\naccess pattern, batch size",
+        "compiled by Triton and loaded\n(or already by warmup)",
         "Triton's call of its\nlauncher recorded once",
     ]
     for n, (left, right) in enumerate(zip(fast, slow, strict=True)):
@@ -343,7 +343,7 @@ PICTURES = {"overview": overview, "concepts": concepts, "tiles": tiles, "host": 
 
 
 def drawn() -> Iterator[tuple[Path, str]]:
-    """Each file and its text."""
+    """Yields each file and its text."""
     for name, picture in PICTURES.items():
         yield HERE / f"{name}.svg", str(picture())
 

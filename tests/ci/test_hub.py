@@ -118,4 +118,4 @@ def test_the_layout(tmp_path: Path) -> None:
 
     again = lay_out(ROOT, tmp_path)
     assert again.returncode == 1
-    assert f"{variant} is there already" in again.stderr
+    assert f"{variant} already exists" in again.stderr

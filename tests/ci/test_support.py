@@ -48,7 +48,7 @@ def test_every_text_that_is_replaced_is_in_some_version(support: Any, record: An
 
 
 def test_every_other_text_is_explained(support: Any, record: Any) -> None:
-    left = support.DOC.read_text().split("## Texts that differ and are left alone")[1]
+    left = support.DOC.read_text().split("## Texts that are not replaced")[1]
     for name, engine in support.ENGINES.items():
         for row in engine.rows:
             found = {c for version in record[name].values() for _, c in version.get(row.name, [])}
