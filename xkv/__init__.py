@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from .dispatch import backends
     from .metadata.buffers import Metadata
     from .metadata.builder import MetadataBuilder
-    from .ops import KVIndices, build_kv_indices, build_page_table, build_slot_mapping
+    from .ops.kv_indices import KVIndices, build_kv_indices
+    from .ops.page_table import build_page_table
+    from .ops.slot_mapping import build_slot_mapping
     from .platforms.detect import Platform, UnsupportedPlatformError, platform
     from .platforms.specs import BackendSpec
     from .precompile import warmup
@@ -25,10 +27,10 @@ _HOMES = {
     "backends": ".dispatch",
     "Metadata": ".metadata.buffers",
     "MetadataBuilder": ".metadata.builder",
-    "KVIndices": ".ops",
-    "build_kv_indices": ".ops",
-    "build_page_table": ".ops",
-    "build_slot_mapping": ".ops",
+    "KVIndices": ".ops.kv_indices",
+    "build_kv_indices": ".ops.kv_indices",
+    "build_page_table": ".ops.page_table",
+    "build_slot_mapping": ".ops.slot_mapping",
     "Platform": ".platforms.detect",
     "UnsupportedPlatformError": ".platforms.detect",
     "platform": ".platforms.detect",

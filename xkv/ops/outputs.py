@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import arguments
-from .params import INT32_MAX, LENGTH_MAX, Build
+from .. import arguments
+from ..params import INT32_MAX, LENGTH_MAX, Build
 
 
 def reads(build: Build, *more: Tensor | None) -> list[Tensor]:

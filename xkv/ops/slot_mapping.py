@@ -1,0 +1,106 @@
+"""`build_slot_mapping`: the KV cache slots of the query tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import arguments, torch_library
+from ..launch import op_calls
+from ..params import INT32_MAX, SLOTS, View
+from ..status import Status
+from . import outputs
+
+
+def build_slot_mapping(
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    query_lens: Tensor,
+    *,
+    source_page_size: int = 1,
+    out: Tensor | None = None,
+    max_tokens: int | None = None,
+    seq_lens_delta: int | Tensor = 0,
+    token_map: Tensor | None = None,
+    page_map: Tensor | None = None,
+    map_page_size: int = 1,
+    missing_id: int | None = None,
+    pad_value: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    dtype: torch.dtype = torch.int64,
+    status: Status | None = None,
+) -> Tensor:
+    """Builds the slots of the query tokens: the last ``query_lens[b]`` tokens of every request.
+
+    The slots of row b, tokens ``[seq_lens[b] + delta - query_lens[b], seq_lens[b] + delta)``, follow
+    those of row b - 1. A query token that no source entry holds keeps its place and gets ``missing_id``.
+
+    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
+    graph. Without it, it allocates, and syncs unless ``max_tokens`` is given. Follows vLLM's
+    _compute_slot_mappings_kernel.
+
+    Args:
+        req_to_token: as in `build_page_table`.
+        req_pool_indices: as in `build_page_table`.
+        seq_lens: as in `build_page_table`; the query tokens are counted in.
+        query_lens: ``[batch]`` int32 or int64, query tokens of each request, 0 allowed.
+        source_page_size: as in `build_page_table`.
+        out: ``[capacity]`` int32 or int64. None: allocated.
+        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must have room for it.
+        seq_lens_delta: as in `build_page_table`.
+        token_map: as in `build_page_table`.
+        page_map: as in `build_page_table`.
+        map_page_size: tokens of a page of ``page_map``, a power of two.
+        missing_id: as in `build_page_table`.
+        pad_value: int32, written past the last slot; None: left as it is.
+        pad_to_multiple_of: entries; the fill ends at a multiple of it. None: at the capacity.
+        dtype: int32 or int64, of an ``out`` that is allocated here.
+        status: where violations are reported.
+
+    Returns:
+        ``out``, or the new slots ``[tokens]``, in tokens.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: a rank, shape, stride, device, range or overlap that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.tensor(
+        ...     [[8, 9, 10, 11, 4, 5, 6, 7], [16, 17, 18, 19, 0, 1, 2, 3]], dtype=torch.int32
+        ... )
+        >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
+        >>> xkv.build_slot_mapping(req_to_token, rows, lens, query_lens=torch.tensor([1, 2]))
+        tensor([ 2,  9, 10])
+    """
+    deltas, delta = arguments.rows_or_all(seq_lens_delta)
+    inputs = (
+        req_to_token, req_pool_indices, seq_lens, out, None, None,
+        deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
+    )  # fmt: skip
+    signature = op_calls.lookup(
+        inputs, False, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size, missing_id
+    )
+    if out is not None and signature.launch(inputs, delta, max_tokens):
+        return out
+    build = arguments.common(
+        req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
+        seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, pad_value, pad_to_multiple_of,
+        status,
+    )  # fmt: skip
+    build.query_lens = arguments.per_row("query_lens", query_lens, req_to_token, build.batch)
+    if max_tokens is not None:
+        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
+    if out is None:
+        out = outputs.new_slots(build, query_lens, max_tokens, dtype)
+    else:
+        reads = [*outputs.reads(build, None, token_map, page_map), query_lens]
+        arguments.output("out", out, 1, max_tokens or 0, reads)
+    build.views = (View(out, None, None, token_map, page_map),)
+    signature.run(build, inputs)
+    return out
+
+
+torch_library.register(SLOTS, build_slot_mapping)
