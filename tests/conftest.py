@@ -75,10 +75,10 @@ def device() -> str:
 @pytest.fixture
 def every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both vendors' specs on whatever is present: building them needs no vendor."""
-    from xkv.metadata import builder
+    from xkv.metadata import config
     from xkv.platforms import detect
 
-    monkeypatch.setattr(builder, "platform", lambda device: detect.CPU)
+    monkeypatch.setattr(config, "platform", lambda device: detect.CPU)
 
 
 @pytest.fixture(scope="session")

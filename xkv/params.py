@@ -67,13 +67,14 @@ class View:
     kv_start_offset: Tensor | None = None
     max_entries: int | None = None
 
-    def room(self, form: int) -> int:
-        """Entries a row (table) or the stream (CSR, slots) has room for."""
+    def buffer_capacity(self, form: int) -> int:
+        """Entries that ``out`` has room for: per row (table) or in the stream (CSR, slots)."""
         return min(int(self.out.shape[1 if form == TABLE else 0]), CAPACITY_MAX)
 
     def capacity(self, form: int) -> int:
         """Entries of a row or the stream that may be written."""
-        return self.room(form) if self.max_entries is None else min(self.room(form), self.max_entries)
+        size = self.buffer_capacity(form)
+        return size if self.max_entries is None else min(size, self.max_entries)
 
 
 @dataclass(slots=True)
@@ -172,7 +173,7 @@ class Build:
     @property
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
-        capacity = max(view.room(self.form) for view in self.views)
+        capacity = max(view.buffer_capacity(self.form) for view in self.views)
         bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)
 

@@ -37,7 +37,7 @@ def test_what_a_replay_copies_in() -> None:
         assert captured.req_pool_indices.tolist() == [3, 0, 0, 0]
         assert captured.seq_lens.tolist() == [5, 9, 9, 9]
     captured.seq_lens = captured.seq_lens.int()
-    with pytest.raises(TypeError, match=r"seq_lens must be torch\.int32 as the buffer is"):
+    with pytest.raises(TypeError, match=r"seq_lens must be torch\.int32, like the captured buffer"):
         captured.replay(torch.tensor([1]), torch.tensor([2**32 + 5]))
     assert captured.seq_lens.tolist() == [5, 9, 9, 9]
 
@@ -101,7 +101,7 @@ def test_captured_and_replayed(name: str, mode: dict[str, int]) -> None:
         check(builder, meta, rows, [0] * padded, ends)
         if meta.window is not None:
             check(builder, meta.window, rows, [max(n - 100, 0) for n in ends], ends)
-    with pytest.raises(ValueError, match="at most the 2 entries that were captured, got 3"):
+    with pytest.raises(ValueError, match="at most the captured batch_size=2 entries, got 3"):
         captured[2].replay(*batch("cuda", [1, 2, 3]))
     builder.check()
 
@@ -122,7 +122,7 @@ def test_captured_on_the_engines_own_buffers() -> None:
         check(builder, plain.replay(), new_rows, [0] * 4, [0] * 4)
     captured.replay(*(x.int() for x in batch("cuda", [7])))
     assert lens[:5].tolist() == [7, 0, 0, 0, 0]
-    with pytest.raises(TypeError, match=r"seq_lens must be torch\.int32 as the buffer is"):
+    with pytest.raises(TypeError, match=r"seq_lens must be torch\.int32, like the captured buffer"):
         captured.replay(*(x.long() for x in batch("cuda", [7])))
     with pytest.raises(TypeError, match="req_pool_indices must be a torch"):
         captured.replay(seq_lens=lens[:4])

@@ -8,7 +8,7 @@ from metadata_steps import CONTEXT, batch, make, source
 
 import xkv
 from xkv import dispatch
-from xkv.metadata import builder
+from xkv.metadata import config
 from xkv.platforms import detect
 
 pytestmark = pytest.mark.usefixtures("every_backend")
@@ -35,7 +35,7 @@ def test_constructor_errors(change, error, message, device: str) -> None:
 
 def test_foreign_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     hip = detect.Platform("hip", "gfx942", 64, 304)
-    monkeypatch.setattr(builder, "platform", lambda device: hip)
+    monkeypatch.setattr(config, "platform", lambda device: hip)
     with pytest.raises(ValueError, match="'flashmla' does not run on 'hip'; there: aiter_mla"):
         make("flashmla", "cpu")
     assert [s.name for s in dispatch.specs_of("hip").values()] == ["aiter_mla", "aiter_unified", "triton"]

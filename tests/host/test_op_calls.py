@@ -336,9 +336,9 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
     builder = xkv.MetadataBuilder("triton", source, max_batch_size=3, max_context_len=640)
     options = {"seq_lens_delta": lens * 0, "query_lens": lens * 0 + 1, "kv_start": lens * 0}
     builder.build(rows, lens, **options)
-    ((_, step),) = builder._steps.items()
+    (step,) = builder._steps._by_signature.values()
     launched: list[Any] = []
-    step._at, builder._on_cpu = tuple(range(8)), False
+    step._positions, builder._on_cpu = tuple(range(8)), False
     compiled = SimpleNamespace(launch=launched.append)
     step._entry = SimpleNamespace(prepared=lambda *_: (None, [0] * 8, compiled))
     for name, x in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():
@@ -380,7 +380,7 @@ def test_a_step_of_another_batch_is_a_step_like_it(
         builds: list[Any] = []
         with monkeypatch.context() as patch:
             patch.setattr(launch, "run", builds.append)
-            patch.setattr(builder, "_steps", {})
+            patch.setattr(builder._steps, "_by_signature", {})
             patch.setattr(builder, "_recent", None)
             builder.build(**inputs)
         assert made.launched[-1] == arguments(builds[0])

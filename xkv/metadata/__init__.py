@@ -1,1 +1,1 @@
-"""MetadataBuilder: its buffers, its steps, and builds in graphs of their own."""
+"""`MetadataBuilder`, its buffers and cached launches, and builds captured in graphs."""

@@ -1,4 +1,4 @@
-"""The persistent buffers of a `MetadataBuilder`, and the views of them that a step returns."""
+"""The persistent buffers of a `MetadataBuilder`, and `Metadata`: the views of them that a build returns."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from ..params import OUTPUTS, TABLE, View
-from ..platforms.specs import BackendSpec
+from .config import BuilderConfig
+
+_MAX_CACHED = 1024  # batch sizes whose metadata a builder keeps
 
 
 class Metadata:
-    """What a backend reads of one step: views of the builder's buffers. What it does not read is None.
+    """What a backend reads for one step: views of the builder's buffers, None for what it does not read.
 
-    A view is made when it is first asked for; what it shows is overwritten by the builder's next build.
+    A view is made on first access; the builder's next build overwrites its contents.
 
     Attributes:
-        page_size: tokens of a page.
-        max_seq_len: tokens, host bound of every length; what is longer was cut and reported.
-        window: the same for the sliding window, or None.
+        page_size: tokens per page.
+        max_seq_len: tokens, host bound of every length; a longer row was cut and reported.
+        window: the `Metadata` of the sliding window, or None.
 
     Examples:
         >>> import torch
@@ -43,17 +45,17 @@ class Metadata:
         self, view: View, form: int, batch: int, page_size: int, max_seq_len: int, *,
         starts: bool = False, entries: int | None = None, window: Metadata | None = None,
     ) -> None:  # fmt: skip
-        """Views of buffers.
+        """Keeps the buffers; the properties slice them.
 
         Args:
             view: the buffers.
             form: TABLE or CSR.
             batch: requests.
-            page_size: tokens of a page.
-            max_seq_len: host bound of every length.
+            page_size: tokens per page.
+            max_seq_len: tokens, host bound of every length.
             starts: whether rows may begin elsewhere than at token 0.
-            entries: live entries of ``kv_indices``; None: unknown.
-            window: of the second view.
+            entries: live entries of ``kv_indices``. None: unknown.
+            window: the `Metadata` of the second view.
         """
         self.page_size, self.max_seq_len, self.window = page_size, max_seq_len, window
         self._view, self._form, self._batch = view, form, batch
@@ -66,9 +68,9 @@ class Metadata:
 
     @cached_property
     def kv_indices(self) -> Tensor | None:
-        """``[entries]`` int32 or int64: the live entries where ``max_tokens`` was given, at page size 1.
+        """``[entries]`` int32 or int64: the live entries if ``max_tokens`` was given and the page size is 1.
 
-        Else the whole capacity.
+        Otherwise the whole capacity.
         """
         return None if self._form == TABLE else self._view.out[: self._entries]
 
@@ -84,7 +86,7 @@ class Metadata:
 
     @cached_property
     def cache_seqlens(self) -> Tensor | None:
-        """``[batch]`` int32, tokens from the first page's first token."""
+        """``[batch]`` int32, tokens, counted from the first token of the row's first page."""
         return self._rows("cache_seqlens")
 
     @cached_property
@@ -101,19 +103,19 @@ class Metadata:
     def kv_start_offset(self) -> Tensor | None:
         """``[batch]`` int32, tokens of each row's first page before the row's first token.
 
-        0 to ``page_size - 1``: the ids and ``cache_seqlens`` count from that page on, and a reader skips so
-        many. None where rows begin at token 0.
+        0 to ``page_size - 1``: the ids and ``cache_seqlens`` start with that page, and the attention kernel
+        skips this many tokens. None if all rows begin at token 0.
         """
         return self._rows("kv_start_offset") if self._starts else None
 
     @property
     def qo_indptr(self) -> Tensor | None:
-        """``cu_seqlens_q`` by the name that FlashInfer and Aiter have for it."""
+        """``cu_seqlens_q`` under FlashInfer's and Aiter's name."""
         return self.cu_seqlens_q
 
     @property
     def kv_len_arr(self) -> Tensor | None:
-        """``cache_seqlens`` by the name that FlashInfer has for it."""
+        """``cache_seqlens`` under FlashInfer's name."""
         return self.cache_seqlens
 
     def _rows(self, name: str) -> Tensor | None:
@@ -121,9 +123,61 @@ class Metadata:
         return None if buffer is None else buffer[: self._batch + OUTPUTS[name]]
 
 
-def allocate(view: View, spec: BackendSpec, shape: tuple[int, ...], batch: int, device: torch.device) -> View:
-    """Gives a view its buffers: valid ids, and lengths of zero until the first build."""
-    view.out = torch.full(shape, spec.fill_id, dtype=getattr(torch, spec.id_dtype), device=device)
-    for name in (*spec.outputs, "kv_start_offset"):
-        setattr(view, name, torch.zeros(batch + OUTPUTS[name], dtype=torch.int32, device=device))
-    return view
+class Buffers:
+    """The persistent buffers of a `MetadataBuilder`, and the `Metadata` of each batch size.
+
+    Args:
+        config: the builder's.
+
+    Attributes:
+        views: what the builder shows: one view, or two with a sliding window.
+        cached: what `metadata` returned, by its arguments; bounded.
+    """
+
+    def __init__(self, config: BuilderConfig) -> None:
+        self.views = views = config.views()
+        self.cached: dict[tuple[int, bool, bool], Metadata] = {}
+        self._form, self._page_size = config.form, config.page_size
+        self._max_context_len = config.max_context_len
+        spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_batch_size
+        if config.form == TABLE:
+            shape: tuple[int, ...] = (max_batch_size, spec.width(config.max_context_len, config.page_size))
+        else:
+            # every row can leave a page partly filled at either end
+            shape = (config.max_tokens // config.page_size + 2 * max_batch_size * (config.page_size > 1),)
+        for view in views:
+            # valid ids, and lengths of 0 until the first build
+            view.out = torch.full(shape, spec.fill_id, dtype=getattr(torch, spec.id_dtype), device=device)
+            for name in (*spec.outputs, "kv_start_offset"):
+                size = max_batch_size + OUTPUTS[name]
+                setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
+        for view in views[1:]:
+            view.cu_seqlens_q = None  # the same as the first view's
+
+    def metadata(self, batch: int, starts: bool, window_starts: bool, entries: int | None) -> Metadata:
+        """Returns the views for a batch; cached, since engines use few batch sizes.
+
+        Args:
+            batch: requests.
+            starts: whether rows may begin elsewhere than at token 0.
+            window_starts: likewise, for the second view.
+            entries: live entries of ``kv_indices``. None: unknown.
+        """
+        key = batch, starts, window_starts
+        found = self.cached.get(key) if entries is None else None
+        if found is None:
+            form, window = self._form, None
+            for view, has in ((self.views[1], window_starts),) if len(self.views) == 2 else ():
+                window = Metadata(
+                    view, form, batch, self._page_size, self._max_context_len,
+                    starts=has or view.window is not None,
+                )  # fmt: skip
+            found = Metadata(
+                self.views[0], form, batch, self._page_size, self._max_context_len,
+                starts=starts, entries=entries, window=window,
+            )  # fmt: skip
+            if entries is None:
+                if len(self.cached) >= _MAX_CACHED:
+                    self.cached.clear()
+                self.cached[key] = found
+        return found

@@ -1,4 +1,4 @@
-"""A build captured in a CUDA or HIP graph for one padded batch size."""
+"""`CapturedBuild`: one build in a CUDA or HIP graph, for one padded batch size."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .buffers import Metadata
 
 
 class CapturedBuild:
-    """One `MetadataBuilder.build` in a graph, replayed with other rows and lengths.
+    """One `MetadataBuilder.build` in a CUDA or HIP graph, replayed with other rows and lengths.
 
-    Made by `MetadataBuilder.capture`. An engine that captures its whole forward step calls ``build``
-    inside of its own capture instead.
+    `MetadataBuilder.capture` returns it. An engine that captures its whole forward step calls ``build``
+    inside its own capture instead.
 
     Attributes:
         metadata: views of the builder's buffers for the padded batch; every replay rewrites them.
         batch_size: requests, padded ones included.
-        req_pool_indices: ``[batch_size]`` int, what every replay reads: what `MetadataBuilder.capture` was
-            given, or int64 made here.
+        req_pool_indices: ``[batch_size]`` int, read by every replay: the buffer that was passed to
+            `MetadataBuilder.capture`, or an int64 one allocated here.
         seq_lens: ``[batch_size]`` int, tokens; likewise.
     """
 
@@ -35,33 +35,34 @@ class CapturedBuild:
         self.batch_size = batch_size
         self._pad_seq_len = pad_seq_len
         lens = torch.full((batch_size,), pad_seq_len, dtype=torch.int64, device=device)
-        self.seq_lens = _given("seq_lens", seq_lens, lens)
-        self.req_pool_indices = _given("req_pool_indices", req_pool_indices, torch.zeros_like(lens))
+        self.seq_lens = _input_buffer("seq_lens", seq_lens, lens)
+        self.req_pool_indices = _input_buffer("req_pool_indices", req_pool_indices, torch.zeros_like(lens))
         inputs = self.req_pool_indices, self.seq_lens
         with torch.cuda.device(device):
-            build(*inputs, **options)  # compiles, outside of the capture
+            build(*inputs, **options)  # compiles and loads, before the capture
             self._graph = torch.cuda.CUDAGraph()
-            # torch's own capture stream is on whatever GPU was captured first in this process
-            side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            with torch.cuda.graph(self._graph, stream=side):
+            # torch's default capture stream is on the GPU of this process's first capture
+            stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self._graph, stream=stream):
                 self.metadata: Metadata = build(*inputs, **options)
 
     def replay(self, req_pool_indices: Tensor | None = None, seq_lens: Tensor | None = None) -> Metadata:
-        """Replays the graph, with what ``req_pool_indices`` and ``seq_lens`` hold by now.
+        """Replays the graph with the current contents of ``req_pool_indices`` and ``seq_lens``.
 
-        Without arguments it is one launch, and costs the host half of a build. With them it first copies them
-        in, and pads them with pool index 0.
+        Without arguments it is one launch, at half the host time of a build. With arguments it first copies
+        them to the buffers and pads with pool index 0. Does not sync.
 
         Args:
-            req_pool_indices: ``[batch]`` int32 or int64, at most ``batch_size`` of them; or None.
-            seq_lens: ``[batch]`` int32 or int64, tokens; None where ``req_pool_indices`` is.
+            req_pool_indices: ``[batch]`` int32 or int64, ``batch`` at most ``batch_size``; or None.
+            seq_lens: ``[batch]`` int32 or int64, tokens; None if ``req_pool_indices`` is None.
 
         Returns:
-            ``metadata``. Does not sync.
+            ``metadata``.
 
         Raises:
-            TypeError: another dtype, int64 for a buffer of int32 (it might wrap), or one without the other.
-            ValueError: a batch larger than what was captured, or another device. Nothing was written.
+            TypeError: another dtype, int64 for an int32 buffer (it might wrap), or one argument without
+                the other.
+            ValueError: a batch larger than the captured one, or another device. Nothing was written.
         """
         if req_pool_indices is not None or seq_lens is not None:
             self._fill(req_pool_indices, seq_lens)
@@ -73,13 +74,13 @@ class CapturedBuild:
         batch = seq_lens.shape[0]
         if batch > self.batch_size:
             raise ValueError(
-                f"seq_lens must have at most the {self.batch_size} entries that were captured, got {batch}"
+                f"seq_lens must have at most the captured batch_size={self.batch_size} entries, got {batch}"
             )
         arguments.per_row("req_pool_indices", req_pool_indices, self.seq_lens, batch)
         for name, value in (("seq_lens", seq_lens), ("req_pool_indices", req_pool_indices)):
             buffer = getattr(self, name)
             if value.dtype.itemsize > buffer.dtype.itemsize:
-                raise TypeError(f"{name} must be {buffer.dtype} as the buffer is, got {value.dtype}")
+                raise TypeError(f"{name} must be {buffer.dtype}, like the captured buffer, got {value.dtype}")
         self.req_pool_indices[:batch].copy_(req_pool_indices)
         self.seq_lens[:batch].copy_(seq_lens)
         if batch < self.batch_size:
@@ -87,10 +88,11 @@ class CapturedBuild:
             self.seq_lens[batch:].fill_(self._pad_seq_len)
 
 
-def _given(name: str, value: Tensor | None, own: Tensor) -> Tensor:
+def _input_buffer(name: str, value: Tensor | None, default: Tensor) -> Tensor:
+    """The caller's buffer, checked, or the default."""
     if value is None:
-        return own
-    arguments.tensor(name, value, 1, own)
-    if len(value) != len(own):
-        raise ValueError(f"{name} must have batch_size entries, {len(own)}, got {len(value)}")
+        return default
+    arguments.tensor(name, value, 1, default)
+    if len(value) != len(default):
+        raise ValueError(f"{name} must have batch_size entries, {len(default)}, got {len(value)}")
     return value

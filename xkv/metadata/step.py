@@ -1,4 +1,4 @@
-"""One kind of step, of any batch: checked and compiled once, then launched with other rows and lengths."""
+"""The launch of one step signature: checked and compiled once, then launched with other rows and lengths."""
 
 from __future__ import annotations
 
@@ -13,63 +13,64 @@ from ..launch.triton_launcher import launch_hooks_active
 from ..params import CSR, INT32_MAX, ROW_MAX, Build
 from ..status import Status
 
-# What `MetadataBuilder.build` takes, where it is described: req_pool_indices, seq_lens, seq_lens_delta,
-# query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: a NamedTuple that is made in a
-# compiled function ends its graph with an error (torch 2.11).
+# The arguments of `MetadataBuilder.build`, which describes them: req_pool_indices, seq_lens, seq_lens_delta,
+# query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: making a NamedTuple inside a compiled
+# function ends its graph with an error (torch 2.11).
 Inputs = tuple[Tensor, Tensor, int | Tensor, int | Tensor, int, Tensor | None, Tensor | None]
 
 
 class Step:
-    """The launches of all steps that differ in sizes, integers and data alone.
+    """The launches of all builds of one signature: they differ in sizes, integers and data alone.
 
     Args:
         build: one of them, on the whole buffers; its inputs are replaced at every run.
         inputs: its inputs.
-        check: with XKV_CHECK=1 the status to read after each run, else None.
+        check: with XKV_CHECK=1 the status to read after each run, otherwise None.
 
     Attributes:
-        guard: whether rows and lengths are of the same dtypes, strides and device as those of the last run.
+        guard: checks that rows and lengths have the dtypes, strides and device of the last run's.
     """
 
     def __init__(self, build: Build, inputs: Inputs, check: Status | None) -> None:
         self.guard = refuse
         self._build, self._check = build, check
         self._entry: CacheEntry | None = None
-        self._at: tuple[int, ...] = ()  # where in a call's arguments the inputs go
+        self._positions: tuple[int, ...] = ()  # of the inputs among the arguments of a call
         self._row_items = build.row_items
-        self._capacity = build.views[0].room(CSR) if build.form == CSR else None
+        self._capacity = build.views[0].buffer_capacity(CSR) if build.form == CSR else None
         self._delta_is_int = not isinstance(inputs[2], Tensor)
         self._query_is_int = not isinstance(inputs[3], Tensor)
         self._sums_queries = build.views[0].cu_seqlens_q is not None
-        # where the number of query tokens decides how far a window reaches, and the host knows it
+        # set if the window grows with the query tokens, and the host knows their number
         window = build.views[-1].window
         self._window = window if self._query_is_int and not build.window_is_prefix_only else None
 
-    def launch(self, rows: Tensor, lens: Tensor, most: int, delta: Any, query: Any) -> int | None:
-        """Launches a decode or verify step like the last one; None where `run` must look at it.
+    def launch(self, rows: Tensor, lens: Tensor, max_batch_size: int, delta: Any, query: Any) -> int | None:
+        """Launches a decode or verify step like the last one; returns None if it needs `run`.
 
         Args:
-            rows: ``[batch]``, as `MetadataBuilder.build` was given them.
-            lens: ``[batch]``, likewise.
-            most: requests, at most.
+            rows: ``[batch]``, ``req_pool_indices`` of `MetadataBuilder.build`, unchecked.
+            lens: ``[batch]``, ``seq_lens``, likewise.
+            max_batch_size: requests, at most.
             delta: tokens added to every length.
             query: query tokens of every request.
 
         Returns:
-            The batch.
+            The batch size.
         """
         entry = self._entry
         if entry is None:
             return None
         try:
-            pointer, lens_pointer = addresses((rows, lens))
+            rows_address, lens_address = addresses((rows, lens))
             if not self.guard(rows, lens):
                 return None
         except (AttributeError, RuntimeError, TypeError):
             return None
-        (batch,), (count,) = lens.shape, rows.shape
+        (batch,), (num_rows,) = lens.shape, rows.shape
         if (
-            count != batch or batch > most or not pointer or not lens_pointer or launch_hooks_active()
+            num_rows != batch or batch > max_batch_size or not rows_address or not lens_address
+            or launch_hooks_active()
             or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= INT32_MAX // (batch + 1)
         ):  # fmt: skip
             return None
@@ -77,8 +78,8 @@ class Step:
         if prepared is None:
             return None
         call, args, compiled = prepared
-        at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._at
-        args[at_rows], args[at_lens], args[at_delta] = pointer, lens_pointer, delta
+        at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._positions
+        args[at_rows], args[at_lens], args[at_delta] = rows_address, lens_address, delta
         if self._sums_queries:
             args[at_query] = query
         if self._window is not None:
@@ -88,63 +89,65 @@ class Step:
         compiled.launch(call)
         return batch
 
-    def run(self, inputs: Inputs, most: int | None) -> bool:
-        """Launches with these inputs, checked before and of this step's kind.
+    def run(self, inputs: Inputs, max_entries: int | None) -> bool:
+        """Launches with these inputs, which were checked and have this step's signature.
 
         Args:
             inputs: of a batch of any size.
-            most: tokens of all rows together, at most; None: what the buffer holds.
+            max_entries: host bound of the entries of the stream. None: the buffer's capacity.
 
         Returns:
-            False, and launches nothing, where a tensor has no memory: its signature does not tell.
+            False, without a launch, if a tensor has no memory, which a signature does not show.
         """
         rows, lens, delta, query, _, start, window_start = inputs
         entry = self._entry
         if entry is None or launch_hooks_active():
-            self._run(inputs, most)
+            self._run(inputs, max_entries)
             return True
         (batch,) = lens.shape
         prepared = entry.prepared(batch, self._row_items)
         if prepared is None:
-            self._run(inputs, most)
+            self._run(inputs, max_entries)
             return True
-        call, args, compiled = prepared  # patched in place: a builder serves one stream, and so one thread
-        at_rows, at_lens, at_delta, at_query, at_start, at_window_start, at_window, at_capacity = self._at
+        call, args, compiled = prepared  # written in place: a builder serves one stream, so one thread
+        at_rows, at_lens, at_delta, at_query, at_start, at_window_start, at_window, at_capacity = (
+            self._positions
+        )
         try:
-            args[at_rows] = pointer = rows.data_ptr()
-            args[at_lens] = lens_pointer = lens.data_ptr()
-            there = pointer and lens_pointer
+            args[at_rows] = address = rows.data_ptr()
+            args[at_lens] = lens_address = lens.data_ptr()
+            have_memory = address and lens_address
             if self._delta_is_int:
                 args[at_delta] = delta
             else:
-                args[at_delta] = pointer = delta.data_ptr()  # type: ignore[union-attr]
-                there = there and pointer
+                args[at_delta] = address = delta.data_ptr()  # type: ignore[union-attr]
+                have_memory = have_memory and address
             if not self._query_is_int:
-                args[at_query] = pointer = query.data_ptr()  # type: ignore[union-attr]
-                there = there and pointer
+                args[at_query] = address = query.data_ptr()  # type: ignore[union-attr]
+                have_memory = have_memory and address
             else:
                 if self._sums_queries:
                     args[at_query] = query
                 if self._window is not None:
                     args[at_window] = self._window + max(query, 1) - 1
             if start is not None:
-                args[at_start] = pointer = start.data_ptr()
-                there = there and pointer
+                args[at_start] = address = start.data_ptr()
+                have_memory = have_memory and address
             if window_start is not None:
-                args[at_window_start] = pointer = window_start.data_ptr()
-                there = there and pointer
+                args[at_window_start] = address = window_start.data_ptr()
+                have_memory = have_memory and address
         except RuntimeError:
             return False
-        if not there and batch:
+        if not have_memory and batch:
             return False
         if self._capacity is not None:
-            args[at_capacity] = self._capacity if most is None else min(most, self._capacity)
+            args[at_capacity] = self._capacity if max_entries is None else min(max_entries, self._capacity)
         compiled.launch(call)
         return True
 
-    def _run(self, inputs: Inputs, most: int | None) -> None:
-        """The same through a `Build`: the first time, on a CPU, and where launch hooks are active."""
-        build = self.fill(inputs, most)
+    def _run(self, inputs: Inputs, max_entries: int | None) -> None:
+        """Runs a `Build`: the first time, on a CPU, and while launch hooks are active."""
+        build = self.fill(inputs, max_entries)
         if self._check is not None and not verify.capturing(build.req_to_token):
             verify.run_checked(build, self._check)
             return
@@ -157,12 +160,13 @@ class Step:
                 "query_len" if self._query_is_int else "query_ptr", "start_ptr", "start2_ptr",
                 "window2", "capacity",
             )  # fmt: skip
-            self._at = tuple(compiled.first + compile.positions()[name] for name in names)
-            self._entry = entry  # last but for the guard: a call may be interrupted
+            self._positions = tuple(compiled.first + compile.positions()[name] for name in names)
+            # set last, the guard after it: an interrupt may come between any two lines
+            self._entry = entry
             self.guard = make_guard(inputs[:2])
 
-    def fill(self, inputs: Inputs, most: int | None = None) -> Build:
-        """The build with these inputs."""
+    def fill(self, inputs: Inputs, max_entries: int | None = None) -> Build:
+        """Puts the inputs into the step's build and returns it."""
         build = self._build
         build.req_pool_indices, build.seq_lens, delta, query, _, start, window_start = inputs
         build.seq_lens_delta, build.seq_lens_delta_rows = (
@@ -171,7 +175,7 @@ class Step:
         build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
         build.views[0].kv_start = start
         if build.form == CSR:
-            build.views[0].max_entries = most
+            build.views[0].max_entries = max_entries
         if len(build.views) == 2:
             build.views[1].kv_start = window_start
         return build

@@ -1,0 +1,101 @@
+"""The steps of one `MetadataBuilder`, by signature: a step's arguments are checked when it is new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .. import arguments, switches
+from ..params import INT32_MAX, ROW_MAX, Build, View
+from ..status import Status
+from .config import BuilderConfig
+from .step import Inputs, Step
+
+
+class StepCache:
+    """Returns the `Step` of a build's arguments, and checks them.
+
+    Args:
+        config: the builder's.
+        views: its buffers.
+        status: where builds report.
+    """
+
+    def __init__(self, config: BuilderConfig, views: Sequence[View], status: Status) -> None:
+        self._config, self._views, self._status = config, views, status
+        self._req_to_token, self._max_batch_size = config.req_to_token, config.max_batch_size
+        self._always_check = switches.on("XKV_CHECK")
+        self._by_signature: dict[tuple[Any, ...], Step] = {}  # a few: by dtypes and which arguments are None
+
+    def lookup(self, inputs: Inputs) -> Step:
+        """Returns the step of this signature; checks the inputs and makes it if there is none yet."""
+        try:
+            key = (inputs[4], *[_tensor_signature(x) for x in inputs])
+        except (AttributeError, RuntimeError):  # not a tensor, or one without strides: the check names it
+            key = None
+        step = None if key is None else self._by_signature.get(key)
+        if step is None:
+            inputs = self.check(inputs)
+            key = (inputs[4], *[_tensor_signature(x) for x in inputs])
+            step = self._by_signature.setdefault(key, self.make(inputs))
+        return step
+
+    def check(self, inputs: Inputs) -> Inputs:
+        """Checks the arguments of a build.
+
+        Returns:
+            The inputs, with subclasses of int (such as an IntEnum) as plain ints.
+
+        Raises:
+            TypeError, ValueError: as in `MetadataBuilder.build`.
+        """
+        source = self._req_to_token
+        rows, lens, delta, query, sign, start, window_start = inputs
+        arguments.tensor("seq_lens", lens, 1, source)
+        batch = lens.shape[0]
+        if batch > self._max_batch_size:
+            raise ValueError(
+                f"seq_lens must have at most max_batch_size={self._max_batch_size} entries, got {batch}"
+            )
+        sign = arguments.integer("query_lens_sign", sign, -1, 1)
+        arguments.per_row("req_pool_indices", rows, source, batch)
+        for name, value in (("kv_start", start), ("window_kv_start", window_start)):
+            if value is not None:
+                arguments.per_row(name, value, source, batch)
+        if window_start is not None and len(self._views) == 1:
+            raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
+        delta = arguments.integers("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
+        query = arguments.integers("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
+        if sign and not isinstance(query, Tensor):
+            raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
+        return rows, lens, delta, query, sign, start, window_start
+
+    def make(self, inputs: Inputs) -> Step:
+        """Returns a new step for checked inputs."""
+        config, spec = self._config, self._config.spec
+        views = []
+        for view, start in zip(self._views, inputs[5:], strict=False):
+            starts = start is not None or view.window is not None
+            views.append(view if starts else replace(view, kv_start_offset=None))
+        build = Build(
+            config.req_to_token, inputs[0], inputs[1], config.form,
+            config.page_size, config.source_page_size, config.page_size,
+            tuple(replace(view) for view in views),
+            max_seq_len=config.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
+            starts_are_aligned=not spec.skips_tokens,
+            query_sign=inputs[4], min_seq_len=spec.min_seq_len,
+            min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
+            pad_value=spec.fill_id if spec.tail_tokens else None,
+            pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), status=self._status.word,
+        )  # fmt: skip
+        return Step(build, inputs, self._status if self._always_check else None)
+
+
+def _tensor_signature(x: Any) -> Any:
+    """What of an argument selects the launch: of a tensor not sizes or data, of an int not its value."""
+    if x is None or type(x) is int:
+        return x is None
+    return x.dtype, x.dim(), x.is_contiguous(), x.get_device()
