@@ -57,13 +57,13 @@ MUTATIONS = [
         "the int64 index 2**32 + 1 is taken for row 1", "int64_beyond",
     ),
     Mutation(
-        "length wrapped", ROWS, "clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)",
+        "length wrapped", ROWS, "clip(tl.where(high == sign, low, saturated), -LENGTH_MAX, LENGTH_MAX)",
         "clip(low, -LENGTH_MAX, LENGTH_MAX)",
         "the int64 length 2**32 + 5 is taken for 5", "int64_beyond",
     ),
     Mutation(
-        "length not cut", ROWS, "clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)",
-        "tl.where(high == sign, low, far)",
+        "length not cut", ROWS, "clip(tl.where(high == sign, low, saturated), -LENGTH_MAX, LENGTH_MAX)",
+        "tl.where(high == sign, low, saturated)",
         "a length near 2**31 wraps once a delta is added", "int64_beyond",
     ),
     Mutation(
@@ -75,12 +75,12 @@ MUTATIONS = [
         "each row's own draft tokens are not there", "curated and delta",
     ),
     Mutation(
-        "sign of query lengths ignored", ROWS, "length += asked * req.query_sign", "length += asked",
+        "sign of query lengths ignored", ROWS, "length += query_len * req.query_sign", "length += query_len",
         "query tokens counted where they were asked not to be", "curated and slots",
     ),
     Mutation(
-        "end not cut to the source", ROWS, "tl.where(known, clip(length, 0, req.src_tokens), 0)",
-        "tl.where(known, tl.maximum(length, 0), 0)",
+        "end not cut to the source", ROWS, "tl.where(row_exists, clip(length, 0, req.src_tokens), 0)",
+        "tl.where(row_exists, tl.maximum(length, 0), 0)",
         "a length past the table reads the next row", "curated and beyond",
     ),
     Mutation(
@@ -108,8 +108,8 @@ MUTATIONS = [
         "lengths beyond max_seq_len reach the backend", "curated and host",
     ),
     Mutation(
-        "a start inside a page not reported", ROWS, "(reason == 0) & inside, UNALIGNED_START",
-        "(reason == 0) & inside, 0",
+        "a start inside a page not reported", ROWS, "(reason == 0) & unaligned, UNALIGNED_START",
+        "(reason == 0) & unaligned, 0",
         "a backend that cannot skip tokens shows another's, and nobody knows", "curated and start",
     ),
     Mutation(
@@ -118,17 +118,17 @@ MUTATIONS = [
         "a caller skips other tokens than those before the row", "curated and start",
     ),
     Mutation(
-        "a negative query length not reported", ROWS, "(reason == 0) & (asked < 0), BAD_QUERY",
-        "(reason == 0) & (asked < -(1 << 29)), BAD_QUERY",
+        "a negative query length not reported", ROWS, "(reason == 0) & (query_len < 0), BAD_QUERY",
+        "(reason == 0) & (query_len < -(1 << 29)), BAD_QUERY",
         "prefix sums leave query tokens out, and nobody knows", "random",
     ),
     Mutation(
-        "start not cut", ROWS, "start = clip(wanted, start, end)", "start = tl.minimum(wanted, end)",
+        "start not cut", ROWS, "start = clip(kv_start, start, end)", "start = tl.minimum(kv_start, end)",
         "a negative kv_start reads before the row", "curated and start",
     ),
     Mutation(
-        "violation of a start off by one", ROWS, "(wanted > tl.maximum(length, 0))",
-        "(wanted >= tl.maximum(length, 0))",
+        "violation of a start off by one", ROWS, "(kv_start > tl.maximum(length, 0))",
+        "(kv_start >= tl.maximum(length, 0))",
         "a chunk that begins at the row's end is reported", "curated and start",
     ),
     Mutation(
@@ -160,7 +160,8 @@ MUTATIONS = [
     ),
     Mutation(
         "fill past the width", ROWS,
-        "tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)", "tiles.to(tl.int64) * policy.tail",
+        "tl.minimum(multiples.to(tl.int64) * policy.pad_multiple, view.capacity)",
+        "multiples.to(tl.int64) * policy.pad_multiple",
         "a tail runs over into the next row", "curated and fill",
     ),
     Mutation(
@@ -180,7 +181,8 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "map bound <= for <", TILES, "inside = have & (page < map_len)", "inside = have & (page <= map_len)",
+        "map bound <= for <", TILES, "inside = valid & (page < map_len)",
+        "inside = valid & (page <= map_len)",
         "the entry past a map is taken for a page", "id_just_past or curated and map",
     ),
     Mutation(
@@ -207,17 +209,17 @@ MUTATIONS = [
         "past 2**31 entries a table is written before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "block off by one", TILES, "at = row.first + done * C.PAGE_SIZE",
-        "at = row.first + (done + 1) * C.PAGE_SIZE",
+        "block off by one", TILES, "pos = row.first + tile_start * C.PAGE_SIZE",
+        "pos = row.first + (tile_start + 1) * C.PAGE_SIZE",
         "a request reads the page after its own", "curated and odd",
     ),
     Mutation(
-        "live <= for <", TILES, "    live = j < row.items - done\n    if C.FORM == SLOTS",
-        "    live = j <= row.items - done\n    if C.FORM == SLOTS",
+        "live <= for <", TILES, "    live = j < row.items - tile_start\n    if C.FORM == SLOTS",
+        "    live = j <= row.items - tile_start\n    if C.FORM == SLOTS",
         "the entry past a row's last is read", "curated and fill",
     ),
     Mutation(
-        "tokens that the row lacks", TILES, "& (at + j * C.PAGE_SIZE < row.end)", "",
+        "tokens that the row lacks", TILES, "& (pos + j * C.PAGE_SIZE < row.end)", "",
         "a padded row shows a stale page", "curated and (least or slots)",
     ),
     Mutation(
@@ -245,8 +247,8 @@ MUTATIONS = [
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "falling given sums", ROWS, "end = tl.where(known, clip(length, 0, req.src_tokens), 0)",
-        "end = tl.where(known, tl.minimum(tl.where(length < 0, -length, length), req.src_tokens), 0)",
+        "falling given sums", ROWS, "end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)",
+        "end = tl.where(row_exists, tl.minimum(tl.where(length < 0, -length, length), req.src_tokens), 0)",
         "where an engine's sums fall, a row of a negative length has as many ids",
         "test_hostile and expand_page_indices", HOSTILE,
     ),
@@ -255,8 +257,8 @@ MUTATIONS = [
         "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n"
         "    return total, offset",
         "    return total, offset",
-        "every row of an engine's stream that is shared out begins at 0", "sums_given and stream",
-        "tests/kernel/test_sums_given.py",
+        "every row of an engine's stream that is shared out begins at 0", "indptr_is_input and stream",
+        "tests/kernel/test_indptr_is_input.py",
     ),
     Mutation(
         "given zero written", SUMS,
@@ -314,7 +316,7 @@ MUTATIONS = [
         "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
-        "id 0 lost", TILES, "have = entry >= 0", "have = entry > 0", "page 0 is taken for none",
+        "id 0 lost", TILES, "valid = entry >= 0", "valid = entry > 0", "page 0 is taken for none",
         "int64_beyond",
     ),
     Mutation(
@@ -323,12 +325,12 @@ MUTATIONS = [
     ),
     Mutation(
         "huge id of the source, int64 outputs", TILES,
-        "            have = have & (entry < ID_MAX)  #", "            have = have  #",
+        "            valid = valid & (entry < ID_MAX)  #", "            valid = valid  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
         "place in a source page lost", TILES,
-        "        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
+        "        token += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
@@ -336,16 +338,16 @@ MUTATIONS = [
         "a page id that does not fit in int32 wraps into another one", "larger_pages",
     ),
     Mutation(
-        "huge id of a larger page", TILES, "            have = have & (entry < ID_MAX)\n    else:",
-        "            have = have & (entry >= 0)\n    else:",
+        "huge id of a larger page", TILES, "            valid = valid & (entry < ID_MAX)\n    else:",
+        "            valid = valid & (entry >= 0)\n    else:",
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "page += (at + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
+        "place in a larger page", TILES, "page += (pos + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
         "a block that begins inside of a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(
-        "id too wide for the output", TILES, "have = have & (page <= INT32_MAX)", "have = have",
+        "id too wide for the output", TILES, "valid = valid & (page <= INT32_MAX)", "valid = valid",
         "an id past 2**31 - 1 wraps to another page", "huge_ids",
     ),
     Mutation(
@@ -354,16 +356,18 @@ MUTATIONS = [
         "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
-        "stand-in past the row", TILES, "tl.where(j < items - done, stand_in, policy.pad_value)", "stand_in",
+        "stand-in past the row", TILES, "tl.where(j < items - tile_start, fallback, policy.pad_value)",
+        "fallback",
         "the tail holds missing_id", "curated and fill",
     ),
     Mutation(
-        "store mask <= for <", TILES, "room = j < written - done", "room = j <= written - done",
+        "store mask <= for <", TILES, "store_mask = j < num_written - tile_start",
+        "store_mask = j <= num_written - tile_start",
         "the entry past a row is overwritten", "curated and odd",
     ),
     Mutation(
-        "whole block one short", TILES, "if (written - done >= C.NUM_PAGE_PER_BLOCK) &",
-        "if (written - done >= C.NUM_PAGE_PER_BLOCK - 1) &",
+        "whole block one short", TILES, "if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK) &",
+        "if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK - 1) &",
         "the entry past a row is overwritten", "whole and blocks",
     ),
     Mutation(
@@ -371,12 +375,13 @@ MUTATIONS = [
         "16 bytes are written where a GPU faults", "whole and blocks",
     ),
     Mutation(
-        "whole block read unaligned", TILES, "whole & (begin.to(tl.int64) % WIDTH == 0)", "whole",
+        "whole block read unaligned", TILES, "full_tile & (begin.to(tl.int64) % WIDTH == 0)", "full_tile",
         "16 bytes are read where a GPU faults", "whole and blocks",
     ),
     Mutation(
         "whole block past the row's end", TILES,
-        "whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)", "pass",
+        "full_tile = full_tile & (pos >= 0) & (pos + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)",
+        "pass",
         "a token that the row lacks is read", "whole and blocks",
     ),
     Mutation(
@@ -390,24 +395,26 @@ MUTATIONS = [
         "on AMD a later violation hides the first", "least_violation",
     ),
     Mutation(
-        "helper takes the wrong row", SCHEDULER, "passed = sums <= tile_idx", "passed = sums < tile_idx",
+        "helper takes the wrong row", SCHEDULER, "is_before = tile_ends <= tile_idx",
+        "is_before = tile_ends < tile_idx",
         "a block of a long row is given to its neighbour", "curated and skewed",
     ),
     Mutation(
         "helper stops too soon", SCHEDULER,
-        "has_more = (tile_idx + num_programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)",
-        "has_more = tile_idx + num_programs < upto",
+        "has_more = (tile_idx + num_programs < chunk_end) | (chunk + C.BATCH_BLOCK < req.batch)",
+        "has_more = tile_idx + num_programs < chunk_end",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
         "helper counts the first rows alone", SCHEDULER,
-        "            if chunk + C.BATCH_BLOCK < req.batch:\n                upto",
-        "            if tile_idx < 0:\n                upto",
+        "            if chunk + C.BATCH_BLOCK < req.batch:\n                chunk_end",
+        "            if tile_idx < 0:\n                chunk_end",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
         "share of a stream too small", SCHEDULER,
-        "return tile_idx, tile_idx + each + (pid < odd).to(tl.int32)", "return tile_idx, tile_idx + each",
+        "return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)",
+        "return tile_idx, tile_idx + per_program",
         "the blocks that do not divide evenly are never written", "curated and skewed",
     ),
     Mutation(
@@ -418,12 +425,13 @@ MUTATIONS = [
     ),
     # The next two leave every result as it is: the interpreter's memory checker alone sees them.
     Mutation(
-        "shares overlap", SCHEDULER, "return tile_idx, tile_idx + each + (pid < odd).to(tl.int32)",
-        "return tile_idx, tile_idx + each + 1",
+        "shares overlap", SCHEDULER,
+        "return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)",
+        "return tile_idx, tile_idx + per_program + 1",
         "two programs write the same words", "curated and skewed",
     ),
     Mutation(
-        "high half of an int32", ROWS, "mask=mask & (step == 2), other=0)", "mask=mask, other=0)",
+        "high half of an int32", ROWS, "mask=mask & (stride == 2), other=0)", "mask=mask, other=0)",
         "the word past a vector's last is read", "curated and skewed",
     ),
     Mutation(
@@ -436,7 +444,7 @@ MUTATIONS = [
         "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
-        "stream of a helper", SCHEDULER, "offset += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)",
+        "stream of a helper", SCHEDULER, "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
         "offset += tl.sum(items.to(tl.int64), 0)",
         "a helper's block lands further on in the stream", "curated and skewed",
     ),
@@ -450,7 +458,8 @@ MUTATIONS = [
         "the first row begins anywhere", "curated and token",
     ),
     Mutation(
-        "prefix sum not cut", SUMS, "tl.minimum(upto, limit).to(tl.int32)", "upto.to(tl.int32)",
+        "prefix sum not cut", SUMS, "tl.minimum(inclusive_sum, limit).to(tl.int32)",
+        "inclusive_sum.to(tl.int32)",
         "an indptr points past the stream", "curated and room",
     ),
     Mutation(
@@ -459,13 +468,13 @@ MUTATIONS = [
         "the prefix sums of nothing are stale", "curated and empty",
     ),
     Mutation(
-        "room of a row", SUMS, "clip(view.capacity - (upto - items), 0, items)",
-        "clip(view.capacity - upto, 0, items)",
+        "room of a row", SUMS, "clip(view.capacity - (inclusive_sum - items), 0, items)",
+        "clip(view.capacity - inclusive_sum, 0, items)",
         "the last row that fits has a length of 0", "curated and room",
     ),
     Mutation(
-        "cut of a stream reported too soon", SUMS, "(items > 0) & (upto > view.capacity)",
-        "(items > 0) & (upto >= view.capacity)",
+        "cut of a stream reported too soon", SUMS, "(items > 0) & (inclusive_sum > view.capacity)",
+        "(items > 0) & (inclusive_sum >= view.capacity)",
         "a stream that just fits is reported", "stream_that_just_fits",
     ),
     Mutation(
@@ -478,7 +487,7 @@ MUTATIONS = [
         "rows past the first batch block begin too early", "curated and many",
     ),
     Mutation(
-        "tail of a stream off by one", KERNEL, "fill, mask=o < end)", "fill, mask=o <= end)",
+        "tail of a stream off by one", KERNEL, "padding, mask=o < end)", "padding, mask=o <= end)",
         "the entry past a stream is overwritten", "curated and (fill or padding)",
     ),
     Mutation(

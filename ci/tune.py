@@ -38,10 +38,10 @@ from xkv.cli.bench import contenders, inputs, oracle, records
 from xkv.cli.bench.inputs import Inputs
 from xkv.cli.bench.workloads import Workload
 from xkv.launch import launch
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.params import CSR, TABLE, Build, View
 from xkv.platforms.detect import Platform
-from xkv.platforms.tuning import Kind, Tuning
+from xkv.platforms.tuning import AccessPattern, Tuning
 
 _COARSE_ROUNDS = 5
 _COARSE_SHARE = 0.5  # of a class's time
@@ -187,9 +187,17 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
         fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
         build = _build(at, point.form, fields, index[0])
-        plan = schedule(build, row, where)
-        blocks = plan.block, row.batch_block
-        key = *blocks, row.num_warps, row.early, plan.balance, plan.int64_tiles, point.size, point.form
+        plan = make_schedule(build, row, where)
+        blocks = plan.num_page_per_block, row.batch_block
+        key = (
+            *blocks,
+            row.num_warps,
+            row.pdl_trigger_early,
+            plan.balance,
+            plan.int64_tiles,
+            point.size,
+            point.form,
+        )
         if key not in seen:
             seen.add(key)
             if len(seen) % jobs == number:
@@ -226,7 +234,7 @@ def fine(each: Class) -> list[Point]:
 
 def in_use(each: Class, where: Platform) -> Tuning:
     """The class's row in use."""
-    row = dispatch.tuning_row(where, each.kind, each.max_batch or 1 << 16)
+    row = dispatch.tuning_row(where, each.access_pattern, each.max_batch or 1 << 16)
     return dataclasses.replace(row, max_batch=each.max_batch, provenance="swept")
 
 
@@ -234,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags: those of the search, and one for each field of a row."""
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = made.add_argument
-    add("--kinds", nargs="+", choices=get_args(Kind), default=get_args(Kind))
+    add("--access-patterns", nargs="+", choices=get_args(AccessPattern), default=get_args(AccessPattern))
     add("--minutes", type=float, default=6, help="of all classes together, about (default: %(default)s)")
     add("--keep", type=int, default=8, help="rows of the second stage (default: %(default)s)")
     add("--rounds", type=int, default=25, help="replays in the second stage (default: %(default)s)")
@@ -258,7 +266,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     where = xkv.platform()
     flags = {name: value for name in SWEPT if (value := getattr(args, name)) is not None}
-    classes = [each._replace(grid=each.grid | flags) for each in CLASSES if each.kind in args.kinds]
+    classes = [
+        each._replace(grid=each.grid | flags)
+        for each in CLASSES
+        if each.access_pattern in args.access_patterns
+    ]
     machine, date = timing.versions(), datetime.now(timezone.utc).strftime("%Y-%m-%d")
     precompile([(tune_rows.candidates(in_use(c, where), c.grid), fine(c)) for c in classes], args.jobs)
     rig, best, record = Sweep(classes, where), [], []

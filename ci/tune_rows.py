@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from xkv.cli.bench.records import geomean
 from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.params import CSR, TABLE
-from xkv.platforms.tuning import Kind, Tuning
+from xkv.platforms.tuning import AccessPattern, Tuning
 
 SMALL = 16  # requests; larger batches are the other class
 MAX_WARPS = 64  # per compute unit, at 32 lanes each
@@ -23,13 +23,13 @@ class Class(NamedTuple):
     """One class of tuning rows.
 
     Attributes:
-        kind: as in `xkv.platforms.tuning.Tuning`.
+        access_pattern: as in `xkv.platforms.tuning.Tuning`.
         max_batch: as there.
         sizes: page sizes in tokens; the coarse stage uses the first.
         grid: values to try for each field of a row.
     """
 
-    kind: Kind
+    access_pattern: AccessPattern
     max_batch: int | None
     sizes: tuple[int, ...]
     grid: dict[str, tuple[Any, ...]]
@@ -37,12 +37,12 @@ class Class(NamedTuple):
     @property
     def name(self) -> str:
         """The name that is printed."""
-        return f"{self.kind}, batch {f'<= {self.max_batch}' if self.max_batch else 'any'}"
+        return f"{self.access_pattern}, batch {f'<= {self.max_batch}' if self.max_batch else 'any'}"
 
     @property
     def forms(self) -> tuple[int, ...]:
         """The forms that its row builds, TABLE or CSR; the coarse stage uses the first."""
-        return {"token": (TABLE,), "stream": (CSR,)}.get(self.kind, (TABLE, CSR))
+        return {"contiguous": (TABLE,), "ragged": (CSR,)}.get(self.access_pattern, (TABLE, CSR))
 
     @property
     def loads(self) -> list[Workload]:
@@ -50,7 +50,9 @@ class Class(NamedTuple):
         return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
 
 
-SWEPT = [f.name for f in dataclasses.fields(Tuning) if f.name not in ("kind", "max_batch", "provenance")]
+SWEPT = [
+    f.name for f in dataclasses.fields(Tuning) if f.name not in ("access_pattern", "max_batch", "provenance")
+]
 
 
 def _grid(*texts: str) -> dict[str, tuple[Any, ...]]:
@@ -64,30 +66,36 @@ def values(text: str) -> tuple[Any, ...]:
 
 _EITHER = "true,false"
 CLASSES = (
-    Class("far", SMALL, (64, 32), _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "1", "16", "true")),
     Class(
-        "far", None, (64, 32),
+        "strided_far", SMALL, (64, 32),
+        _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "1", "16", "true"),
+    ),
+    Class(
+        "strided_far", None, (64, 32),
         _grid("256,512", "4", "4,8", "2,4", "2,4", "128,256,512", "1", "256", _EITHER),
     ),
-    Class("near", SMALL, (16,), _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "1", "16", "true")),
     Class(
-        "near", None, (16,),
+        "strided_near", SMALL, (16,),
+        _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "1", "16", "true"),
+    ),
+    Class(
+        "strided_near", None, (16,),
         _grid("512,1024", "4", "4,8", "2,4", "2,4", "256,512,1024", "1", "256", _EITHER),
     ),
     Class(
-        "token", SMALL, (1,),
+        "contiguous", SMALL, (1,),
         _grid("512,1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1", "16", "true"),
     ),
     Class(
-        "token", None, (1,),
+        "contiguous", None, (1,),
         _grid("1024,2048", "4,8", "4,8", "2,4,8", "4,8", "1024,2048", "1", "256", _EITHER),
     ),
     Class(
-        "stream", SMALL, (1,),
+        "ragged", SMALL, (1,),
         _grid("1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1,2", "16", "true"),
     ),
     Class(
-        "stream", None, (1,),
+        "ragged", None, (1,),
         _grid("2048", "4,8", "4", "4", "3,4,8", "1024,2048", "1,2,4", "256", "true"),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the host can check about arguments, without looking at device memory; those of an op, as a `Build`."""
+"""Checks arguments on the host, without reading device memory, and makes an op's `Build`."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ MAX_PAGE_SIZE = 1024
 
 
 def power_of_two(name: str, value: int) -> int:
-    """A power of two from 1 to 1024."""
+    """Returns ``value``, a power of two from 1 to 1024."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not 1 <= value <= MAX_PAGE_SIZE or value & (value - 1):
         raise ValueError(f"{name} must be a power of two from 1 to {MAX_PAGE_SIZE}, got {value}")
-    return plain(value)
+    return as_int(value)
 
 
 def integer(name: str, value: int, low: int, high: int) -> int:
-    """An int in [low, high]."""
+    """Returns ``value``, an int in [low, high]."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-    return plain(value)
+    return as_int(value)
 
 
-def plain(value: int) -> int:
-    """The same as an int: Triton and its launcher know none of a type of its own, as an IntEnum's."""
+def as_int(value: int) -> int:
+    """Returns a plain int: Triton and its launcher take no subclass, such as an IntEnum."""
     return value if type(value) is int else int(value)
 
 
 def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> Tensor:
-    """An int32 or int64 tensor of that rank, inner stride 1, on the device of ``like``."""
+    """Returns ``value``, an int32 or int64 tensor of this rank, inner stride 1, on the device of ``like``."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
-        kind = "a nested tensor" if value.is_nested else value.layout
-        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+        layout = "a nested tensor" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense tensor, got {layout}")
     if not _has_memory(value):
-        kind = type(value).__name__
-        raise TypeError(f"{name} must have memory of its own: no fake, batched or freed one, got a {kind}")
+        raise TypeError(
+            f"{name} must have memory of its own, not be fake, batched or freed, got a {type(value).__name__}"
+        )
     if value.dtype is not torch.int32 and value.dtype is not torch.int64:
         raise TypeError(f"{name} must be int32 or int64, got {value.dtype}")
     if value.dim() != rank:
@@ -56,32 +57,38 @@ def tensor(name: str, value: Tensor, rank: int, like: Tensor | None = None) -> T
 
 
 def _has_memory(value: Tensor) -> bool:
-    """Whether there is something at the tensor's address, or nothing to be there."""
-    if torch.compiler.is_dynamo_compiling() or value.is_meta:  # looked at when it runs; named by its device
+    """Whether the tensor has memory, or no elements."""
+    if (
+        torch.compiler.is_dynamo_compiling() or value.is_meta
+    ):  # checked when the graph runs; refused for its device
         return True
     try:
         return bool(value.data_ptr()) or value.numel() == 0
-    except RuntimeError:  # torch has no other way to ask
+    except RuntimeError:  # torch offers no other way to ask
         return False
 
 
 def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
-    """A `tensor` ``[rows]``."""
+    """Returns ``value``, a `tensor` ``[rows]``."""
     tensor(name, value, 1, like)
     if value.shape[0] != rows:
-        raise ValueError(f"{name} must have one entry a request, {rows} as in seq_lens, got {value.shape[0]}")
+        raise ValueError(
+            f"{name} must have {rows} entries, one per request as seq_lens, got {value.shape[0]}"
+        )
     return value
 
 
-def integers(name: str, value: int | Tensor, like: Tensor, rows: int, low: int, high: int) -> int | Tensor:
-    """An int in [low, high] for all rows, or a `per_row` with one for each."""
+def int_or_per_row(
+    name: str, value: int | Tensor, like: Tensor, rows: int, low: int, high: int
+) -> int | Tensor:
+    """Returns ``value``, an int in [low, high] for all rows or a `per_row` tensor."""
     if isinstance(value, torch.Tensor):
         return per_row(name, value, like, rows)
     return integer(name, value, low, high)
 
 
 def status_word(word: Tensor, like: Tensor) -> Tensor:
-    """One int64 on the device of ``like``; a user may have put anything there."""
+    """Returns ``word``, one int64 on the device of ``like``. A user may have assigned any tensor."""
     tensor("status.word", word, 1)
     if word.shape[0] != 1 or str(word.dtype) != "torch.int64":
         raise ValueError(f"status.word must be one int64, got {word.dtype} of shape {tuple(word.shape)}")
@@ -89,9 +96,9 @@ def status_word(word: Tensor, like: Tensor) -> Tensor:
 
 
 def source(req_to_token: Tensor, source_page_size: int) -> int:
-    """The table to read: 2-D, on a device that xkv runs on, not wider than positions go; and its unit."""
+    """Checks the source: rank 2, on a supported device, rows not too long. Returns ``source_page_size``."""
     tensor("req_to_token", req_to_token, 2)
-    # first of all: other devices share one data pointer (meta) or fail later with torch's own words
+    # checked first: meta tensors share one data pointer, other devices fail later with an error of torch's
     if req_to_token.device.type not in ("cpu", "cuda"):
         raise ValueError(
             "req_to_token must be on a GPU (torch device 'cuda', ROCm's too) or on the CPU, got"
@@ -107,7 +114,7 @@ def source(req_to_token: Tensor, source_page_size: int) -> int:
 
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
-    """A `tensor` with at least ``size`` entries in its first dimension that overlaps no input."""
+    """Returns ``out``, a `tensor` of at least ``size`` rows or entries that overlaps none of ``reads``."""
     tensor(name, out, rank, reads[0])
     if out.shape[0] < size:
         raise ValueError(f"{name} must have at least {size} rows or entries, got {out.shape[0]}")
@@ -116,7 +123,7 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
     if out.shape[-1] > INT32_MAX:
         raise ValueError(f"{name} must have at most {INT32_MAX} entries a row, got {out.shape[-1]}")
     if torch.compiler.is_dynamo_compiling():
-        return out  # there is no memory yet: the op looks again when it runs
+        return out  # no memory yet: the op checks again when the graph runs
     low, high = _extent(out)
     for other in reads:
         other_low, other_high = _extent(other)
@@ -129,26 +136,26 @@ def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) ->
 
 
 def _extent(x: Tensor) -> tuple[int, int]:
-    """The bytes from x's first element to past its last."""
+    """Returns the address of x's first element, and that past its last."""
     size = extent(x)
     start = x.data_ptr() if size else 0
     return start, start + size
 
 
 def extent(x: Tensor) -> int:
-    """How many bytes lie from x's first element to past its last."""
+    """Returns the number of bytes from x's first element to past its last."""
     if x.numel() == 0:
         return 0
     last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     return (last + 1) * x.element_size()
 
 
-def rows_or_all(value: int | Tensor) -> tuple[Tensor | None, int]:
-    """An argument that is one number for each row, or one for all: the tensor, and the number beside it."""
+def tensor_and_int(value: int | Tensor) -> tuple[Tensor | None, int]:
+    """Splits an argument: (tensor, 0) for one value per row, (None, int) for one value for all rows."""
     return (value, 0) if isinstance(value, Tensor) else (None, value)
 
 
-def common(
+def checked_build(
     req_to_token: Tensor,
     req_pool_indices: Tensor,
     seq_lens: Tensor,
@@ -165,7 +172,7 @@ def common(
     pad_to_multiple_of: int | None,
     status: Status | None,
 ) -> Build:
-    """The checks and fields that all ops share; `xkv.build_page_table` describes the arguments."""
+    """Checks the arguments that all ops share, which `xkv.build_page_table` describes; returns a `Build`."""
     page_size = power_of_two("page_size", page_size)
     source_page_size = source(req_to_token, source_page_size)
     tensor("seq_lens", seq_lens, 1, req_to_token)
@@ -177,7 +184,7 @@ def common(
         req_to_token, req_pool_indices, seq_lens, form, page_size, source_page_size,
         page_size if map_page_size is None else power_of_two("map_page_size", map_page_size), (),
     )  # fmt: skip
-    delta = integers("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
+    delta = int_or_per_row("seq_lens_delta", seq_lens_delta, req_to_token, batch, -ROW_MAX, ROW_MAX)
     if isinstance(delta, Tensor):
         build.seq_lens_delta_rows = delta
     else:

@@ -1,4 +1,4 @@
-"""From a platform to its tuning rows and backends: one dictionary, and the ways to look things up in it."""
+"""Looks up tuning rows and backend specs: by platform, access pattern and batch size, or by name."""
 
 from __future__ import annotations
 
@@ -10,68 +10,71 @@ from typing import TYPE_CHECKING, Any
 from . import cuda, rocm
 from .platforms.detect import Platform, platform
 from .platforms.specs import TRITON, BackendSpec
-from .platforms.tuning import CPU_ROWS, Kind, Tuning
+from .platforms.tuning import CPU_ROWS, AccessPattern, Tuning
 
 if TYPE_CHECKING:
     import torch
 
-VENDORS: dict[str, Any] = {"cuda": cuda, "hip": rocm}  # by the name of Triton's back end
+VENDORS: dict[str, Any] = {"cuda": cuda, "hip": rocm}  # by Triton's back-end name
 
 _log = logging.getLogger("xkv")
 
 
-def tuning_row(where: Platform, kind: Kind, batch: int) -> Tuning:
-    """Returns the first row that serves the batch: exact arch, then family, then vendor default.
+def tuning_row(target: Platform, access_pattern: AccessPattern, batch: int) -> Tuning:
+    """Returns the first row that serves the batch: of the exact arch, else the family, else the vendor.
 
     Args:
-        where: the device.
-        kind: see `xkv.platforms.tuning.kind_of`.
+        target: the device.
+        access_pattern: see `xkv.platforms.tuning.access_pattern`.
         batch: requests.
 
     Raises:
-        LookupError: a table without such a row; every table of xkv has them all.
+        LookupError: the arch's table has no such row. Every table of xkv has one for any batch.
     """
-    for row in _rows_of_kind(where, kind):
+    for row in _rows_of_pattern(target, access_pattern):
         if row.max_batch is None or batch <= row.max_batch:
             return row
-    raise LookupError(f"no tuning row for {kind} at batch {batch} on {where}")
+    raise LookupError(f"no tuning row for {access_pattern} at batch {batch} on {target}")
 
 
 @functools.cache
-def _rows_of_kind(where: Platform, kind: Kind) -> tuple[Tuning, ...]:
-    return tuple(row for row in rows_of(where)[1] if row.kind == kind)
+def _rows_of_pattern(target: Platform, access_pattern: AccessPattern) -> tuple[Tuning, ...]:
+    return tuple(row for row in rows_of(target)[1] if row.access_pattern == access_pattern)
 
 
 @functools.cache
-def rows_of(where: Platform) -> tuple[str, Sequence[Tuning]]:
-    """Whose rows serve a platform (an arch, or "cpu"), and the rows; a stand-in is logged once."""
-    vendor = VENDORS.get(where.vendor)
+def rows_of(target: Platform) -> tuple[str, Sequence[Tuning]]:
+    """Returns the arch whose rows serve a platform (or "cpu"), and the rows. Logs a substitute once."""
+    vendor = VENDORS.get(target.vendor)
     if vendor is None:
         return "cpu", CPU_ROWS
-    arch: str = where.arch
+    arch: str = target.arch
     if arch not in vendor.TUNING:
-        arch = vendor.family(where.arch) or vendor.DEFAULT_ARCH
-        if vendor.family(where.arch):
-            _log.info("xkv has no tuning rows for %s: using those of %s", where.arch, arch)
+        arch = vendor.family(target.arch) or vendor.DEFAULT_ARCH
+        if vendor.family(target.arch):
+            _log.info("xkv has no tuning rows for %s: using those of %s", target.arch, arch)
         else:
-            _log.warning("xkv does not know %s: using the tuning rows of %s", where.arch, arch)
+            _log.warning("xkv does not know %s: using the tuning rows of %s", target.arch, arch)
     return arch, vendor.TUNING[arch]
 
 
 def specs_of(vendor: str) -> dict[str, BackendSpec]:
-    """The specs that serve a vendor; on a CPU those of both, so that either can be prepared there."""
+    """Returns a vendor's specs by name; on a CPU both vendors', so that either can be developed there."""
     serving = [VENDORS[vendor]] if vendor in VENDORS else list(VENDORS.values())
     return {spec.name: spec for spec in (*(s for v in serving for s in v.SPECS), TRITON)}
 
 
 def backends(device: torch.device | str | int | None = None) -> tuple[BackendSpec, ...]:
-    """Lists the backends for the platform at hand.
+    """Returns the specs of the backends that run on a device. Does not sync.
 
     Args:
         device: as in `xkv.platform`.
 
     Returns:
-        Their specs; on a CPU those of both vendors.
+        The specs; on a CPU those of both vendors.
+
+    Raises:
+        UnsupportedPlatformError: as in `xkv.platform`.
 
     Examples:
         >>> import xkv
@@ -88,8 +91,8 @@ def backend(name: str, vendor: str) -> BackendSpec:
     """Returns the spec of that name.
 
     Raises:
-        TypeError: the name is none.
-        ValueError: there is none for this vendor; the message lists what there is.
+        TypeError: the name is not a str.
+        ValueError: the vendor has no such backend; the message lists those it has.
     """
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, got {type(name).__name__}")
@@ -98,5 +101,5 @@ def backend(name: str, vendor: str) -> BackendSpec:
         return have[name]
     known = ", ".join(have)
     if name in specs_of("cpu"):
-        raise ValueError(f"backend {name!r} does not run on {vendor!r}; there: {known}")
-    raise ValueError(f"backend {name!r} is unknown; on {vendor!r} there are: {known}")
+        raise ValueError(f"backend {name!r} does not run on {vendor!r}, which has: {known}")
+    raise ValueError(f"backend must be one of {known} on {vendor!r}, got {name!r}")

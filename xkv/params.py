@@ -1,27 +1,27 @@
-"""What one launch reads and writes, checked once: the kernel and the reference both take a `Build`."""
+"""`Build` describes one launch: what it reads and writes. The kernel and the torch reference both take it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .platforms.tuning import Kind, kind_of
+from .platforms.tuning import AccessPattern, access_pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TABLE = 0  # one padded row a request
+TABLE = 0  # one padded row per request
 CSR = 1  # one ragged stream of pages or tokens
-SLOTS = 2  # one ragged stream of the query tokens alone
+SLOTS = 2  # one ragged stream of the query tokens
 
 INT32_MAX = (1 << 31) - 1
-CAPACITY_MAX = INT32_MAX - (1 << 15)  # entries: a block's overshoot fits in int32
+CAPACITY_MAX = INT32_MAX - (1 << 15)  # entries: an index past the end by a tile fits in int32
 ROW_MAX = (1 << 28) - 1  # tokens in a row
-MAX_BATCH = 1 << 16  # requests: a grid's threads, all of them, then fit in 32 bits
-LENGTH_MAX = 1 << 28  # lengths are cut to it on reading: sums of four, and block ends, fit in int32
-ID_MAX = 1 << 48  # a larger id is none: id * page_size cannot wrap in int64
+MAX_BATCH = 1 << 16  # requests: the threads of a grid then fit in 32 bits
+LENGTH_MAX = 1 << 28  # lengths are clipped to it when read: sums of four, and tile ends, fit in int32
+ID_MAX = 1 << 48  # ids are below it, so that id * page_size cannot wrap in int64; others count as missing
 
-# what a build writes beside the ids, and how many entries more than the batch has each of them
+# outputs of a build other than the ids, and how many entries each has beyond one per request
 OUTPUTS = {
     "kv_indptr": 1,
     "kv_last_page_len": 0,
@@ -34,24 +34,24 @@ OUTPUTS = {
 
 @dataclass(slots=True)
 class View:
-    """One output of a build and the part of each row that it shows.
+    """One output of a build, and the part of each row that it shows.
 
     Attributes:
-        out: where the ids go. Table: ``[>= batch, width]``, inner stride 1; CSR and slots: ``[capacity]``.
+        out: the ids. Table: ``[>= batch, width]``, inner stride 1; CSR and slots: ``[capacity]``.
         kv_start: first token of each row, ``[batch]`` int, or None for 0.
-        window: how many tokens up to its own a query token sees, or None for all. A row shows what all of its
-            query tokens see: the last ``window + q - 1`` tokens of one that has q of them.
+        window: tokens that a query token sees, itself included, or None for all. A row with q query tokens
+            shows its last ``window + q - 1`` tokens: what all of them see.
         token_map: token id -> token id, ``[n]`` int, -1 for none.
         page_map: page id -> page id, in pages of ``map_page_size`` tokens, ``[m]`` int, -1 for none.
         cache_seqlens: tokens from the first entry's first token to the row's end, ``[batch]`` int32.
-        cu_seqlens_k: prefix sums of those, ``[batch + 1]`` int32. Tables only.
+        cu_seqlens_k: prefix sums of ``cache_seqlens``, ``[batch + 1]`` int32. Tables only.
         kv_indptr: prefix sums of the entries, ``[batch + 1]`` int32. CSR only.
         kv_last_page_len: tokens in each row's last page, ``[batch]`` int32.
-        cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32, or int64 as SGLang's Triton
-            backend has them. First view only.
+        cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32, or int64 for SGLang's Triton
+            backend. First view only.
         kv_start_offset: tokens of each row's first page before the row's first token, ``[batch]`` int32.
             Tables and CSR.
-        max_entries: host bound of the entries of a row or the stream; None: what ``out`` has room for.
+        max_entries: host bound of the entries of a row or the stream. None: the capacity of ``out``.
     """
 
     out: Tensor
@@ -79,42 +79,41 @@ class View:
 
 @dataclass(slots=True)
 class Build:
-    """One launch: the source, the batch, one or two views, and what stands in where no id is.
+    """One launch: the source, the batch, one or two views, and the values for missing ids and padding.
 
     Attributes:
-        req_to_token: the source, ``[rows, width]`` int32 or int64, inner stride 1; an entry is the id
-            of ``source_page_size`` tokens.
+        req_to_token: the source, ``[rows, width]`` int32 or int64, inner stride 1; an entry is the id of
+            ``source_page_size`` tokens.
         req_pool_indices: source row of each request, ``[batch]`` int32 or int64.
         seq_lens: tokens of each request, ``[batch]`` int32 or int64.
         form: TABLE, CSR or SLOTS.
-        page_size: tokens an output id stands for, a power of two.
-        source_page_size: tokens a source entry stands for, a power of two.
-        map_page_size: tokens an entry of a page map stands for, a power of two.
+        page_size: tokens per output id, a power of two.
+        source_page_size: tokens per source entry, a power of two.
+        map_page_size: tokens per entry of a page map, a power of two.
         views: one view, or two of the same form and page size.
-        max_seq_len: tokens, host bound of every length: what is longer is cut and reported; None: what the
-            source holds.
+        max_seq_len: tokens, host bound of every length; a longer row is cut and reported. None: the
+            width of the source.
         seq_lens_delta: tokens added to every length.
         seq_lens_delta_rows: tokens added to each length, ``[batch]`` int, or None.
         query_lens: query tokens of each request, ``[batch]`` int, or None.
-        query_sign: how often ``query_lens`` is added to the lengths: -1, 0 or 1.
-        query_len: query tokens of every request, where ``query_lens`` is None.
-        min_seq_len: lengths written are at least this; what has no token holds ``missing_id``.
+        query_sign: -1, 0 or 1: ``query_lens`` times this is added to the lengths.
+        query_len: query tokens of every request, if ``query_lens`` is None.
+        min_seq_len: lengths written are at least this; entries without a token hold ``missing_id``.
         min_last_page_len: last page lengths written are at least this.
-        window_is_prefix_only: windows end where the row does, however many query tokens there are: their
-            reader gets the query tokens' keys from elsewhere.
-        starts_are_aligned: report a row whose ``kv_start`` is inside a page: its reader cannot skip the
-            tokens of that page before it.
-        pad_value: what is written past the live entries, or None to leave them.
-        pad_to_multiple_of: entries; the fill ends with the tile that holds the last live entry (or with the
-            first tile of an empty row); None: with the row or the stream.
-        missing_id: what is written where a live token has no id.
+        window_is_prefix_only: windows do not grow with the query tokens: the attention kernel gets the
+            query tokens' keys from elsewhere.
+        starts_are_aligned: report a row whose ``kv_start`` is inside a page: the attention kernel cannot
+            skip the tokens of that page before it.
+        pad_value: written past the live entries; None: those entries are left unwritten.
+        pad_to_multiple_of: entries; padding ends at the next multiple of it, and at the first for an empty
+            row. None: at the end of the row or the stream.
+        missing_id: written for a live token without an id.
         report_missing: report a live token without an id.
-        sums_given: the first view's prefix sums are the caller's, as far as they stand before the launch:
-            a stream's rows begin where ``kv_indptr``, ``[batch]`` int32 or int64, says, which is read and
-            not written (such a stream has no tail, no other sums and no status), and the leading 0 of
-            ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written. Nobody vouches for them: a row that begins
-            before 0 is not written, what is past the stream's end is cut, and an entry that several rows
-            claim has the value of one of them.
+        indptr_is_input: ``kv_indptr`` of the first view, ``[batch]`` int32 or int64, is read, not written: it
+            says where each row of a stream begins. Such a stream has no padding, no other prefix sums and
+            no status. In tables, the leading 0 of ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
+            The values are not trusted: a row that begins before 0 is not written, what is past the stream's
+            end is cut, and where rows overlap an entry has the value of one of them.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -140,7 +139,7 @@ class Build:
     pad_to_multiple_of: int | None = None
     missing_id: int = -1
     report_missing: bool = True
-    sums_given: bool = False
+    indptr_is_input: bool = False
     status: Tensor | None = None
 
     @property
@@ -149,23 +148,23 @@ class Build:
         return int(self.seq_lens.shape[0])
 
     @property
-    def kind(self) -> Kind:
-        """Which tuning rows serve it."""
-        return kind_of(self.page_size, self.source_page_size, stream=self.form != TABLE)
+    def access_pattern(self) -> AccessPattern:
+        """Selects the tuning rows."""
+        return access_pattern(self.page_size, self.source_page_size, ragged=self.form != TABLE)
 
     @property
     def source_tokens(self) -> int:
-        """Tokens a row of the source has room for."""
+        """Tokens that a row of the source has room for."""
         return min(int(self.req_to_token.shape[1]) * self.source_page_size, ROW_MAX)
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that a row may show: what the source has room for, and the host allows."""
-        most = self.source_tokens
-        return most if self.max_seq_len is None else min(most, self.max_seq_len)
+        """Tokens that a row may show: the width of the source, or the host's bound if that is less."""
+        tokens = self.source_tokens
+        return tokens if self.max_seq_len is None else min(tokens, self.max_seq_len)
 
-    def reach(self, view: View) -> int | None:
-        """Last tokens of a row that a window shows, as far as the host knows: `query_lens` adds to it."""
+    def window_tokens(self, view: View) -> int | None:
+        """Last tokens of a row that a window shows, without what the device adds for ``query_lens``."""
         if view.window is None or self.query_lens is not None or self.window_is_prefix_only:
             return view.window
         return view.window + max(self.query_len, 1) - 1
@@ -179,19 +178,19 @@ class Build:
 
     @property
     def writes_sums(self) -> bool:
-        """Whether anything beside the ids is written: lengths, prefix sums or the status word."""
+        """Whether anything other than ids is written: lengths, prefix sums or the status word."""
         if self.status is not None:
             return True
-        names = [name for name in OUTPUTS if not (self.sums_given and name == "kv_indptr")]
+        names = [name for name in OUTPUTS if not (self.indptr_is_input and name == "kv_indptr")]
         return any(getattr(view, name) is not None for view in self.views for name in names)
 
     def arguments(self) -> dict[str, Any]:
-        """The kernel's arguments by name, all but how the work is dealt out and the constexpr.
+        """Returns the kernel's arguments by name, without ``own_tiles`` and the constexpr.
 
-        What is not asked for is None, and so no argument of the compiled kernel at all: a launch
-        costs less, and the constant bank that every program reads first stays small.
+        An unused argument is None, so that it is no argument of the compiled kernel: a launch costs less,
+        and the constant bank that every program reads first stays small.
         """
-        source, tail, queries = self.req_to_token, self.pad_value is not None, self.query_lens
+        source, padded, queries = self.req_to_token, self.pad_value is not None, self.query_lens
         cu_q = self.views[0].cu_seqlens_q
         first = _view_arguments(self, self.views[0])
         other = _view_arguments(self, self.views[1]) if len(self.views) == 2 else dict.fromkeys(first)
@@ -199,44 +198,46 @@ class Build:
         return {
             "src_ptr": source, "src_stride": source.stride(0), "src_rows": source.shape[0],
             "src_tokens": self.max_tokens,
-            **_words("rows", self.req_pool_indices), **_words("lens", self.seq_lens), "batch": self.batch,
-            **_words("delta", self.seq_lens_delta_rows), "delta": self.seq_lens_delta,
-            **_words("query", queries), "query_sign": None if queries is None else self.query_sign,
+            **_int32_words("rows", self.req_pool_indices), **_int32_words("lens", self.seq_lens),
+            "batch": self.batch,
+            **_int32_words("delta", self.seq_lens_delta_rows), "delta": self.seq_lens_delta,
+            **_int32_words("query", queries), "query_sign": None if queries is None else self.query_sign,
             "query_len": self.query_len if cu_q is not None and queries is None else None,
             **first, "cu_q_ptr": cu_q,
-            **{second(name): value for name, value in other.items()},
+            **{second_view(name): value for name, value in other.items()},
             "min_len": self.min_seq_len or None,
             "min_last": self.min_last_page_len if wants_last else None,
-            "tail": (self.pad_to_multiple_of or INT32_MAX) if tail else None, "pad_value": self.pad_value,
+            "pad_multiple": (self.pad_to_multiple_of or INT32_MAX) if padded else None,
+            "pad_value": self.pad_value,
             "missing_id": self.missing_id,
             "report_missing": None if self.status is None else int(self.report_missing),
             "status_ptr": self.status,
         }  # fmt: skip
 
 
-def second(name: str) -> str:
-    """The kernel's name for the second view's argument: out2_ptr, capacity2."""
+def second_view(name: str) -> str:
+    """The name of the second view's kernel argument: out_ptr -> out2_ptr, capacity -> capacity2."""
     return f"{name[:-4]}2_ptr" if name.endswith("_ptr") else f"{name}2"
 
 
-def _words(name: str, x: Tensor | None) -> dict[str, Any]:
-    """A vector of int32 or int64 as one of int32, and how many of those an entry has.
+def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
+    """A vector of int32 or int64 as one of int32, and its stride in int32: 1, or 2 for int64.
 
     One compiled kernel reads both; nothing is copied.
     """
     import torch
 
-    step = 1
+    stride = 1
     if x is not None and x.dtype is not torch.int32:
-        # a single entry may come with any stride
-        x, step = x.as_strided(x.shape, (1,)).view(torch.int32), 2
-    return {f"{name}_ptr": x, f"{name}_step": None if x is None else step}
+        # a vector of one entry may have any stride
+        x, stride = x.as_strided(x.shape, (1,)).view(torch.int32), 2
+    return {f"{name}_ptr": x, f"{name}_stride": None if x is None else stride}
 
 
 def _view_arguments(build: Build, view: View) -> dict[str, Any]:
     token_map, page_map = view.token_map, view.page_map
     return {
-        **_words("start", view.kv_start), "window": build.reach(view),
+        **_int32_words("start", view.kv_start), "window": build.window_tokens(view),
         "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
         "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
         "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,

@@ -1,4 +1,4 @@
-"""Compiling and loading, before serving, what calls of an op can need."""
+"""`xkv.warmup`: compiles and loads, before serving, the kernels that calls of an op can need."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ _OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
 
 
 def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
-    """Compiles and loads all that calls like this one can need, without making it.
+    """Compiles and loads every kernel that calls like this one can need, without a launch.
 
-    After it no call of that op compiles or loads that has the same page sizes and the same arguments
-    given, whatever their batch, widths, strides, lengths, and int dtypes of ``[batch]`` arguments. It takes
-    a second or so a kernel where Triton has none in its cache on disk, and does nothing on a CPU. An
-    op's own ``Raises`` hold; syncs as that op does.
+    After it, calls of that op with the same page sizes, and None for the same arguments, do not compile or
+    load, whatever their batch size, widths, strides, lengths, and int dtypes of ``[batch]`` arguments. It
+    takes about a second per kernel that is not in Triton's cache on disk, and does nothing on a CPU. Syncs
+    if the op does; not for capture.
 
     Args:
         op: `xkv.build_page_table`, `xkv.build_kv_indices` or `xkv.build_slot_mapping`.
-        *args: the op's.
-        **options: the op's. Nothing is written to ``out``.
+        *args: the op's positional arguments.
+        **options: the op's keyword arguments. Nothing is written to ``out``.
 
     Returns:
-        How many kernels were not there before.
+        The number of kernels that were newly loaded.
+
+    Raises:
+        TypeError: ``op`` is not one of the three, or as the op raises it.
+        ValueError: as the op raises it.
 
     Examples:
         A CPU has nothing to compile:
@@ -42,7 +46,7 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     if not any(op is getattr(ops, name) for name in _OPS):
         got = getattr(op, "__name__", type(op).__name__)
         raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
-    op_calls.forget()  # a call that is known would be made
+    op_calls.forget()  # a cached call would be launched
     with launch.compile_only() as builds:
         op(*args, **options)
     return sum(compile.warm(build, None) for build in builds)

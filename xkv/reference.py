@@ -1,6 +1,6 @@
-"""The same as kernel/entry.py in plain torch, obviously right: the oracle, and what CPU tensors get.
+"""The same as the Triton kernel in plain torch: the oracle in tests, and the path for CPU tensors.
 
-Line for line it follows the formula in kernel/entry.py's docstring. It allocates and, on a GPU, syncs.
+Written to be obviously right. It allocates and, on a GPU, syncs.
 """
 
 from __future__ import annotations
@@ -28,81 +28,80 @@ class _Rows(NamedTuple):
 
 
 def run(build: Build) -> None:
-    """Builds what ``build`` says, in place.
+    """Runs a build: writes its outputs.
 
     Args:
-        build: the checked request; all its tensors on one device.
+        build: the checked build, with all its tensors on one device.
     """
-    with torch.inference_mode():  # in which both its own tensors and others may be written to
+    with torch.inference_mode():  # in it both inference tensors and others may be written to
         for view in build.views:
             _run_view(build, view)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _to_int64(x: Tensor) -> Tensor:
     return x.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
 
 
-def _describe(build: Build, view: View) -> _Rows:
+def _load_rows(build: Build, view: View) -> _Rows:
     page_size = build.page_size
     delta = torch.full_like(build.seq_lens, build.seq_lens_delta, dtype=torch.int64)
     if build.seq_lens_delta_rows is not None:
-        delta = delta + _wide(build.seq_lens_delta_rows)
-    length = _wide(build.seq_lens) + delta
-    asked = torch.zeros_like(length)
+        delta = delta + _to_int64(build.seq_lens_delta_rows)
+    length = _to_int64(build.seq_lens) + delta
+    query_len = torch.zeros_like(length)
     if build.query_lens is not None:
-        asked = _wide(build.query_lens)
-        length = length + asked * build.query_sign
-    query = asked.clamp(min=0)
+        query_len = _to_int64(build.query_lens)
+        length = length + query_len * build.query_sign
+    query = query_len.clamp(min=0)
     row = build.req_pool_indices.to(torch.int64)
-    known = (row >= 0) & (row < build.req_to_token.shape[0])
-    end = torch.where(known, length.clamp(0, build.max_tokens), 0)
+    row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
+    end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
 
     reason = torch.zeros_like(length)
 
-    def blame(where: Tensor, why: Reason) -> None:
+    def report_first(where: Tensor, why: Reason) -> None:
         reason[(reason == 0) & where] = int(why)
 
-    blame(~known & (length > 0), Reason.BAD_ROW)
-    blame(end != length, Reason.BAD_LENGTH)
+    report_first(~row_exists & (length > 0), Reason.BAD_ROW)
+    report_first(end != length, Reason.BAD_LENGTH)
     if build.form == SLOTS:
-        blame((asked < 0) | (asked > length), Reason.BAD_QUERY)
+        report_first((query_len < 0) | (query_len > length), Reason.BAD_QUERY)
         return _Rows(row, length - query, length - query, end, query, end, query, reason)
 
-    start, inside = torch.zeros_like(end), torch.zeros_like(known)
+    start, unaligned = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
-        reach = torch.full_like(end, build.reach(view) or 0)
+        window = torch.full_like(end, build.window_tokens(view) or 0)
         if build.query_lens is not None and not build.window_is_prefix_only:
-            # from what the first query token sees on; where the query tokens are taken off the length, the
-            # delta stands for them
+            # the window begins with what the first query token sees; if the query tokens are subtracted from
+            # the length, the delta adds them back
             span = torch.maximum(query, delta) if build.query_sign < 0 else query
-            reach = reach + span.clamp(min=1) - 1
-        start = (end - reach).clamp(min=0)
+            window = window + span.clamp(min=1) - 1
+        start = (end - window).clamp(min=0)
     if view.kv_start is not None:
-        wanted = _wide(view.kv_start)
-        blame((wanted < 0) | (wanted > length.clamp(min=0)), Reason.BAD_START)
-        inside = (wanted > start) & (wanted < end) & (wanted % page_size != 0)
-        start = torch.maximum(start, wanted).minimum(end)
-    blame(asked < 0, Reason.BAD_QUERY)
+        kv_start = _to_int64(view.kv_start)
+        report_first((kv_start < 0) | (kv_start > length.clamp(min=0)), Reason.BAD_START)
+        unaligned = (kv_start > start) & (kv_start < end) & (kv_start % page_size != 0)
+        start = torch.maximum(start, kv_start).minimum(end)
+    report_first(query_len < 0, Reason.BAD_QUERY)
     first = start // page_size * page_size
     kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
     if build.form == TABLE:
         width = view.capacity(TABLE)
-        blame(items > width, Reason.TRUNCATED)
+        report_first(items > width, Reason.TRUNCATED)
         items = items.clamp(max=width)
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
-        blame(inside, Reason.UNALIGNED_START)
+        report_first(unaligned, Reason.UNALIGNED_START)
     return _Rows(row, first, start, end, items, kv_len, query, reason)
 
 
 def _run_view(build: Build, view: View) -> None:
     batch, form, page_size = build.batch, build.form, build.page_size
     capacity = view.capacity(form)
-    rows = _describe(build, view)
+    rows = _load_rows(build, view)
     offset = rows.items.cumsum(0) - rows.items  # where each row begins in the stream
-    given = build.sums_given
-    if given and form != TABLE and view.kv_indptr is not None:
+    if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         offset = view.kv_indptr[:batch].to(torch.int64)
     kept = rows.items if form == TABLE else (capacity - offset).clamp(min=0).minimum(rows.items)
     kept = torch.where(offset < 0, 0, kept)
@@ -112,7 +111,7 @@ def _run_view(build: Build, view: View) -> None:
     report.add(every, rows.reason)
     report.add(every[kept < rows.items], Reason.TRUNCATED)
 
-    # one element for every entry that is written
+    # one element per written entry
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
     t = rows.first[b] + j * page_size
@@ -129,17 +128,17 @@ def _run_view(build: Build, view: View) -> None:
     if form == TABLE:
         if build.pad_value is not None:
             column = torch.arange(capacity, device=out.device)
-            tail = column >= kept[:, None]
-            tail &= column < _written(kept, build.pad_to_multiple_of, capacity)[:, None]
-            out[:batch][tail] = build.pad_value
+            padding = column >= kept[:, None]
+            padding &= column < _padded_end(kept, build.pad_to_multiple_of, capacity)[:, None]
+            out[:batch][padding] = build.pad_value
         out[b, j] = value.to(out.dtype)
     else:
         total = kept.sum()
         if build.pad_value is not None:
-            out[total : _written(total, build.pad_to_multiple_of, capacity)] = build.pad_value
+            out[total : _padded_end(total, build.pad_to_multiple_of, capacity)] = build.pad_value
         out[offset[b] + j] = value.to(out.dtype)
 
-    if not (given and form != TABLE):
+    if form == TABLE or not build.indptr_is_input:
         _prefix_sums(view.kv_indptr, rows.items, capacity)
     if view.cache_seqlens is not None:
         view.cache_seqlens[:batch] = kv_len.to(torch.int32)
@@ -150,23 +149,25 @@ def _run_view(build: Build, view: View) -> None:
         offset = torch.where(rows.start < rows.end, rows.start - rows.first, 0)
         view.kv_start_offset[:batch] = offset.to(torch.int32)
     if view.cu_seqlens_k is not None:
-        report.add(every[_prefix_sums(view.cu_seqlens_k, kv_len, given=given)], Reason.OVERFLOW)
+        over = _prefix_sums(view.cu_seqlens_k, kv_len, write_zero=not build.indptr_is_input)
+        report.add(every[over], Reason.OVERFLOW)
     if view.cu_seqlens_q is not None:
-        strided = torch.full_like(rows.query, build.query_len)
-        query = strided if build.query_lens is None else rows.query
-        report.add(every[_prefix_sums(view.cu_seqlens_q, query, given=given)], Reason.OVERFLOW)
+        same = torch.full_like(rows.query, build.query_len)
+        query = same if build.query_lens is None else rows.query
+        over = _prefix_sums(view.cu_seqlens_q, query, write_zero=not build.indptr_is_input)
+        report.add(every[over], Reason.OVERFLOW)
     report.write()
 
 
-def _written(items: Tensor, tile: int | None, capacity: int) -> Tensor:
-    """How far a row or a stream is written: to the end of its tile, and at least one tile."""
-    if tile is None:
+def _padded_end(items: Tensor, multiple: int | None, capacity: int) -> Tensor:
+    """Where the padding of a row or a stream ends: at a multiple, at least the first. None: at the end."""
+    if multiple is None:
         return torch.full_like(items, capacity)
-    return ((items.clamp(min=1) + tile - 1) // tile * tile).clamp(max=capacity)
+    return ((items.clamp(min=1) + multiple - 1) // multiple * multiple).clamp(max=capacity)
 
 
 def _page_of(build: Build, view: View, row: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The page of token ``t`` of a source row; whether there is one; whether a map was too short."""
+    """Returns the page of token ``t`` of a source row, whether there is one, whether a map is too short."""
     entry = build.req_to_token[row, t // build.source_page_size].to(torch.int64)
     found = (entry >= 0) & (entry < ID_MAX)
     outside = torch.zeros_like(found)
@@ -187,18 +188,20 @@ def _page_of(build: Build, view: View, row: Tensor, t: Tensor) -> tuple[Tensor, 
     return page, found, outside
 
 
-def _prefix_sums(out: Tensor | None, terms: Tensor, limit: int = INT32_MAX, *, given: bool = False) -> Tensor:
-    """Writes ``[0, t0, t0 + t1, ...]``, cut at ``limit``, the 0 unless given; returns where it was cut."""
+def _prefix_sums(
+    out: Tensor | None, terms: Tensor, limit: int = INT32_MAX, *, write_zero: bool = True
+) -> Tensor:
+    """Writes ``[0, t0, t0 + t1, ...]``, clipped to ``limit``; returns which sums were clipped."""
     sums = terms.cumsum(0)
     if out is not None:
-        if not given:
+        if write_zero:
             out[0] = 0
         out[1 : terms.shape[0] + 1] = sums.clamp(max=limit).to(torch.int32)
     return sums > limit
 
 
 class _Report:
-    """The smallest (row, reason), as the kernel keeps it."""
+    """Keeps the smallest (row, reason), like the kernel."""
 
     def __init__(self, status: Tensor | None) -> None:
         self.status = status

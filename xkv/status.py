@@ -1,4 +1,4 @@
-"""The device status word: what a build had to cut, read only when asked."""
+"""The device status word: builds report rows that they cut to it; the host reads it on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CLEAN = (1 << 63) - 1
 
 
 class Reason(IntEnum):
-    """Why a row was cut. Of several at one row the smallest is reported.
+    """Why a row was cut. If a row has several reasons, the smallest is reported.
 
     Examples:
         >>> import xkv
@@ -41,7 +41,7 @@ _MEANING = {
     Reason.BAD_QUERY: "its query length is negative, or beyond its length in a slot mapping; it was cut",
     Reason.TRUNCATED: "the output has no room for all of it; it was cut",
     Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
-    Reason.BAD_MAP: "an id lies outside token_map or page_map; missing_id was written",
+    Reason.BAD_MAP: "an id is outside token_map or page_map; missing_id was written",
     Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it was cut there",
     Reason.UNALIGNED_START: "its kv_start is inside a page, and the backend cannot skip the tokens of that"
     " page before it; they are shown",
@@ -49,7 +49,11 @@ _MEANING = {
 
 
 class Violation(NamedTuple):
-    """The first offending row of the batch and the reason.
+    """The first row of the batch that was cut, and the reason.
+
+    Attributes:
+        row: index in the batch.
+        reason: the smallest reason of that row.
 
     Examples:
         >>> import torch
@@ -72,7 +76,7 @@ class Violation(NamedTuple):
 
 
 class StatusError(RuntimeError):
-    """What `Status.check` raises; ``violation`` says which row and why.
+    """Raised by `Status.check`; ``violation`` has the row and the reason.
 
     Examples:
         >>> import torch
@@ -96,13 +100,13 @@ class StatusError(RuntimeError):
 
 
 class Status:
-    """One word on the device that builds report to; sticky until cleared.
+    """A word on the device that builds report cut rows to. It keeps a report until it is cleared.
 
-    Pass it as ``status=`` to any op. It keeps the smallest row over all builds since it was cleared,
-    and of that row the smallest reason. Safe in CUDA and HIP graphs.
+    Pass it as ``status=`` to any op. Of all builds since it was cleared it keeps the smallest row, and the
+    smallest reason of that row. Safe in CUDA and HIP graphs.
 
     Args:
-        device: where the builds run.
+        device: the device of the builds.
 
     Attributes:
         word: ``[1]`` int64 on ``device``.
@@ -127,20 +131,20 @@ class Status:
         try:
             where = torch.device(device)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"device must be one that torch knows, got {device!r}") from error
+            raise ValueError(f"device must be a torch device, got {device!r}") from error
         if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device must be there, got {where} of {torch.cuda.device_count()} GPU(s)")
+            raise ValueError(f"device must be one of {torch.cuda.device_count()} GPU(s), got {where}")
         self.word = torch.full((1,), _CLEAN, dtype=torch.int64, device=where)
 
     @classmethod
     def of(cls, word: torch.Tensor) -> Status:
-        """The status whose word this is."""
+        """Returns a status with this word."""
         status = cls.__new__(cls)
         status.word = word
         return status
 
     def clear(self) -> None:
-        """Forgets what was reported. Does not sync."""
+        """Clears the word. Does not sync; safe in a CUDA or HIP graph."""
         self.word.fill_(_CLEAN)
 
     def read(self) -> Violation | None:
@@ -149,10 +153,10 @@ class Status:
         return None if word == _CLEAN else Violation(word // 256, Reason(word % 256))
 
     def check(self) -> None:
-        """Clears the word and raises what it said, if anything. Syncs; not for capture.
+        """Raises if a row was reported since the last clear, and clears the word. Syncs; not for capture.
 
         Raises:
-            StatusError: a row had to be cut or a live token has no id.
+            StatusError: a row was cut, or a live token has no id.
         """
         violation = self.read()
         if violation is not None:

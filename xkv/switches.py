@@ -1,4 +1,4 @@
-"""Switches in the environment: unset, empty and "0" are off, all else is on."""
+"""Boolean environment variables: unset, empty and "0" are off, any other value is on."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def on(name: str) -> bool:
-    """Whether the environment variable of that name is on, as of now."""
+    """Whether the environment variable is on. Read at every call."""
     return os.environ.get(name, "0") not in ("", "0")

@@ -1,8 +1,8 @@
-"""The ops as PyTorch knows them: what `torch.compile` puts into its graph in place of a launch.
+"""Registers the ops with `torch.library`: `torch.compile` puts them into its graph in place of a launch.
 
-It traces the public ops themselves: checks of kinds and shapes become guards of the graph, and what a call
-allocates, the graph allocates. An op of the graph is the public op with ``out``, so that what only real
-memory shows is checked when it runs. Eager calls do not come here: the dispatcher costs more than a launch.
+torch.compile traces the public ops: checks of dtypes and shapes become guards of the graph, and the graph
+makes the ops' allocations. An op of the graph is the public op with ``out``, so that checks that need real
+memory are made when it runs. Eager calls bypass the dispatcher, which costs more than a launch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from .params import CSR, SLOTS, TABLE, Build
 from .status import Status
 
-# Where PyTorch keeps the ops: "xkv", or the name that this copy of the package was loaded under, so that
-# several copies in one process, as the Kernel Hub's loader makes them, register apart.
+# The namespace in torch.ops: "xkv", or the name that this copy of the package was loaded under, so that
+# several copies in one process, as the Kernel Hub's loader makes them, do not collide.
 NAMESPACE = re.sub(r"\W", "_", __package__)
 
-# Every op's first arguments, and its last; between them stand what it reads and writes of its own.
+# The schema of every op begins with these tensors and ends with these numbers.
 _TENSORS = (
     "Tensor req_to_token, Tensor req_pool_indices, Tensor seq_lens, Tensor? seq_lens_deltas,"
     " Tensor? token_map, Tensor? page_map, Tensor(z!)? status"
@@ -30,7 +30,7 @@ _NUMBERS = (
     "SymInt source_page_size, SymInt seq_lens_delta, SymInt map_page_size, SymInt? missing_id,"
     " SymInt? pad_value, SymInt? pad_to_multiple_of"
 )
-# By form: those, and numbers of its own.
+# By form: the op's own tensors, between those, and its own numbers, after them.
 _OWN = {
     TABLE: (
         "Tensor? kv_start, Tensor(a!) out, Tensor(b!)? kv_start_offset",
@@ -43,11 +43,11 @@ _OWN = {
     ),
     SLOTS: ("Tensor query_lens, Tensor(a!) out", ""),
 }
-_OPS: dict[int, Any] = {}  # what `register` made, by form
+_OPS: dict[int, Any] = {}  # the registered ops, by form
 
 
 def run(build: Build) -> None:
-    """Puts the checked build of one op into the graph that is being traced."""
+    """Adds a checked build to the graph that is being traced, as a call of its registered op."""
     view = build.views[0]
     tensors: list[Any] = [
         build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows,
@@ -73,12 +73,12 @@ def run(build: Build) -> None:
 
 
 def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | None = None) -> None:
-    """Registers a public op with PyTorch, as one that writes to tensors that it is given and returns nothing.
+    """Registers a public op with PyTorch, as one that writes into its arguments and returns nothing.
 
     Args:
         form: TABLE, CSR or SLOTS.
         op: the public op.
-        outputs: makes of several outputs what it takes as ``out``; None: there is one.
+        outputs: combines the op's outputs into its ``out``. None: it has one output.
     """
 
     def call(
@@ -100,8 +100,8 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
     tensors, more = _OWN[form]
     name = f"{NAMESPACE}::{op.__name__}"
     schema = f"({_TENSORS}, {tensors}, *, {_NUMBERS}{more}) -> ()"
-    # not custom_op, whose wrapper costs ten times as much at every call; and not needs_exact_strides, with
-    # which torch 2.13 cannot order the code of a new table of one row
+    # not custom_op, whose wrapper costs ten times as much per call; not needs_exact_strides, with which torch
+    # 2.13 fails to order the generated code for a new table of one row
     torch.library.define(name, schema, tags=torch.Tag.needs_fixed_stride_order)
     torch.library.impl(name, ("cpu", "cuda"), call)
     torch.library.register_fake(name, lambda *tensors, **numbers: None)

@@ -20,14 +20,14 @@ from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.launch import launch
 from xkv.params import CSR, TABLE
 from xkv.platforms.detect import Platform
-from xkv.platforms.tuning import Kind, Tuning
+from xkv.platforms.tuning import AccessPattern, Tuning
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("far", 16, 64, 4, 8, 2, 8, 64, 1, 16, False, "swept")
+A = Tuning("strided_far", 16, 64, 4, 8, 2, 8, 64, 1, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)
@@ -36,21 +36,23 @@ HOPPER = Platform("cuda", "sm90", 32, 132)
 
 def test_classes() -> None:
     """Every row of a vendor's table has its class, and every workload is in one of each kind."""
-    assert [(each.kind, each.max_batch) for each in tune_rows.CLASSES] == [
-        (row.kind, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
+    assert [(each.access_pattern, each.max_batch) for each in tune_rows.CLASSES] == [
+        (row.access_pattern, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
     ]
-    for kind in get_args(Kind):
-        small, large = (each for each in tune_rows.CLASSES if each.kind == kind)
+    for pattern in get_args(AccessPattern):
+        small, large = (each for each in tune_rows.CLASSES if each.access_pattern == pattern)
         assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
         assert sorted([*small.loads, *large.loads]) == sorted(WORKLOADS)
-    assert set(tune_rows.SWEPT) | {"kind", "max_batch", "provenance"} == {
+    assert set(tune_rows.SWEPT) | {"access_pattern", "max_batch", "provenance"} == {
         field.name for field in dataclasses.fields(Tuning)
     }
 
 
 @pytest.mark.parametrize("each", tune_rows.CLASSES, ids=lambda each: each.name)
 def test_candidates(each: tune_rows.Class) -> None:
-    base = dataclasses.replace(A, kind=each.kind, max_batch=each.max_batch, num_page_per_block=8)
+    base = dataclasses.replace(
+        A, access_pattern=each.access_pattern, max_batch=each.max_batch, num_page_per_block=8
+    )
     rows = tune_rows.candidates(base, each.grid)
     assert rows[0] == base
     assert len(set(rows)) == len(rows) > 6
@@ -99,8 +101,10 @@ def test_source() -> None:
 def test_values() -> None:
     assert tune_rows.values("4,8") == (4, 8)
     assert tune_rows.values("true,false") == (True, False)
-    args = tune.parser().parse_args(["--num-warps", "1,2", "--kinds", "token", "--blocks-per-program", "2"])
-    assert (args.num_warps, args.kinds, args.blocks_per_program) == ((1, 2), ["token"], (2,))
+    args = tune.parser().parse_args(
+        ["--num-warps", "1,2", "--access-patterns", "contiguous", "--tiles-per-program", "2"]
+    )
+    assert (args.num_warps, args.access_patterns, args.tiles_per_program) == ((1, 2), ["contiguous"], (2,))
     assert args.batch_block is None
 
 
@@ -167,9 +171,10 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     monkeypatch.setattr(timing, "versions", lambda: machine)
     file = tmp_path / "tune.json"
     flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
-    flags += ["--batch-block", "16", "--kinds", "far", "--keep", "1"]
-    flags += ["--blocks-per-program", "2", "--balanced-per-cu", "2", "--balanced-block", "16"]
-    flags += ["--early", "false", "--minutes", "inf"]  # nothing is left out, however slow the machine
+    flags += ["--batch-block", "16", "--access-patterns", "strided_far", "--keep", "1"]
+    flags += ["--tiles-per-program", "2", "--balanced-per-cu", "2", "--balanced-num-page-per-block", "16"]
+    # nothing is left out, however slow the machine
+    flags += ["--pdl-trigger-early", "false", "--minutes", "inf"]
     assert tune.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())

@@ -139,15 +139,15 @@ def test_tuning_rows(found: Platform, origin: str, rows, printed, gpus, caplog) 
     at = lines.index(f"tuning rows of {found.arch}: {origin}")
     table = lines[at + 2 :]
     assert len(table) == len(rows)
-    assert lines[at + 1].startswith("kind batch num_page_per_block num_warps ")
-    for kind in ("token", "stream", "near", "far"):
+    assert lines[at + 1].startswith("access_pattern batch num_page_per_block num_warps ")
+    for pattern in ("contiguous", "ragged", "strided_near", "strided_far"):
         least = 1
-        for row in (row for row in rows if row.kind == kind):
+        for row in (row for row in rows if row.access_pattern == pattern):
             span = f"{least} and more" if row.max_batch is None else f"{least} to {row.max_batch}"
-            (line,) = (line for line in table if line.startswith(f"{kind} {span} "))
-            assert line.startswith(f"{kind} {span} {row.num_page_per_block} {row.num_warps} ")
+            (line,) = (line for line in table if line.startswith(f"{pattern} {span} "))
+            assert line.startswith(f"{pattern} {span} {row.num_page_per_block} {row.num_warps} ")
             assert line.endswith(f" {row.provenance}")
-            assert dispatch.tuning_row(found, kind, least) == row
+            assert dispatch.tuning_row(found, pattern, least) == row
             least = (row.max_batch or 0) + 1
 
 

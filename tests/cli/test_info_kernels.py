@@ -64,9 +64,9 @@ def test_every_op_and_backend(printed) -> None:
     names = [*ops, "build_slot_mapping 1", *backends]
     assert [(row["of"], row["batch"]) for row in rows] == [(n, b) for n in names for b in ("1", "256")]
     for row in rows:
-        tuned = dispatch.tuning_row(GPUS["gfx942"], row["kind"], int(row["batch"]))
+        tuned = dispatch.tuning_row(GPUS["gfx942"], row["access_pattern"], int(row["batch"]))
         assert row["waves"] == f"{tuned.num_warps} x 64"
-        assert row["block"] == str(tuned.balanced_block)
+        assert row["NUM_PAGE_PER_BLOCK"] == str(tuned.balanced_num_page_per_block)
         assert int(row["asked"]) == tuned.num_warps * kernels.asked(tuned)
         streams = {"aiter_mla 1": "0/8", "triton 1": "0/7", "build_slot_mapping 1": "0/7"}
         assert row["spills"] in ("0/0", streams.get(row["of"]))
@@ -76,7 +76,7 @@ def test_every_op_and_backend(printed) -> None:
         assert int(row["load"]) >= 4
         assert int(row["code"]) > 1000
         # where entries lie side by side, a lane takes four of them at a time, or two where ids are int64
-        if row["kind"] == "token":
+        if row["access_pattern"] == "contiguous":
             narrow = row["of"] in ("build_slot_mapping 1", "triton 1")
             assert (row["load"], row["store"]) == ("8" if narrow else "16", "16")
 

@@ -43,8 +43,15 @@ def backend(name: str, *bases: str, within: str = warmup._WITHIN, **fields: Any)
 
 def signature(build: Build) -> Any:
     """What a compiled kernel depends on."""
-    kinds = [compile._kind(x) for x in build.arguments().values()]
-    return (build.form, build.page_size, build.pad_value is not None, build.sums_given, build.kind, *kinds)
+    kinds = [compile._argument_signature(x) for x in build.arguments().values()]
+    return (
+        build.form,
+        build.page_size,
+        build.pad_value is not None,
+        build.indptr_is_input,
+        build.access_pattern,
+        *kinds,
+    )
 
 
 def calls(act: Callable[[], Any]) -> list[Any]:

@@ -69,7 +69,7 @@ def test_what_triton_calls_is_recorded(kind: type[Launcher]) -> None:
     for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
         before[at] = size
     given = ([4, None, "C"],) if call.nested else (4, None, "C")
-    call.raw(*before, *given)
+    call.launcher(*before, *given)
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, 4, None, "C")
     ours, tritons = run.calls
     if call.nested:
@@ -106,7 +106,7 @@ def test_triton_has_a_call_we_know(vendor: str, name: str, monkeypatch: pytest.M
     for at, size in zip((*call.grid_at, call.stream_at), (3, 2, 1, 99), strict=True):
         before[at] = size
     args = [1, None, 2, "C"]
-    call.raw(*before, *([args] if call.nested else args))
+    call.launcher(*before, *([args] if call.nested else args))
     run(3, 2, 1, 99, 7, ("packed",), None, None, None, *args)
     ours, tritons = ([*map(_listed, one)] for one in calls)
     assert ours == tritons

@@ -208,7 +208,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a float": ({"page_size": 64.0}, TypeError, "page_size must be an int, got float"),
     "a list": ({"page_size": [64]}, TypeError, "page_size must be an int, got list"),
     "a bool for a delta": ({"seq_lens_delta": True}, TypeError, "seq_lens_delta must be an int, got bool"),
-    "no room": ({"max_seq_len": 641}, ValueError, "out is too narrow"),
+    "no room": ({"max_seq_len": 641}, ValueError, "out must be wide enough"),
     "a bound of another type": ({"max_seq_len": 64.0}, TypeError, "max_seq_len must be an int"),
     "rank": ({"rows": torch.zeros(3, 1, dtype=torch.int64)}, ValueError, "req_pool_indices must have 1"),
     "stride": ({"rows": torch.zeros(6, dtype=torch.int64)[::2]}, ValueError, "inner stride of 1"),
@@ -297,15 +297,17 @@ def test_a_cpu_call_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.memory, "inputs_on_host", lambda _: False)
-    assert op_calls._signature.cache_info().maxsize == op_calls._MOST <= 1 << 14
-    entries = cache.Entries()
-    build = SimpleNamespace(kind="near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1))
-    recorded = SimpleNamespace(
-        fast_path=True, schedule=SimpleNamespace(balance=False, int64_tiles=False), row=None, first=0
+    assert op_calls._signature.cache_info().maxsize == op_calls._MAX_SIGNATURES <= 1 << 14
+    entries = cache.LaunchCache()
+    build = SimpleNamespace(
+        access_pattern="strided_near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1)
     )
-    for n in range(3 * cache.MOST_ENTRIES):
-        assert entries.made(n, build, recorded, (), ()) is not None
-        assert len(entries) <= cache.MOST_ENTRIES
+    recorded = SimpleNamespace(
+        fast_path=True, schedule=SimpleNamespace(balance=False, int64_tiles=False), tuning=None, first=0
+    )
+    for n in range(3 * cache.MAX_ENTRIES):
+        assert entries.add(n, build, recorded, (), ()) is not None
+        assert len(entries) <= cache.MAX_ENTRIES
 
 
 def freed(x: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,8 @@ PER_ROW += [((TABLE, CSR), "kv_start", more) for more in ({}, {"out": None})]
 for ops, name, more in PER_ROW:
     for rows in (0, 1, 3):
         refuse(
-            ops, ValueError, f"{name} must have one entry a request",
-            "2 as in seq_lens", f"got {rows}", name=f"{rows} rows",
+            ops, ValueError, f"{name} must have 2 entries",
+            "one per request as seq_lens", f"got {rows}", name=f"{rows} rows",
             **{name: lambda g, rows=rows: g["seq_lens"].new_zeros(rows)}, **more,
         )  # fmt: skip
     refuse(
@@ -234,7 +234,7 @@ refuse(
     (TABLE,), ValueError, "out must have at least 2 rows", "got 1", name="a row short",
     **swap("out", lambda x: x[:1]),
 )  # fmt: skip
-refuse((TABLE,), ValueError, "out is too narrow", "4 pages of 16", "max_seq_len=65", max_seq_len=65)
+refuse((TABLE,), ValueError, "out must be wide enough", "max_seq_len=65", "4 pages of 16", max_seq_len=65)
 refuse(
     (TABLE,), ValueError, "out's rows must not overlap", "got strides (0, 1)", name="one row",
     **swap("out", lambda x: x[:1].expand(2, 4)),
@@ -260,7 +260,7 @@ refuse(
     **swap("out", lambda out: out.kv_indices),
 )  # fmt: skip
 refuse(
-    (CSR,), ValueError, "out.kv_indices is too short", "9 entries of 16", "max_tokens=145",
+    (CSR,), ValueError, "out.kv_indices must be long enough", "max_tokens=145", "9 entries of 16",
     max_tokens=145,
 )  # fmt: skip
 for field in KVIndices._fields:

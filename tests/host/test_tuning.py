@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from xkv import cuda, dispatch, rocm
 from xkv.dispatch import tuning_row as lookup
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
 from xkv.platforms.tuning import Tuning
 
-KINDS = get_args(tuning.Kind)
+PATTERNS = get_args(tuning.AccessPattern)
 MAX_BATCH = 65536
 WARP_SIZE = {"cuda": 32, "hip": 64}
 TABLES = {("cuda", arch): rows for arch, rows in cuda.TUNING.items()}
 TABLES |= {("hip", arch): rows for arch, rows in rocm.TUNING.items()}
 TABLES |= {("cpu", "cpu"): tuning.CPU_ROWS}
 ROWS = [
-    pytest.param(vendor, row, id=f"{arch}-{row.kind}-{row.max_batch}")
+    pytest.param(vendor, row, id=f"{arch}-{row.access_pattern}-{row.max_batch}")
     for (vendor, arch), rows in TABLES.items()
     for row in rows
 ]
@@ -51,8 +51,8 @@ def forget() -> None:
             value.cache_clear()
 
 
-COUNTS = (("programs", "cu"), ("blocks", "program"), ("balanced", "cu"))
-GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 1, 256, True, "made up")
+COUNTS = (("programs", "cu"), ("tiles", "program"), ("balanced", "cu"))
+GOOD = Tuning("strided_far", None, 256, 4, 8, 4, 4, 256, 1, 256, True, "made up")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ GOOD = Tuning("far", None, 256, 4, 8, 4, 4, 256, 1, 256, True, "made up")
         *(("num_warps", x) for x in (0, -1, 3, 12, 32)),
         *(("batch_block", x) for x in (0, -16, 5, 100)),
         *((f"{name}_per_{of}", x) for name, of in COUNTS for x in (0, -8)),
-        ("balanced_blocks", 0),
+        ("balanced_own_tiles", 0),
     ],
 )
 def test_bad_row(field: str, value: int) -> None:
@@ -89,7 +89,7 @@ def test_archs() -> None:
 def test_row_of_a_table(vendor: str, row: Tuning) -> None:
     assert row.num_warps * WARP_SIZE.get(vendor, 1) <= 1024
     assert row.provenance.strip()
-    assert row.kind in KINDS
+    assert row.access_pattern in PATTERNS
     assert row.max_batch is None or 1 <= row.max_batch < MAX_BATCH
 
 
@@ -103,29 +103,29 @@ def batches_of(rows: Any) -> list[int]:
 def test_every_batch_is_served_and_no_row_is_idle(vendor: str, arch: str) -> None:
     rows = TABLES[vendor, arch]
     served = []
-    for kind in KINDS:
+    for pattern in PATTERNS:
         for batch in batches_of(rows):
-            row = lookup(gpu(vendor, arch), kind, batch)
-            assert row.kind == kind
-            bounds = [r.max_batch or MAX_BATCH for r in rows if r.kind == kind]
+            row = lookup(gpu(vendor, arch), pattern, batch)
+            assert row.access_pattern == pattern
+            bounds = [r.max_batch or MAX_BATCH for r in rows if r.access_pattern == pattern]
             assert (row.max_batch or MAX_BATCH) == min(n for n in bounds if n >= batch)
             served.append(row)
     assert set(served) == set(rows)
 
 
 def records(caplog: pytest.LogCaptureFixture, platform: Platform) -> list[logging.LogRecord]:
-    """What looking up every kind and batch logs."""
+    """What looking up every pattern and batch logs."""
     with caplog.at_level(logging.DEBUG, "xkv"):
-        for kind in KINDS:
+        for pattern in PATTERNS:
             for batch in (1, 2, 300, 1, MAX_BATCH):
-                lookup(platform, kind, batch)
+                lookup(platform, pattern, batch)
     return caplog.records
 
 
 @pytest.mark.parametrize(("vendor", "arch"), TABLES)
 def test_exact_arch_is_silent(vendor: str, arch: str, caplog: pytest.LogCaptureFixture) -> None:
     assert records(caplog, gpu(vendor, arch)) == []
-    rows = [lookup(gpu(vendor, arch), kind, 1) for kind in KINDS]
+    rows = [lookup(gpu(vendor, arch), pattern, 1) for pattern in PATTERNS]
     assert set(rows) <= set(TABLES[vendor, arch])
 
 
@@ -141,7 +141,7 @@ UNKNOWN += [("hip", a) for a in ("gfx90a", "gfx1100", "gfx1250")]
 
 def same(a: Platform, b: Platform) -> bool:
     """Whether two platforms are served alike."""
-    return all(lookup(a, k, n) == lookup(b, k, n) for k in KINDS for n in (1, 17, 400, MAX_BATCH))
+    return all(lookup(a, k, n) == lookup(b, k, n) for k in PATTERNS for n in (1, 17, 400, MAX_BATCH))
 
 
 @pytest.mark.parametrize(("vendor", "arch", "family"), FAMILY)
@@ -173,15 +173,18 @@ def test_cpu_under_an_override_keeps_the_interpreters_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page_size", "source_page_size", "kind"),
-    [(1, 1, "token"), (1, 64, "token"), (16, 64, "token"), (64, 64, "token"), (2, 1, "near"),
-     (16, 1, "near"), (64, 16, "near"), (1024, 64, "near"), (32, 1, "far"), (64, 1, "far")],
-)  # fmt: skip
-def test_kind(page_size: int, source_page_size: int, kind: str) -> None:
+    ("page_size", "source_page_size", "pattern"),
+    [
+        *((*sizes, "contiguous") for sizes in [(1, 1), (1, 64), (16, 64), (64, 64)]),
+        *((*sizes, "strided_near") for sizes in [(2, 1), (16, 1), (64, 16), (1024, 64)]),
+        *((*sizes, "strided_far") for sizes in [(32, 1), (64, 1)]),
+    ],
+)
+def test_access_pattern(page_size: int, source_page_size: int, pattern: str) -> None:
     """How far apart the source entries are that neighbouring items read."""
-    assert tuning.kind_of(page_size, source_page_size) == kind
-    stream = tuning.kind_of(page_size, source_page_size, stream=True)
-    assert stream == ("stream" if kind == "token" else kind)
+    assert tuning.access_pattern(page_size, source_page_size) == pattern
+    stream = tuning.access_pattern(page_size, source_page_size, ragged=True)
+    assert stream == ("ragged" if pattern == "contiguous" else pattern)
 
 
 # Shapes for which nothing is allocated, up to what an engine could ask for and beyond.
@@ -235,8 +238,8 @@ def most_items(build: Build) -> int:
 @settings(max_examples=500)
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
-    row = lookup(where, build.kind, build.batch)
-    (x, y, z), block, direct, balance, _ = schedule(build, row, where)
+    row = lookup(where, build.access_pattern, build.batch)
+    (x, y, z), block, direct, balance, _ = make_schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
     assert z == len(build.views)

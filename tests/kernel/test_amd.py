@@ -24,7 +24,7 @@ from xkv import dispatch, rocm
 from xkv.cli.check import hostile
 from xkv.cli.check.kinds import Kind, kinds
 from xkv.cli.kernels.compiling import compiled
-from xkv.launch import launch
+from xkv.launch import grid, launch
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
@@ -40,10 +40,15 @@ pytestmark = [
 I32, I64 = torch.int32, torch.int64
 UNITS = {"gfx942": 304, "gfx950": 256}  # compute units of MI300X and MI355X
 FORMS = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
-PAGE_SIZES = {"token": 1, "stream": 1, "near": 16, "far": 64}
-FORMS_OF = {"token": (TABLE,), "stream": (CSR, SLOTS), "near": (TABLE, CSR), "far": (TABLE, CSR)}
+PAGE_SIZES = {"contiguous": 1, "ragged": 1, "strided_near": 16, "strided_far": 64}
+FORMS_OF = {
+    "contiguous": (TABLE,),
+    "ragged": (CSR, SLOTS),
+    "strided_near": (TABLE, CSR),
+    "strided_far": (TABLE, CSR),
+}
 # blocks small enough, and compute units few enough, that small cases cross blocks and help each other out
-SMALL = Tuning("far", None, 16, 1, 2, 1, 2, 16, 1, 16, False, "test")
+SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, False, "test")
 arches = pytest.mark.parametrize("arch", rocm.TUNING)
 rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 
@@ -80,19 +85,22 @@ def test_curated(
 @arches
 @pytest.mark.parametrize(
     ("n", "form"),
-    [(n, form) for n, row in enumerate(rocm.TUNING["gfx942"]) for form in FORMS_OF[row.kind]],
+    [(n, form) for n, row in enumerate(rocm.TUNING["gfx942"]) for form in FORMS_OF[row.access_pattern]],
 )
 def test_every_row_balanced(n: int, form: int, arch: str) -> None:
     """Rows so long, on so small a GPU, that they need each other's programs, with the real blocks."""
     row, where = rocm.TUNING[arch][n], Platform("hip", arch, 64, 1)
-    P = PAGE_SIZES[row.kind]
-    most = row.num_page_per_block * row.blocks_per_program + row.balanced_block * row.balanced_blocks
+    P = PAGE_SIZES[row.access_pattern]
+    most = (
+        row.num_page_per_block * row.tiles_per_program
+        + row.balanced_num_page_per_block * row.balanced_own_tiles
+    )
     case = Case("", lambda P: [3, (most + 5) * P - 1, 0, P * 40])
     build = make(case, form, P, 1, I32, "cpu")
     if form == SLOTS:
         build.query_lens = build.seq_lens.clone()
         build.views[0].out = building.guarded_1d(int(build.seq_lens.sum()), I32, "cpu")
-    assert launch.schedule(build, row, where).balance
+    assert grid.make_schedule(build, row, where).balance
     executing.check(build, row, where)
 
 
@@ -297,4 +305,4 @@ def modes(builder: xkv.MetadataBuilder, pool: torch.Tensor, lens: torch.Tensor) 
 
 def test_every_arch_has_its_units_and_rows() -> None:
     assert [*UNITS] == [*rocm.TUNING]
-    assert len({tuple(row.kind for row in found) for found in rocm.TUNING.values()}) == 1
+    assert len({tuple(row.access_pattern for row in found) for found in rocm.TUNING.values()}) == 1

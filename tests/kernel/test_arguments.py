@@ -23,7 +23,7 @@ def test_the_signature() -> None:
     [
         (args.Request, [args.Request._fields]),
         (args.Policy, [args.Policy._fields]),
-        (args.View, [args.View._fields, (*map(params.second, args.View._fields[:-1]), None)]),
+        (args.View, [args.View._fields, (*map(params.second_view, args.View._fields[:-1]), None)]),
     ],
 )
 def test_each_group_is_built_of_its_own_names(group: Any, expected: list[tuple[str | None, ...]]) -> None:

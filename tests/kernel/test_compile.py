@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from compiling import GPUS, HEAVY, KINDS, forms_of, need
+from compiling import GPUS, HEAVY, PATTERNS, forms_of, need
 
 from xkv import dispatch
 from xkv.cli.kernels import asked
@@ -14,7 +14,7 @@ from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import Resources, read
 from xkv.cli.kernels.units import UNITS, programs, scheduler_warps
 from xkv.cli.kernels.variants import meta, plain
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.params import CSR, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
@@ -39,18 +39,20 @@ ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compile
 
 
 def cases() -> list[Any]:
-    """Every form with the largest row of its kind; every other row with the first form of its kind.
+    """Every form with the largest row of its access pattern; every other row with the pattern's first form.
 
     The full product is larger by half, and one row differs from the next in block sizes alone.
     """
     found: dict[str, Any] = {}
     for arch, where in GPUS.items():
-        for kind in KINDS:
-            rows = sorted((r for r in dispatch.rows_of(where)[1] if r.kind == kind), key=size, reverse=True)
+        for pattern in PATTERNS:
+            rows = sorted(
+                (r for r in dispatch.rows_of(where)[1] if r.access_pattern == pattern), key=size, reverse=True
+            )
             forms = [
                 (name, make)
                 for name, make in forms_of(where).items()
-                if is_for(make(2), kind) and not (name in HEAVY and arch in ALIKE)
+                if is_for(make(2), pattern) and not (name in HEAVY and arch in ALIKE)
             ]
             for n, (name, make) in enumerate(forms):
                 for row in rows if n == 0 else rows[:1]:
@@ -59,8 +61,8 @@ def cases() -> list[Any]:
     return list(found.values())
 
 
-def is_for(build: Build, kind: str) -> bool:
-    return build.kind == kind
+def is_for(build: Build, pattern: str) -> bool:
+    return build.access_pattern == pattern
 
 
 def size(row: Tuning) -> tuple[int, int, int]:
@@ -112,7 +114,7 @@ def batch_of(row: Tuning) -> int:
 def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> None:
     need(where)
     build = make(batch_of(row))
-    balance = schedule(build, row, where).balance
+    balance = make_schedule(build, row, where).balance
     assert balance, "the case is to hold all of the kernel's code"
     kernel = compiled(build, row, where)
     used = examine(kernel, where, row, name, heavy=name in HEAVY)
@@ -162,13 +164,18 @@ def buffer_offsets(text: str) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("arch", ["sm90", "sm120", "gfx942", "gfx950"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_small_storages(arch: str, kind: str) -> None:
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_small_storages(arch: str, pattern: str) -> None:
     """What Triton knows about alignment and size changes the code; it must fit then too."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, kind, 256)
-    form, page_size = {"far": (TABLE, 64), "near": (TABLE, 16), "token": (TABLE, 1), "stream": (CSR, 1)}[kind]
+    row = dispatch.tuning_row(where, pattern, 256)
+    form, page_size = {
+        "strided_far": (TABLE, 64),
+        "strided_near": (TABLE, 16),
+        "contiguous": (TABLE, 1),
+        "ragged": (CSR, 1),
+    }[pattern]
     build = plain(form, page_size, 1, 256, storage=0)
     examine(compiled(build, row, where), where, row)
 
@@ -178,10 +185,10 @@ def test_short_rows(arch: str) -> None:
     """Rows that one pass writes: there is no other in the code."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "far", 4)
+    row = dispatch.tuning_row(where, "strided_far", 4)
     build = plain(TABLE, 64, 1, 4)
     build.views[0].out = meta(4, 16)
-    balance = schedule(build, row, where).balance
+    balance = make_schedule(build, row, where).balance
     assert not balance
     examine(compiled(build, row, where), where, row)
 
@@ -191,7 +198,7 @@ def test_it_waits_for_the_kernel_before_it(arch: str) -> None:
     """Launched before the engine's kernel has ended, it touches no memory until it has."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "far", 256)
+    row = dispatch.tuning_row(where, "strided_far", 256)
     ptx = compiled(plain(TABLE, 64, 1, 256), row, where).asm["ptx"]
     access = re.search(r"\b(ld|st|atom|red)\.global", ptx)
     assert access is not None

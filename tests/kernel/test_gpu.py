@@ -10,7 +10,7 @@ from cases import CASES, make
 import xkv
 from xkv import reference
 from xkv.launch import launch
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.params import CSR, SLOTS, TABLE, Build, View
 
 pytestmark = pytest.mark.gpu
@@ -112,11 +112,11 @@ def test_cost_follows_live_tokens() -> None:
     from xkv import dispatch
 
     where = xkv.platform("cuda")
-    row = dispatch.tuning_row(where, "far", 256)
+    row = dispatch.tuning_row(where, "strided_far", 256)
     for capacity in (1 << 17, 1 << 20):
         source = torch.empty(1, 1, dtype=torch.int32, device="cuda").expand(1, capacity)
         lens = torch.zeros(256, dtype=torch.int64, device="cuda")
         out = torch.empty(1, dtype=torch.int32, device="cuda").expand(256, capacity // 64)
         build = Build(source, lens, lens, TABLE, 64, 1, 64, (View(out),))
-        grid = schedule(build, row, where).grid
+        grid = make_schedule(build, row, where).grid
         assert grid[0] * grid[1] <= where.compute_units * row.programs_per_cu + 256

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.kernel
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # blocks small enough that small cases cross them; the tables' own rows come on top
 ROWS = [
-    tuning.Tuning("far", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
-    tuning.Tuning("far", None, 8, 4, 1, 2, 1, 8, 2, 4, False, "test"),
+    tuning.Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
+    tuning.Tuning("strided_far", None, 8, 4, 1, 2, 1, 8, 2, 4, False, "test"),
 ]
 
 
@@ -79,7 +79,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("block", [1 << n for n in range(13)])
 def test_any_block_size(block: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("far", None, block, 4, 2, 1, 2, block, 1, 16, False, "test")
+    row = tuning.Tuning("strided_far", None, block, 4, 2, 1, 2, block, 1, 16, False, "test")
     lens = 5 if block < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -93,8 +93,10 @@ def test_every_tuning_row(arch: str, device: str) -> None:
     from xkv import cuda, rocm
 
     rows = {**cuda.TUNING, **rocm.TUNING}[arch]
-    for row in {(r.num_page_per_block, r.balanced_block, r.batch_block): r for r in rows}.values():
-        page_size = {"far": 64, "near": 16}.get(row.kind, 1)
+    for row in {
+        (r.num_page_per_block, r.balanced_num_page_per_block, r.batch_block): r for r in rows
+    }.values():
+        page_size = {"strided_far": 64, "strided_near": 16}.get(row.access_pattern, 1)
         check(make(CASES["skewed"], TABLE, page_size, 1, torch.int32, device), row, device)
         check(make(CASES["odd lengths"], CSR, page_size, 1, torch.int32, device), row, device)
 
@@ -110,7 +112,7 @@ def test_random(seed: int, device: str) -> None:
     rng = random.Random(seed)
     build = building.random_build(rng, device, hostile=seed % 2 == 1)
     row = tuning.Tuning(
-        "far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
+        "strided_far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
         rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([1, 1, 2, 4]),
         rng.choice([4, 16]), False, "test",
     )  # fmt: skip
@@ -140,7 +142,7 @@ def test_twice_the_same(device: str) -> None:
 
 def test_blocks_counted_in_int64(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where batch times width passes 2**31 blocks, which no test has the memory for."""
-    plain = launch.schedule
-    monkeypatch.setattr(launch, "schedule", lambda *args: plain(*args)._replace(int64_tiles=True))
+    plain = launch.make_schedule
+    monkeypatch.setattr(launch, "make_schedule", lambda *args: plain(*args)._replace(int64_tiles=True))
     for form in (TABLE, CSR):
         check(make(CASES["skewed"], form, 16, 1, torch.int32, device), ROWS[1], device)

@@ -14,7 +14,7 @@ from test_kernel import NAMES, ROWS, check
 
 import xkv
 from xkv import Reason, reference
-from xkv.launch import launch
+from xkv.launch import grid, launch
 from xkv.params import CSR, SLOTS, TABLE, Build, View
 from xkv.platforms.detect import Platform
 
@@ -134,12 +134,12 @@ def test_stream_that_just_fits(device: str) -> None:
 @pytest.mark.parametrize("blocks", [1, 9], ids=["balanced", "direct"])
 def test_stream_beyond_31_bits(blocks: int, device: str) -> None:
     """Rows that would begin past 2**31 entries, in a stream with room for a few."""
-    row = dataclasses.replace(ROWS[0], blocks_per_program=blocks)
+    row = dataclasses.replace(ROWS[0], tiles_per_program=blocks)
     build = plain(CSR, device, [2**28 - 1024] * 10, [0] * 10, 20)
     build.req_to_token = torch.arange(2**18 - 1, dtype=torch.int32, device=device)[None]
     build.source_page_size, build.page_size = 1024, 1
     if device == "cpu":  # a GPU has programs enough
-        assert launch.schedule(build, row, xkv.platform(device)).balance == (blocks == 1)
+        assert grid.make_schedule(build, row, xkv.platform(device)).balance == (blocks == 1)
     check(build, row, device)
 
 

@@ -118,7 +118,7 @@ def given_sums(begins: list[int], lens: list[int]) -> Build:
     source, rows = torch.arange(800, dtype=torch.int32).view(2, 400), torch.arange(len(lens)) % 2
     view = View(building.guarded_1d(700, torch.int32, "cpu"), kv_indptr=torch.tensor(begins))
     return Build(
-        source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), report_missing=False, sums_given=True
+        source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), report_missing=False, indptr_is_input=True
     )
 
 

@@ -46,7 +46,7 @@ def test_no_number_is_specialised(arch: str) -> None:
     """Nothing compiles while serving, whatever sizes, strides, lengths and options come by."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "far", 1)
+    row = dispatch.tuning_row(where, "strided_far", 1)
     keys = []
     for n in (0, 1, 2, 16, 17, 4096, 65536):
         build = everything(64, n)
@@ -68,7 +68,7 @@ def test_nor_is_where_a_tensor_lies(arch: str) -> None:
     """Views into larger buffers, aligned or not, of any storage size, meet the same kernel."""
     where = GPUS[arch]
     need(where)
-    row = dispatch.tuning_row(where, "far", 16)
+    row = dispatch.tuning_row(where, "strided_far", 16)
     keys = []
     for storage, shift in ((0, 0), (BIG, 0), (0, 1), (BIG, 1)):
         build = plain(TABLE, 64, 1, 16, storage=storage)

@@ -22,7 +22,7 @@ from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 
 I32, I64 = torch.int32, torch.int64
-KINDS = get_args(tuning.Kind)
+PATTERNS = get_args(tuning.AccessPattern)
 GPUS = {arch: unit.platform for arch, unit in UNITS.items()}
 
 

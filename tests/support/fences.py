@@ -35,7 +35,7 @@ def fence(build: Build, behind: bool) -> Build:
     def copies(of: Build | View) -> dict[str, torch.Tensor]:
         found = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
         tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
-        read = {"kv_indptr"} if build.sums_given and build.form != TABLE else set()
+        read = {"kv_indptr"} if build.indptr_is_input and build.form != TABLE else set()
         written = {*WRITTEN, "status"} - read
         return {name: fenced(x, behind) for name, x in tensors.items() if name not in written}
 

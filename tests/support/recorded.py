@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from xkv.launch import compile, launch
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.platforms.detect import platform
 
 
@@ -32,15 +32,15 @@ class Recorded:
 
     def __init__(self, build: Any, launched: list[list[Any]] | None = None) -> None:
         where = platform(build.req_to_token.device)
-        self.row = launch.tuned(build, where)
-        self.schedule = schedule(build, self.row, where)
+        self.tuning = launch.tuned(build, where)
+        self.schedule = make_schedule(build, self.tuning, where)
         self.call = self.args = arguments(build)
         self.launched: list[list[Any]] = []
         self._all = [] if launched is None else launched
 
-    def filled(self, at: Any, values: Any, grid: Any) -> tuple[list[Any], list[Any]]:
+    def make_call(self, positions: Any, values: Any, grid: Any) -> tuple[list[Any], list[Any]]:
         call = self.args.copy()
-        for n, value in zip(at, values, strict=True):
+        for n, value in zip(positions, values, strict=True):
             call[n] = value
         call[:3] = grid
         return call, call
@@ -53,7 +53,7 @@ class Recorded:
 def arguments(build: Any) -> list[Any]:
     """The call of a build that nothing is remembered of."""
     where = platform(build.req_to_token.device)
-    plan = schedule(build, launch.tuned(build, where), where)
+    plan = make_schedule(build, launch.tuned(build, where), where)
     values = [x if x is None or type(x) is int else x.data_ptr() for x in compile.arguments(build, plan)]
     return [*plan.grid, *values]
 

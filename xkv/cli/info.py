@@ -166,17 +166,17 @@ def _origin(where: Platform) -> str:
 
 
 def _rows(where: Platform) -> Iterator[list[str]]:
-    """The rows that `dispatch.tuning_row` gives, one for every kind and class of batch sizes."""
+    """The rows that `dispatch.tuning_row` gives, one for every access pattern and class of batch sizes."""
     fields = [f.name for f in dataclasses.fields(tuning.Tuning)]
-    fields = [name for name in fields if name not in ("kind", "max_batch")]
-    yield ["kind", "batch", *fields]
-    for kind in get_args(tuning.Kind):
+    fields = [name for name in fields if name not in ("access_pattern", "max_batch")]
+    yield ["access_pattern", "batch", *fields]
+    for pattern in get_args(tuning.AccessPattern):
         batch: int | None = 1
         while batch is not None:
-            row = dispatch.tuning_row(where, kind, batch)
+            row = dispatch.tuning_row(where, pattern, batch)
             most = row.max_batch
             span = f"{batch} and more" if most is None else f"{batch} to {most}"
-            yield [kind, span, *(str(getattr(row, name)) for name in fields)]
+            yield [pattern, span, *(str(getattr(row, name)) for name in fields)]
             batch = None if most is None else most + 1
 
 

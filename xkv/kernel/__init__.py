@@ -1,1 +1,1 @@
-"""The kernel, in Triton: its entry and tile scheduler, what is done to a tile, what is known of a row."""
+"""The Triton kernel: entry, tile scheduler, the loads and stores of a tile, the bounds of a row."""

@@ -1,4 +1,4 @@
-"""How the kernel groups its arguments, and the constants that Triton reads only as constexprs."""
+"""The NamedTuples that group the kernel's arguments and values, and its constants as constexprs."""
 
 from typing import Any, NamedTuple
 
@@ -25,17 +25,17 @@ ID_MAX = tl.constexpr(params.ID_MAX)
 
 
 class Config(str):
-    """All that a compiled kernel is specialised on, beside dtypes and which pointers are None.
+    """What a kernel is compiled for, in addition to dtypes and which pointers are None.
 
-    It is text, with its fields as attributes: Triton writes constexprs as JSON once anybody listens
-    to what it compiles, and keys its caches by their text.
+    A str, with the fields as attributes: Triton keys its caches by the text of a constexpr, and writes it as
+    JSON for compilation hooks.
     """
 
     PAGE_SIZE: int
     SOURCE_PAGE_SIZE: int
     MAP_PAGE_SIZE: int
     FORM: int
-    TAIL: bool
+    HAS_PADDING: bool
     NUM_PAGE_PER_BLOCK: int
     BATCH_BLOCK: int
     BALANCE: bool
@@ -49,7 +49,7 @@ class Config(str):
     STARTS_ARE_ALIGNED: bool
 
     def __new__(cls, *values: int) -> "Config":
-        """Takes a value for each field, in their order."""
+        """Takes one value per field, in order."""
         fields = dict(zip(cls.__annotations__, values, strict=True))
         self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
         vars(self).update(fields)
@@ -57,22 +57,22 @@ class Config(str):
 
 
 class Request(NamedTuple):
-    """The source and the batch. A step is the int32 words of an entry: 1, or 2 for int64."""
+    """The source and the batch. Vectors are read as int32, with a stride of 1, or of 2 for int64."""
 
     src_ptr: Any
     src_stride: Any
     src_rows: Any
     src_tokens: Any
     rows_ptr: Any
-    rows_step: Any
+    rows_stride: Any
     lens_ptr: Any
-    lens_step: Any
+    lens_stride: Any
     batch: Any
     delta_ptr: Any
-    delta_step: Any
+    delta_stride: Any
     delta: Any
     query_ptr: Any
-    query_step: Any
+    query_stride: Any
     query_sign: Any
     query_len: Any
 
@@ -81,7 +81,7 @@ class View(NamedTuple):
     """One output and the part of each row that it shows."""
 
     start_ptr: Any
-    start_step: Any
+    start_stride: Any
     window: Any
     token_map_ptr: Any
     token_map_len: Any
@@ -103,13 +103,13 @@ class Row(NamedTuple):
 
     Attributes:
         source: the row of the source.
-        first: position of the first token of the first item.
-        start: position of the first token that is asked for, on the same page.
+        first: position of the first token of the first item: ``start``, rounded down to a page.
+        start: position of the first token that the row shows.
         end: position past the last token.
-        items: entries that the row has in the output.
-        kv_len: the length that the backend sees, in tokens from ``first`` on.
+        items: entries of the row in the output.
+        kv_len: the length that the backend reads, in tokens from ``first``.
         query: query tokens.
-        reason: why it had to be cut; 0: it was not.
+        reason: the `Reason` why it was cut, or 0.
     """
 
     source: Any
@@ -127,10 +127,10 @@ class Tile(NamedTuple):
 
     Attributes:
         b: the row of the batch.
-        idx: which tile of the row.
-        row: what the row shows.
+        idx: index of the tile in the row.
+        row: the `Row`.
         entries: the source entries, a vector of NUM_PAGE_PER_BLOCK.
-        row_offset: items of all rows before it, where the row begins in a stream; 0 in tables.
+        row_offset: items of all rows before it: where the row begins in a stream. 0 in tables.
     """
 
     b: Any
@@ -141,11 +141,11 @@ class Tile(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What stands in where no id is, where errors are reported, and the tiles of a row that are its own."""
+    """The values for missing ids and padding, the status word, and the number of own tiles of a row."""
 
     min_len: Any
     min_last: Any
-    tail: Any
+    pad_multiple: Any
     pad_value: Any
     missing_id: Any
     report_missing: Any
@@ -153,11 +153,11 @@ class Policy(NamedTuple):
     own_tiles: Any
 
 
-# The kernel's arguments but for the last, C, in their order. The kernel's own text repeats it, since Triton
-# specializes what comes in a tuple; the host goes by name.
+# The kernel's arguments in order, without the last, C. The kernel's signature repeats them, since Triton
+# specializes on values in a tuple argument; the host passes them by name.
 ARGUMENTS = (
     *Request._fields,
     *View._fields,
-    *map(params.second, View._fields[:-1]),  # cu_q_ptr is the batch's: the first view alone has it
+    *map(params.second_view, View._fields[:-1]),  # cu_q_ptr is per batch: the first view has it
     *Policy._fields,
 )

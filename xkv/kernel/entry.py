@@ -1,14 +1,15 @@
-"""THE Triton source: page tables, CSR indices and slot mappings in one launch, on every vendor.
+"""The Triton kernel: page tables, CSR indices and slot mappings in one launch, on every vendor.
 
-A tile is NUM_PAGE_PER_BLOCK consecutive items (entries of the output) of one row. Each program goes through:
+A tile is NUM_PAGE_PER_BLOCK consecutive items (entries of the output) of one row. Each program runs:
 
-* Sums (``prefix_sums.py``): the first programs write lengths, prefix sums and status; all fill the tail.
-* Phase 1, own tiles: those of one row, at most ``own_tiles``, interleaved over the programs of the row.
-* Phase 2, leftover tiles (``scheduler.py``; BALANCE): what longer rows have left is dealt out evenly over all
-  programs, so that cost follows the live tokens, however skewed.
+* Sums (``prefix_sums.py``): the first programs write lengths, prefix sums and status; all programs pad a
+  stream.
+* Phase 1, own tiles: the first ``own_tiles`` tiles of one row, interleaved among the programs of that row.
+* Phase 2, leftover tiles (``scheduler.py``; BALANCE): the remaining tiles of longer rows are divided evenly
+  among all programs, so that the cost follows the live tokens, however skewed the lengths are.
 
-A tile is loaded, translated and stored in ``tiles.py``; loads are prefetched one tile ahead. ``rows.py`` says
-what a row shows, ``args.py`` how arguments are grouped, `xkv.params.Build` what they mean.
+``tiles.py`` loads, translates and stores a tile; loads are prefetched one tile ahead. ``rows.py`` computes
+what a row shows, ``args.py`` groups the arguments, and `xkv.params.Build` describes them.
 """
 
 import triton
@@ -16,7 +17,7 @@ import triton.language as tl
 
 from .args import ARGUMENTS, INT32_MAX, TABLE, Config, Policy, Request, Tile, View
 from .prefix_sums import write_sums
-from .rows import fill_end, load_row, report_first, row_offset, row_tiles
+from .rows import load_row, padded_end, report_first, row_offset, row_tiles
 from .scheduler import count_tiles, find_tile, split_evenly
 from .tiles import load_entries, store_tile
 
@@ -25,12 +26,12 @@ __all__ = ["Config", "xkv_build"]
 
 @triton.jit
 def _write_tiles(pid, num_programs, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
-    """Writes the ids: the program's own tiles first, then its part of those that other rows have left."""
+    """Writes the ids: the program's own tiles first, then its share of the leftover tiles."""
     STREAM: tl.constexpr = C.FORM != TABLE
     b = tl.program_id(0)
     if HAS_SUMS:
-        # The first programs write the sums. Theirs is the row past the batch, which is empty: they go on to
-        # phase 2 at once.
+        # The first programs write the sums. Their row is the one past the batch, which is empty: they go on
+        # to phase 2 at once.
         b = tl.where(b == 0, req.batch, b - 1)
     row = load_row(b, b < req.batch, req, view, policy, C)
     entries = load_entries(tl.program_id(1), row, req, view, policy, C)
@@ -51,7 +52,7 @@ def _write_tiles(pid, num_programs, req, view, policy, HAS_SUMS: tl.constexpr, C
     has_more = b <= req.batch
     has_tile = has_more
     while has_tile:
-        # Next comes the row's next own tile, if there is one.
+        # The row's next own tile, if there is one.
         next_b, next_idx, next_offset, next_row = tile.b, tile.idx + tile_stride, tile.row_offset, tile.row
         has_tile = next_idx < row_tile_end
         if C.BALANCE and not STREAM:
@@ -88,7 +89,7 @@ def _write_tiles(pid, num_programs, req, view, policy, HAS_SUMS: tl.constexpr, C
 
 @triton.jit
 def _build(req, view, policy, C: tl.constexpr):
-    """Writes one view: lengths and prefix sums, the tail of a stream, then the ids."""
+    """Writes one view: lengths and prefix sums, the padding of a stream, then the ids."""
     STREAM: tl.constexpr = C.FORM != TABLE
     HAS_SUMS: tl.constexpr = (
         view.seqlens_ptr is not None or view.cu_k_ptr is not None
@@ -99,13 +100,13 @@ def _build(req, view, policy, C: tl.constexpr):
     num_programs = tl.num_programs(0) * tl.num_programs(1)
     pid = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
-    if C.TAIL and STREAM:
+    if C.HAS_PADDING and STREAM:
         total = tl.minimum(write_sums(pid, num_programs, req, view, policy, C), view.capacity)
-        end = fill_end(total, view, policy)
+        end = padded_end(total, view, policy)
         for at in range(total + pid * C.NUM_PAGE_PER_BLOCK, end, num_programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-            fill = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
-            tl.store(view.out_ptr + o, fill, mask=o < end)
+            padding = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
+            tl.store(view.out_ptr + o, padding, mask=o < end)
     elif HAS_SUMS:
         if pid * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
             write_sums(pid, num_programs, req, view, policy, C)
@@ -114,37 +115,39 @@ def _build(req, view, policy, C: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
-# No argument but the last is specialised: not on its value, a pointer's alignment or a storage's size
-# (which on AMD would choose 32-bit offsets). What was compiled once serves every call.
+# Only the last argument is specialized. No other is, by value, alignment or storage size (which on AMD would
+# select 32-bit offsets), so that a compiled kernel serves every call of its signature.
 @triton.jit(do_not_specialize=ARGUMENTS)
 def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
-    rows_ptr, rows_step: "i32", lens_ptr, lens_step: "i32", batch: "i32",
-    # integers without a type may be None, which an annotated one may not
-    delta_ptr, delta_step, delta: "i32", query_ptr, query_step, query_sign, query_len,
-    start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+    rows_ptr, rows_stride: "i32", lens_ptr, lens_stride: "i32", batch: "i32",
+    # without an annotation, as these may be None
+    delta_ptr, delta_stride, delta: "i32", query_ptr, query_stride, query_sign, query_len,
+    start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
-    # a second view of the same form and page size: the sliding window beside the whole
-    start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
+    # a second view of the same form and page size: the sliding window
+    start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
     seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-    min_len, min_last, tail, pad_value, missing_id: "i32", report_missing, status_ptr,
+    min_len, min_last, pad_multiple, pad_value, missing_id: "i32", report_missing, status_ptr,
     own_tiles: "i32", C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows and one for the sums, programs a row, views). `params.Build` describes the arguments."""
+    """Grid: (rows, and one for the sums; programs per row; views). `params.Build` describes the arguments."""
     if C.USE_PDL:
-        # launched while the kernel before it still runs: nothing is read or written until that has ended
+        # the previous kernel may still run: nothing is read or written before it has ended
         tl.extra.cuda.gdc_wait()
     if C.PDL_TRIGGER_EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     req = Request(
-        src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_step, lens_ptr, lens_step, batch,
-        delta_ptr, delta_step, delta, query_ptr, query_step, query_sign, query_len,
+        src_ptr, src_stride, src_rows, src_tokens, rows_ptr, rows_stride, lens_ptr, lens_stride, batch,
+        delta_ptr, delta_stride, delta, query_ptr, query_stride, query_sign, query_len,
     )  # fmt: skip
-    policy = Policy(min_len, min_last, tail, pad_value, missing_id, report_missing, status_ptr, own_tiles)
+    policy = Policy(
+        min_len, min_last, pad_multiple, pad_value, missing_id, report_missing, status_ptr, own_tiles
+    )  # fmt: skip
     view = View(
-        start_ptr, start_step, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
+        start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
     )  # fmt: skip
     if out2_ptr is None:
@@ -153,7 +156,7 @@ def xkv_build(
         _build(req, view, policy, C)
     else:
         view2 = View(
-            start2_ptr, start_step2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
+            start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
             None,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is written beside the ids: lengths, exclusive prefix sums over the batch, the status of each row."""
+"""Writes everything but the ids: lengths, exclusive prefix sums over the batch, the status of each row."""
 
 import triton
 import triton.language as tl
@@ -8,25 +8,25 @@ from .rows import clip, load_row, report
 
 
 @triton.jit
-def _store_prefix_sum(ptr, i, upto, limit, mask, C: tl.constexpr):
-    tl.store(ptr + i + 1, tl.minimum(upto, limit).to(tl.int32), mask=mask)
+def _store_prefix_sum(ptr, i, inclusive_sum, limit, mask, C: tl.constexpr):
+    tl.store(ptr + i + 1, tl.minimum(inclusive_sum, limit).to(tl.int32), mask=mask)
     if not C.INDPTR_IS_INPUT:
         tl.store(ptr + i, i * 0, mask=i == 0)
 
 
 @triton.jit
 def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
-    """Writes lengths, prefix sums and the status of the rows. Returns the stream's length, uncut.
+    """Writes lengths, prefix sums and the status of the rows. Returns the stream's length before any cut.
 
-    Every program that gets here reads the lengths of the whole batch, a chunk of BATCH_BLOCK rows at a time,
-    and writes what belongs to its own chunks: no program waits for another's sum.
+    Every program that calls this reads the lengths of the whole batch, a chunk of BATCH_BLOCK rows at a time,
+    and writes the outputs of its own chunks: no program waits for another's sum.
     """
     STREAM: tl.constexpr = C.FORM != TABLE
     item_sum = req.batch.to(tl.int64) * 0
     kv_sum = item_sum
     query_sum = item_sum
     own_chunk = pid * C.BATCH_BLOCK
-    # at least one turn: the prefix sums of an empty batch are [0]
+    # at least one iteration: the prefix sums of an empty batch are [0]
     for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
@@ -37,35 +37,35 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
         if chunk == own_chunk:
             own_chunk += num_programs * C.BATCH_BLOCK
             report(policy, i, rows.reason, mask, C)
-            kept = kv_len
+            stored_len = kv_len
             if STREAM:
-                upto = item_sum + tl.cumsum(items, 0)
-                report(policy, i, TRUNCATED + i * 0, mask & (items > 0) & (upto > view.capacity), C)
+                inclusive_sum = item_sum + tl.cumsum(items, 0)
+                report(policy, i, TRUNCATED + i * 0, mask & (items > 0) & (inclusive_sum > view.capacity), C)
                 if C.FORM == CSR:
-                    room = clip(view.capacity - (upto - items), 0, items)
-                    kept = tl.minimum(kv_len, room * C.PAGE_SIZE)
+                    room = clip(view.capacity - (inclusive_sum - items), 0, items)
+                    stored_len = tl.minimum(kv_len, room * C.PAGE_SIZE)
                 if view.indptr_ptr is not None and not C.INDPTR_IS_INPUT:
-                    _store_prefix_sum(view.indptr_ptr, i, upto, view.capacity, mask, C)
+                    _store_prefix_sum(view.indptr_ptr, i, inclusive_sum, view.capacity, mask, C)
             if view.seqlens_ptr is not None:
-                tl.store(view.seqlens_ptr + i, kept.to(tl.int32), mask=mask)
+                tl.store(view.seqlens_ptr + i, stored_len.to(tl.int32), mask=mask)
             if view.last_ptr is not None:
-                last = tl.where(kept > 0, (kept - 1) % C.PAGE_SIZE + 1, 0)
+                last = tl.where(stored_len > 0, (stored_len - 1) % C.PAGE_SIZE + 1, 0)
                 last = tl.maximum(last, policy.min_last)
                 tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
             if view.offset_ptr is not None:
                 offset = tl.where(rows.start < rows.end, rows.start - rows.first, 0)
                 tl.store(view.offset_ptr + i, offset, mask=mask)
             if view.cu_k_ptr is not None:
-                upto = kv_sum + tl.cumsum(kv_len, 0)
-                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
-                _store_prefix_sum(view.cu_k_ptr, i, upto, INT32_MAX, mask, C)
+                inclusive_sum = kv_sum + tl.cumsum(kv_len, 0)
+                report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
+                _store_prefix_sum(view.cu_k_ptr, i, inclusive_sum, INT32_MAX, mask, C)
             if view.cu_q_ptr is not None:
                 if req.query_ptr is None:
-                    upto = (i + 1).to(tl.int64) * req.query_len
+                    inclusive_sum = (i + 1).to(tl.int64) * req.query_len
                 else:
-                    upto = query_sum + tl.cumsum(query, 0)
-                report(policy, i, OVERFLOW + i * 0, mask & (upto > INT32_MAX), C)
-                _store_prefix_sum(view.cu_q_ptr, i, upto, INT32_MAX, mask, C)
+                    inclusive_sum = query_sum + tl.cumsum(query, 0)
+                report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
+                _store_prefix_sum(view.cu_q_ptr, i, inclusive_sum, INT32_MAX, mask, C)
         if STREAM:
             item_sum += tl.sum(items, 0)
         if view.cu_k_ptr is not None:

@@ -1,4 +1,4 @@
-"""The kernel's rows: what of a row may be read and written, and what of it is reported."""
+"""Loads a row's bounds, cut to what may be read and written, and reports what was cut."""
 
 import triton
 import triton.language as tl
@@ -20,30 +20,30 @@ from .args import (
 
 @triton.jit
 def clip(x, low, high):
-    """X, cut to [low, high]."""
+    """Clips x to [low, high]."""
     return tl.minimum(tl.maximum(x, low), high)
 
 
 @triton.jit
-def _load_word(ptr, step, i, mask):
-    """An int32 (step 1) or the low half of an int64 (step 2), and the high half; one kernel for both."""
-    low = tl.load(ptr + i * step, mask=mask, other=0)
-    high = tl.load(ptr + (i * step + 1), mask=mask & (step == 2), other=0)
+def _load_word(ptr, stride, i, mask):
+    """Loads an int32 (stride 1) or int64 (stride 2) as its low and high half, and the low half's sign."""
+    low = tl.load(ptr + i * stride, mask=mask, other=0)
+    high = tl.load(ptr + (i * stride + 1), mask=mask & (stride == 2), other=0)
     sign = low >> 31
-    return low, tl.where(step == 2, high, sign), sign
+    return low, tl.where(stride == 2, high, sign), sign
 
 
 @triton.jit
-def _load_int(ptr, step, i, mask):
-    """A length or position of either width, cut so that sums of four fit in int32."""
-    low, high, sign = _load_word(ptr, step, i, mask)
-    far = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
-    return clip(tl.where(high == sign, low, far), -LENGTH_MAX, LENGTH_MAX)
+def _load_int(ptr, stride, i, mask):
+    """Loads a length or position of either width, clipped so that sums of four fit in int32."""
+    low, high, sign = _load_word(ptr, stride, i, mask)
+    saturated = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
+    return clip(tl.where(high == sign, low, saturated), -LENGTH_MAX, LENGTH_MAX)
 
 
 @triton.jit
 def report(policy, b, reason, mask, C: tl.constexpr):
-    """Keeps the smallest (row, reason): deterministic, and free where nothing is wrong."""
+    """Keeps the smallest (row, reason) in the status word; without errors it writes nothing."""
     if policy.status_ptr is not None:
         mask = mask & (reason > 0)
         word = b * 256 + reason  # less than 2**25, as batches are less than 2**17
@@ -55,59 +55,59 @@ def report(policy, b, reason, mask, C: tl.constexpr):
 
 @triton.jit
 def report_first(policy, words):
-    """One atomic for all lanes: with one each, AMD's back end makes a reduction of its own of them."""
-    least = tl.min(words, 0)
-    tl.atomic_min(policy.status_ptr, least.to(tl.int64), mask=least < INT32_MAX, sem="relaxed")
+    """One atomic for all lanes: given one per lane, AMD's back end generates a reduction of its own."""
+    smallest = tl.min(words, 0)
+    tl.atomic_min(policy.status_ptr, smallest.to(tl.int64), mask=smallest < INT32_MAX, sem="relaxed")
 
 
 @triton.jit
 def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
-    """The `Row` b of the batch (a scalar or a vector).
+    """Loads row b of the batch (a scalar or a vector) as a `Row`.
 
-    TRUSTED: the source row is not looked at, and what has none keeps its items.
+    With TRUSTED the source row is neither read nor checked: a row without one keeps its items.
     """
     row = b * 0
-    known = row == 0
+    row_exists = row == 0
     if not TRUSTED:
-        row, high, _ = _load_word(req.rows_ptr, req.rows_step, b, mask)
-        known = (high == 0) & (row >= 0) & (row < req.src_rows)
-    length = _load_int(req.lens_ptr, req.lens_step, b, mask)
+        row, high, _ = _load_word(req.rows_ptr, req.rows_stride, b, mask)
+        row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
+    length = _load_int(req.lens_ptr, req.lens_stride, b, mask)
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:
-        delta += _load_int(req.delta_ptr, req.delta_step, b, mask)
+        delta += _load_int(req.delta_ptr, req.delta_stride, b, mask)
     length += delta
-    asked = length * 0
+    query_len = length * 0
     if req.query_ptr is not None:
-        asked += _load_int(req.query_ptr, req.query_step, b, mask)
-        length += asked * req.query_sign
-    query = tl.maximum(asked, 0)
-    end = tl.where(known, clip(length, 0, req.src_tokens), 0)
-    # an empty row's index is never looked at: engines leave anything there
-    reason = tl.where(end == length, 0, tl.where(known | (length <= 0), BAD_LENGTH, BAD_ROW))
+        query_len += _load_int(req.query_ptr, req.query_stride, b, mask)
+        length += query_len * req.query_sign
+    query = tl.maximum(query_len, 0)
+    end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
+    # an empty row's index is not checked: engines leave stale values there
+    reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
     if C.FORM == SLOTS:
         first = length - query
         start = first
         items = query
         kv_len = end
-        reason = tl.where((reason == 0) & ((asked < 0) | (asked > length)), BAD_QUERY, reason)
+        reason = tl.where((reason == 0) & ((query_len < 0) | (query_len > length)), BAD_QUERY, reason)
     else:
         start = length * 0
         if view.window is not None:
             window = view.window
             if req.query_ptr is not None and not C.WINDOW_IS_PREFIX_ONLY:
-                # from what the first query token sees on; where the query tokens are taken off the length,
-                # the delta stands for them
+                # the window begins with what the first query token sees; if the query tokens are subtracted
+                # from the length, the delta adds them back
                 span = tl.where(req.query_sign < 0, tl.maximum(query, delta), query)
                 window += tl.maximum(span, 1) - 1
             start = tl.maximum(end - window, 0)
         if view.start_ptr is not None:
-            wanted = _load_int(view.start_ptr, view.start_step, b, mask)
-            bad = (wanted < 0) | (wanted > tl.maximum(length, 0))
+            kv_start = _load_int(view.start_ptr, view.start_stride, b, mask)
+            bad = (kv_start < 0) | (kv_start > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
-            inside = (wanted > start) & (wanted < end) & (wanted % C.PAGE_SIZE != 0)
-            start = clip(wanted, start, end)
+            unaligned = (kv_start > start) & (kv_start < end) & (kv_start % C.PAGE_SIZE != 0)
+            start = clip(kv_start, start, end)
         if req.query_ptr is not None:
-            reason = tl.where((reason == 0) & (asked < 0), BAD_QUERY, reason)
+            reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
         kv_len = tl.where(start < end, end - first, 0)
         if policy.min_len is not None:
@@ -118,29 +118,29 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
-            reason = tl.where((reason == 0) & inside, UNALIGNED_START, reason)
+            reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
     return Row(row, first, start, end, tl.where(mask, items, 0), kv_len, query, reason)
 
 
 @triton.jit
-def fill_end(items, view, policy):
-    """How far a row or a stream is written: to the end of its tile, and at least one tile."""
-    # a division in 32 bits: in 64 it is a function of a hundred instructions on the way to the first store
-    tiles = (tl.maximum(items, 1).to(tl.int32) - 1) // policy.tail + 1
-    return tl.minimum(tiles.to(tl.int64) * policy.tail, view.capacity)
+def padded_end(items, view, policy):
+    """Where the padding of a row or a stream ends: at a multiple of ``pad_multiple``, at least one of it."""
+    # a 32-bit division: in 64 bits it is a function of a hundred instructions before the first store
+    multiples = (tl.maximum(items, 1).to(tl.int32) - 1) // policy.pad_multiple + 1
+    return tl.minimum(multiples.to(tl.int64) * policy.pad_multiple, view.capacity)
 
 
 @triton.jit
 def written_entries(b, items, req, view, policy, C: tl.constexpr):
-    """Entries of a table's row that are written, those of its tail's fill included."""
-    if C.TAIL:  # an empty row has a tile to fill, a row past the batch has none
-        items = tl.where(b < req.batch, fill_end(items, view, policy), 0).to(tl.int32)
+    """Entries of a table's row that are written, padding included."""
+    if C.HAS_PADDING:  # an empty row has padding, a row past the batch has none
+        items = tl.where(b < req.batch, padded_end(items, view, policy), 0).to(tl.int32)
     return items
 
 
 @triton.jit
 def row_tiles(b, items, req, view, policy, C: tl.constexpr):
-    """Tiles of a row, those of its tail's fill included."""
+    """Tiles of a row, padding included."""
     if C.FORM == TABLE:
         items = written_entries(b, items, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
@@ -149,7 +149,7 @@ def row_tiles(b, items, req, view, policy, C: tl.constexpr):
 
 @triton.jit
 def tiles_left(b, items, req, view, policy, C: tl.constexpr):
-    """Tiles of a row that its own programs leave."""
+    """Leftover tiles of a row: those that are not its own tiles."""
     return tl.maximum(row_tiles(b, items, req, view, policy, C) - policy.own_tiles, 0)
 
 

@@ -1,13 +1,13 @@
-"""The tile scheduler: which leftover tiles a program writes once it is done with its own.
+"""The tile scheduler: which leftover tiles a program writes after its own tiles.
 
-The tiles that ``own_tiles`` leaves are numbered from 0 on over the batch. There is no counter in memory: each
-program finds its tiles from the lengths, a chunk of BATCH_BLOCK rows at a time.
+Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch. There is no
+counter in memory: each program finds its tiles from the lengths, a chunk of BATCH_BLOCK rows at a time.
 
-* Tables: program p takes the tiles p, p + programs, ... What is written at one time lies side by side, and
-  nothing is counted before it is needed.
-* Streams: program p takes a contiguous range. The rows before its own have to be summed up anyway, and the
-  number of tiles falls out of that pass; within a range a search is needed only where a row begins. In tables
-  this would cost more: the ranges lie far from what other programs write at that time.
+* Tables: program p takes the tiles p, p + programs, ... Programs that run at the same time write adjacent
+  tiles, and nothing is counted in advance.
+* Streams: program p takes a contiguous range. The lengths of the rows before its own have to be summed
+  anyway, which also gives the number of tiles, and within a range a search is needed once per row. In tables
+  this would cost more: programs that run at the same time would write far apart.
 """
 
 import triton
@@ -19,7 +19,7 @@ from .rows import load_row, row_offset, tiles_left
 
 @triton.jit
 def count_tiles(b, zero, req, view, policy, C: tl.constexpr):
-    """The number of leftover tiles of a stream, in the type of ``zero``, and the `row_offset` of row b."""
+    """Returns the leftover tiles of a stream, in the dtype of ``zero``, and the `row_offset` of row b."""
     total = zero
     offset = req.batch.to(tl.int64) * 0
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
@@ -35,19 +35,19 @@ def count_tiles(b, zero, req, view, policy, C: tl.constexpr):
 
 @triton.jit
 def split_evenly(pid, num_programs, num_tiles):
-    """The program's contiguous range of tiles: the first, and the end. Sizes differ by one tile at most."""
-    each = num_tiles // num_programs
-    odd = num_tiles - each * num_programs
-    tile_idx = pid * each + tl.minimum(pid, odd)
-    return tile_idx, tile_idx + each + (pid < odd).to(tl.int32)
+    """Returns begin and end of the program's contiguous range of tiles. Sizes differ by at most one."""
+    per_program = num_tiles // num_programs
+    remainder = num_tiles - per_program * num_programs
+    tile_idx = pid * per_program + tl.minimum(pid, remainder)
+    return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)
 
 
 @triton.jit
 def find_tile(tile_idx, num_programs, num_tiles, req, view, policy, C: tl.constexpr):
-    """Finds a leftover tile: its row, its index there, the `row_offset`, and whether more may come.
+    """Finds leftover tile ``tile_idx``: returns its row, its index in it, the `row_offset`, and ``has_more``.
 
-    A stream has ``num_tiles`` of them. A table's are not counted: the row is ``batch`` where there is no tile
-    ``tile_idx``, and more may come unless tile ``tile_idx + num_programs`` is known not to exist.
+    A stream has ``num_tiles`` of them. Those of a table are not counted: the row is ``batch`` if there is no
+    such tile, and ``has_more`` is False only if tile ``tile_idx + num_programs`` is known not to exist.
     """
     b = req.batch
     idx = req.batch * 0
@@ -58,26 +58,26 @@ def find_tile(tile_idx, num_programs, num_tiles, req, view, policy, C: tl.conste
     has_more = searching
     while searching:
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        # where offsets need not be summed up, a row index need not be checked: a tile of a bad row is empty
+        # in tables no offsets are summed, so row indices need no check here: a tile of a bad row is empty
         items = load_row(i, i < req.batch, req, view, policy, C, C.FORM == TABLE).items
-        left = tiles_left(i, items, req, view, policy, C) + seen * 0  # as wide as their sum
+        leftover = tiles_left(i, items, req, view, policy, C) + seen * 0  # in the dtype of the sum
         if C.FORM == TABLE:
-            upto = seen + tl.sum(left, 0)
+            chunk_end = seen + tl.sum(leftover, 0)
         else:
-            upto = num_tiles
+            chunk_end = num_tiles
             if chunk + C.BATCH_BLOCK < req.batch:
-                upto = seen + tl.sum(left, 0)
-        searching = (tile_idx >= upto) & (chunk + C.BATCH_BLOCK < req.batch)
-        has_more = (tile_idx + num_programs < upto) | (chunk + C.BATCH_BLOCK < req.batch)
-        passed = left >= 0
-        if tile_idx < upto:
-            sums = seen + tl.cumsum(left, 0)
-            passed = sums <= tile_idx
-            b = chunk + tl.sum(passed.to(tl.int32), 0)
-            idx = (tile_idx - tl.max(tl.where(passed, sums, seen), 0)).to(tl.int32) + policy.own_tiles
+                chunk_end = seen + tl.sum(leftover, 0)
+        searching = (tile_idx >= chunk_end) & (chunk + C.BATCH_BLOCK < req.batch)
+        has_more = (tile_idx + num_programs < chunk_end) | (chunk + C.BATCH_BLOCK < req.batch)
+        is_before = leftover >= 0
+        if tile_idx < chunk_end:
+            tile_ends = seen + tl.cumsum(leftover, 0)
+            is_before = tile_ends <= tile_idx
+            b = chunk + tl.sum(is_before.to(tl.int32), 0)
+            idx = (tile_idx - tl.max(tl.where(is_before, tile_ends, seen), 0)).to(tl.int32) + policy.own_tiles
         if C.FORM != TABLE and not C.INDPTR_IS_INPUT:
-            offset += tl.sum(tl.where(passed, items, 0).to(tl.int64), 0)
-        seen = upto
+            offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)
+        seen = chunk_end
         chunk += C.BATCH_BLOCK
     if C.INDPTR_IS_INPUT:
         offset = row_offset(b, req, view, policy, C)

@@ -1,4 +1,4 @@
-"""A tile of one row: its source entries are loaded, translated to ids, and stored."""
+"""Loads the source entries of a tile, translates them to ids, and stores them."""
 
 import triton
 import triton.language as tl
@@ -8,56 +8,56 @@ from .rows import clip, report, written_entries
 
 
 @triton.jit
-def _translate(token, have, map_ptr, map_len, PAGE: tl.constexpr):
-    """Token -> map[token // PAGE] * PAGE + token % PAGE; which were found, which lie outside."""
+def _translate(token, valid, map_ptr, map_len, PAGE: tl.constexpr):
+    """Returns map[token // PAGE] * PAGE + token % PAGE, which were found, and which are past the map."""
     page = token // PAGE
-    inside = have & (page < map_len)
+    inside = valid & (page < map_len)
     target = tl.load(map_ptr + page, mask=inside, other=-1).to(tl.int64)
     found = inside & (target >= 0) & (target < ID_MAX)
-    return tl.where(found, target, 0) * PAGE + token % PAGE, found, have & (page >= map_len)
+    return tl.where(found, target, 0) * PAGE + token % PAGE, found, valid & (page >= map_len)
 
 
 @triton.jit
 def _tile_items(idx, row, policy, C: tl.constexpr):
-    """The tile's first token, its items, and which of them the row has a token for."""
-    done = idx * C.NUM_PAGE_PER_BLOCK
-    # Scalars first: what is left to the vectors is a compare, a load, a select and a store an item.
-    at = row.first + done * C.PAGE_SIZE
+    """Returns the tile's first token, its item indices, and which of them have a token."""
+    tile_start = idx * C.NUM_PAGE_PER_BLOCK
+    # Scalars first, so that the vector work per item is a compare, a load, a select and a store.
+    pos = row.first + tile_start * C.PAGE_SIZE
     j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
-    live = j < row.items - done
-    if C.FORM == SLOTS or policy.min_len is not None:  # items may stand for tokens that the row lacks
-        live = live & (at + j * C.PAGE_SIZE >= 0) & (at + j * C.PAGE_SIZE < row.end)
-    return at, j, live
+    live = j < row.items - tile_start
+    if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
+        live = live & (pos + j * C.PAGE_SIZE >= 0) & (pos + j * C.PAGE_SIZE < row.end)
+    return pos, j, live
 
 
 @triton.constexpr_function
 def _lane_bytes(this, other):
-    """Bytes of an access to entries of a type, where a lane takes 16 bytes of the wider type at a time."""
+    """Bytes of ``this`` dtype that a lane accesses at a time, if it takes 16 bytes of the wider dtype."""
     return 16 * this.primitive_bitwidth // max(this.primitive_bitwidth, other.primitive_bitwidth)
 
 
 @triton.jit
 def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
-    at, j, live = _tile_items(idx, row, policy, C)
+    pos, j, live = _tile_items(idx, row, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
-        source = src_row + at // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+        source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
-        source = src_row + (at + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
+        source = src_row + (pos + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
     if C.VEC_16B:
-        begin = src_row + at // C.SOURCE_PAGE_SIZE
-        whole = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
+        begin = src_row + pos // C.SOURCE_PAGE_SIZE
+        full_tile = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
         if C.FORM == SLOTS or policy.min_len is not None:
-            whole = whole & (at >= 0) & (at + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)
+            full_tile = full_tile & (pos >= 0) & (pos + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)
         WIDTH: tl.constexpr = _lane_bytes(req.src_ptr.dtype.element_ty, view.out_ptr.dtype.element_ty)
-        if whole & (begin.to(tl.int64) % WIDTH == 0):
+        if full_tile & (begin.to(tl.int64) % WIDTH == 0):
             entry = tl.load(tl.multiple_of(begin, WIDTH) + j)
         else:
             entry = tl.load(source, mask=live, other=-1)
         return entry
-    elif C.FORM != SLOTS and policy.min_len is None and not C.TAIL:
-        return tl.load(source, mask=live)  # nothing else is stored: no need to fill it in
+    elif C.FORM != SLOTS and policy.min_len is None and not C.HAS_PADDING:
+        return tl.load(source, mask=live)  # only live items are stored
     else:
         return tl.load(source, mask=live, other=-1)
 
@@ -66,68 +66,70 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
 def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     """Translates a tile's entries and stores the ids.
 
-    Returns ``first_error``, the smallest status word so far of each lane, with this tile's.
+    Returns ``first_error``, the smallest status word of each item position so far, updated with this tile's.
     """
-    at, j, live = _tile_items(tile.idx, tile.row, policy, C)
-    done = tile.idx * C.NUM_PAGE_PER_BLOCK
+    pos, j, live = _tile_items(tile.idx, tile.row, policy, C)
+    tile_start = tile.idx * C.NUM_PAGE_PER_BLOCK
     entry, items = tile.entries, tile.row.items
-    written = items
+    num_written = items
     if C.FORM == TABLE:
         out_row = view.out_ptr + tile.b * view.out_stride.to(tl.int64)
-        written = written_entries(tile.b, items, req, view, policy, C)
+        num_written = written_entries(tile.b, items, req, view, policy, C)
     else:
         out_row = view.out_ptr + tile.row_offset
         items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)
         if C.INDPTR_IS_INPUT:
-            items = tl.where(tile.row_offset < 0, 0, items)  # nobody vouches for what was given
-        written = items
-        live = live & (j < items - done)
-    have = entry >= 0
+            items = tl.where(tile.row_offset < 0, 0, items)  # an input, so not trusted
+        num_written = items
+        live = live & (j < items - tile_start)
+    valid = entry >= 0
     outside = j < 0
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
-        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, no wider than an id
+        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, in the dtype of an entry
         if entry.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int64:
-            have = have & (entry < ID_MAX)  # in int32 outputs no such id fits anyway
+            valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
-        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, as wide as the output
-        page += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
+        page += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         if view.out_ptr.dtype.element_ty == tl.int32:
-            have = have & (entry <= INT32_MAX // UNITS)  # what fits in the output
+            valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
         elif entry.dtype == tl.int64:
-            have = have & (entry < ID_MAX)
+            valid = valid & (entry < ID_MAX)
     else:
-        have = have & live & (entry.to(tl.int64) < ID_MAX)
-        token = tl.where(have, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
-        token += (at + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
+        valid = valid & live & (entry.to(tl.int64) < ID_MAX)
+        token = tl.where(valid, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
+        token += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
-            token, have, lost = _translate(token, have, view.token_map_ptr, view.token_map_len, 1)
-            outside = outside | lost
+            token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
+            outside = outside | past
         if view.page_map_ptr is not None:
-            token, have, lost = _translate(token, have, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE)
-            outside = outside | lost
+            token, valid, past = _translate(
+                token, valid, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
+            )
+            outside = outside | past
         page = token // C.PAGE_SIZE
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
-        have = have & (page <= INT32_MAX)
+        valid = valid & (page <= INT32_MAX)
     if policy.status_ptr is not None:
-        bad = live & ~have & (outside | (policy.report_missing != 0))
+        bad = live & ~valid & (outside | (policy.report_missing != 0))
         reason = tl.where(outside, BAD_MAP, BAD_ID)
         if C.REDUCE_STATUS:
             first_error = tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)
         else:
             report(policy, tile.b + j * 0, reason, bad, C)
-    stand_in = policy.missing_id
-    if C.TAIL:
-        stand_in = tl.where(j < items - done, stand_in, policy.pad_value)
-    value = tl.where(have, page, stand_in.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
-    out = out_row + done
-    room = j < written - done
+    fallback = policy.missing_id
+    if C.HAS_PADDING:
+        fallback = tl.where(j < items - tile_start, fallback, policy.pad_value)
+    value = tl.where(valid, page, fallback.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
+    out = out_row + tile_start
+    store_mask = j < num_written - tile_start
     if C.VEC_16B:
         WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
-        if (written - done >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
+        if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):
             tl.store(tl.multiple_of(out, WIDTH) + j, value)
         else:
-            tl.store(out + j, value, mask=room)
+            tl.store(out + j, value, mask=store_mask)
     else:
-        tl.store(out + j, value, mask=room)
+        tl.store(out + j, value, mask=store_mask)
     return first_error

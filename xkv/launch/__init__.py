@@ -1,1 +1,1 @@
-"""From what one launch reads and writes to the launch: compiled once, kept in a cache, checked on request."""
+"""From a `Build` to its launch: scheduled, compiled once, cached, and compared with the oracle on request."""

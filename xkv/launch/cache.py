@@ -1,9 +1,9 @@
-"""The launch cache: what a call needs that is like an earlier one in all but sizes, row strides and data.
+"""The launch cache: calls of a known signature are launched without a new `Build`.
 
-A `CacheEntry` holds, for one signature (dtypes, devices, which arguments are given, options), the kernels
-that were compiled for it and where in a launch's arguments its pointers and sizes go. The grid is computed
-from the sizes at hand, so that a call with sizes that were never seen costs what a repeated one costs. The
-ops, the builder and the engines' plugins all launch through it.
+A `CacheEntry` serves one signature: dtypes, devices, options, and which arguments are not None. It holds the
+kernels that were compiled for it, and the positions of its pointers and sizes among a launch's arguments. The
+grid is computed from the sizes at hand, so that a call with new sizes costs as much as a repeated one. The
+ops, `MetadataBuilder` and the engines' plugins all launch through it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .. import dispatch
 from ..params import INT32_MAX, Build
 from ..platforms.detect import platform
 from . import compile, memory
-from .grid import deal
+from .grid import schedule_sizes
 from .launch import CompiledLaunch
 
-_MOST = 4096  # grids that an entry remembers: a tuple and a few ints each
-MOST_ENTRIES = 256  # that one place keeps; an engine has a few dtypes of a few calls
+_MAX_SCHEDULES = 4096  # that an entry keeps: a tuple and a few ints each
+MAX_ENTRIES = 256  # that one cache keeps; an engine has a few dtypes of a few calls
 
 
 class CacheEntry:
@@ -27,47 +27,50 @@ class CacheEntry:
 
     Args:
         build: a build of this signature.
-        pointers: the kernel's names of the tensors that `launch` is given.
-        sizes: and of the integers.
+        pointers: the kernel's names of the tensors whose addresses `launch` takes.
+        sizes: the kernel's names of the integers that it takes.
     """
 
     __slots__ = (
-        "_at", "_compiled", "_dealt", "_host_inputs", "_kind", "_names", "_prepared", "_sums", "_views",
-        "_where",
+        "_access_pattern", "_compiled", "_host_inputs", "_names", "_num_views", "_positions", "_prepared",
+        "_schedules", "_target", "_writes_sums",
     )  # fmt: skip
 
     def __init__(self, build: Build, pointers: Iterable[str], sizes: Iterable[str]) -> None:
-        self._kind, self._sums, self._views = build.kind, build.writes_sums, len(build.views)
-        self._where = platform(build.req_to_token.device)
+        self._access_pattern = build.access_pattern
+        self._writes_sums, self._num_views = build.writes_sums, len(build.views)
+        self._target = platform(build.req_to_token.device)
         self._host_inputs = memory.inputs_on_host(build)
         self._names = (*pointers, *sizes, "own_tiles")
-        self._at: list[int] = []
+        self._positions: list[int] = []
         self._compiled: dict[Any, CompiledLaunch] = {}
-        self._dealt: dict[tuple[int, int], Any] = {}
+        self._schedules: dict[tuple[int, int], Any] = {}
         self._prepared: dict[int, tuple[list[Any], list[Any], CompiledLaunch]] = {}
 
     def add(self, compiled: CompiledLaunch) -> None:
-        """Keeps what a build of this signature was launched with."""
+        """Adds the compiled launch of a build of this signature."""
         if compiled.fast_path:
-            plan = compiled.schedule
-            self._at = [compiled.first + compile.positions()[name] for name in self._names]
-            # last, as a call may be interrupted
-            self._compiled[compiled.row, plan.balance, plan.int64_tiles] = compiled
+            schedule = compiled.schedule
+            self._positions = [compiled.first + compile.positions()[name] for name in self._names]
+            # set last: an interrupt may come between any two lines
+            self._compiled[compiled.tuning, schedule.balance, schedule.int64_tiles] = compiled
 
-    def _deal(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
-        """Deals out work of these sizes: the grid, own tiles and kernel; None: not compiled yet."""
-        row = dispatch.tuning_row(self._where, self._kind, batch)
-        plan = deal(batch, row_items, self._sums, self._views, row, self._where, self._host_inputs)
-        compiled = self._compiled.get((row, plan.balance, plan.int64_tiles))
+    def _schedule(self, batch: int, row_items: int) -> tuple[Any, ...] | None:
+        """Returns the grid, own tiles and kernel for these sizes; None if it is not compiled yet."""
+        tuning = dispatch.tuning_row(self._target, self._access_pattern, batch)
+        schedule = schedule_sizes(
+            batch, row_items, self._writes_sums, self._num_views, tuning, self._target, self._host_inputs
+        )
+        compiled = self._compiled.get((tuning, schedule.balance, schedule.int64_tiles))
         if compiled is None:
             return None
-        if len(self._dealt) >= _MOST:
-            self._dealt.clear()
-        found = self._dealt[batch, row_items] = plan.grid, plan.own_tiles, compiled
+        if len(self._schedules) >= _MAX_SCHEDULES:
+            self._schedules.clear()
+        found = self._schedules[batch, row_items] = schedule.grid, schedule.own_tiles, compiled
         return found
 
     def launch(self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int) -> bool:
-        """Launches, if the kernel for these sizes is there; else returns False.
+        """Launches if the kernel for these sizes is compiled; otherwise returns False.
 
         Args:
             pointers: addresses, in the order of the names that the entry was made with.
@@ -85,32 +88,33 @@ class CacheEntry:
     def call(
         self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
     ) -> tuple[list[Any], CompiledLaunch] | None:
-        """Returns what `launch` launches, and what launches it; it may be launched again as it is."""
-        found = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
+        """Returns the call that `launch` makes, which may be repeated as it is, and its `CompiledLaunch`."""
+        found = self._schedules.get((batch, row_items)) or self._schedule(batch, row_items)
         if found is None:
             return None
         grid, own_tiles, compiled = found
-        return compiled.filled(self._at, (*pointers, *sizes, own_tiles), grid)[0], compiled
+        return compiled.make_call(self._positions, (*pointers, *sizes, own_tiles), grid)[0], compiled
 
     def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
-        """Returns a call of this batch, its arguments, and what launches it; the same ones every time.
+        """Returns the one call kept for this batch size, its arguments, and its `CompiledLaunch`.
 
-        For one thread at a time, which puts its inputs among the arguments. None where nothing is compiled.
+        For one thread at a time, which writes its inputs into the arguments. None if no kernel is compiled
+        for these sizes.
         """
         found = self._prepared.get(batch)
         if found is None:
-            dealt = self._dealt.get((batch, row_items)) or self._deal(batch, row_items)
-            if dealt is None:
+            schedule = self._schedules.get((batch, row_items)) or self._schedule(batch, row_items)
+            if schedule is None:
                 return None
-            grid, own_tiles, compiled = dealt
-            if len(self._prepared) >= _MOST:
+            grid, own_tiles, compiled = schedule
+            if len(self._prepared) >= _MAX_SCHEDULES:
                 self._prepared.clear()
-            call, args = compiled.filled(self._at, (batch, own_tiles), grid)
+            call, args = compiled.make_call(self._positions, (batch, own_tiles), grid)
             found = self._prepared[batch] = call, args, compiled
         return found
 
 
-class Entries:
+class LaunchCache:
     """The entries of one place that launches, by signature; bounded."""
 
     __slots__ = ("_by_signature",)
@@ -119,33 +123,33 @@ class Entries:
         self._by_signature: dict[Any, CacheEntry] = {}
 
     def get(self, signature: Any) -> CacheEntry | None:
-        """Returns the entry of a signature, if there is one."""
+        """Returns the entry of a signature, or None."""
         return self._by_signature.get(signature)
 
-    def made(
+    def add(
         self, signature: Any, build: Build, compiled: CompiledLaunch | None,
         pointers: Iterable[str], sizes: Iterable[str],
     ) -> CacheEntry | None:  # fmt: skip
-        """Keeps what a build of this signature was launched with; returns its entry, or None on a CPU."""
+        """Adds the compiled launch of a build to its signature's entry; returns it, or None on a CPU."""
         if compiled is None or not compiled.fast_path:
             return None
         entry = self._by_signature.get(signature)
         if entry is None:
-            if len(self._by_signature) >= MOST_ENTRIES:
+            if len(self._by_signature) >= MAX_ENTRIES:
                 self._by_signature.clear()
             entry = CacheEntry(build, pointers, sizes)
         entry.add(compiled)
-        self._by_signature[signature] = entry  # last: a call may be interrupted
+        self._by_signature[signature] = entry  # set last: an interrupt may come between any two lines
         return entry
 
     def __len__(self) -> int:
         return len(self._by_signature)
 
     def clear(self) -> None:
-        """Forgets every entry."""
+        """Removes every entry."""
         self._by_signature.clear()
 
 
 def fits_int32(*sizes: int | None) -> bool:
-    """Whether all of them do: a larger one may be of another type to the compiled kernel."""
+    """Whether all of them fit: a larger one may have another type in the compiled kernel."""
     return all(x is None or x <= INT32_MAX for x in sizes)

@@ -1,8 +1,8 @@
-"""Guards: whether tensors differ from those of an earlier call in sizes, row strides and data alone.
+"""Guards check that tensors have the dtypes, ranks, inner strides and devices of an earlier call's.
 
-One call of torch's own guards, those of torch.compile, costs a third of asking each tensor for its dtype,
-rank, strides and device in Python. They are no public part of torch: where they are not as expected, a guard
-refuses everything, and calls are looked up by what Python says of them.
+They are torch.compile's own. One call of such a guard takes a third of the time of reading each tensor's
+dtype, rank, strides and device in Python. They are not public in torch: if they are not as expected, a guard
+refuses everything, and calls are looked up by the tensors' Python attributes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def make_guard(tensors: Sequence[Tensor], sizes: bool = False) -> Callable[..., bool]:
-    """Returns a guard that checks type, dtype, rank, inner stride and device of as many other tensors.
+    """Returns a guard that checks type, dtype, rank, inner stride and device of the same number of tensors.
 
-    It keeps none of the tensors alive, and returns False for what is no tensor.
+    It keeps no tensor alive, and returns False for anything that is not a tensor.
 
     Args:
-        tensors: what others are compared with.
-        sizes: also check their sizes and all strides.
+        tensors: the tensors that others are compared with.
+        sizes: also check sizes and all strides.
     """
     try:
         guards: Any = importlib.import_module("torch._C._dynamo.guards")
@@ -32,37 +32,37 @@ def make_guard(tensors: Sequence[Tensor], sizes: bool = False) -> Callable[..., 
                 list(x.stride()) if sizes else [None] * (x.dim() - 1) + [1] for x in tensors
             ],
         ).check
-        known = check(*tensors) is True
+        accepts_its_own = check(*tensors) is True
     except (AttributeError, ImportError, RuntimeError, TypeError):
-        return refuse  # another torch's
-    return check if known else refuse
+        return refuse  # this torch's guards are different
+    return check if accepts_its_own else refuse
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """The tensors' addresses; asked for before a guard is, which ends the process on a tensor without sizes.
+    """Returns the tensors' addresses. To be called before a guard, which crashes on a tensor without sizes.
 
     Raises:
-        AttributeError: something is no tensor.
+        AttributeError: an argument is not a tensor.
         RuntimeError: a tensor has no memory of its own (fake, batched), or no strides (sparse, nested).
     """
     for x in tensors:
-        if x.is_nested:  # the others say so themselves
+        if x.is_nested:  # data_ptr() raises for the others
             raise RuntimeError("a nested tensor has no sizes")
     return [x.data_ptr() for x in tensors]
 
 
 def run_untraced(function: Callable[..., Any]) -> None:
-    """Has torch.compile run a function, and all that it calls, as they are, where a graph breaks for it.
+    """Excludes a function, and all that it calls, from torch.compile's tracing: the graph breaks there.
 
-    What `torch.compiler.disable` does, without a wrapper in every call and without importing its package.
-    Where torch has no such switch, it traces the host code and says what it cannot.
+    Like `torch.compiler.disable`, but without a wrapper around every call and without importing
+    torch._dynamo. If torch has no such switch, it traces the host code and reports what it cannot trace.
     """
     try:
         frames: Any = importlib.import_module("torch._C._dynamo.eval_frame")
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         frames.set_code_exec_strategy(function.__code__, skip)
     except (AttributeError, ImportError, TypeError):
-        return  # another torch's
+        return  # this torch has no such switch
 
 
 def refuse(*_: Any) -> bool:

@@ -1,7 +1,7 @@
-"""From a checked `Build` to one launch, for what the driver costs.
+"""Launches a checked `Build`, at little more host time than the driver's own.
 
-It calls the driver's launcher as Triton itself would (`triton_launcher`). Where it is not known how, or where
-launch hooks are active, `JITFunction.run` launches.
+The fast path calls the driver's launcher directly, as Triton would (`triton_launcher`). If that call is not
+known, or launch hooks are active, `JITFunction.run` launches.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 
 from .. import dispatch
 from ..params import Build
-from ..platforms import tuning
 from ..platforms.detect import Platform, platform
+from ..platforms.tuning import Tuning
 from . import compile
-from .grid import schedule
+from .grid import make_schedule
 from .triton_launcher import launch_hooks_active
 
 
 def run(build: Build) -> CompiledLaunch | None:
-    """Builds what ``build`` says: one launch on a GPU, the reference on a CPU.
+    """Runs a build: one launch on a GPU, the torch reference on a CPU.
 
     Under TRITON_INTERPRET=1 CPU tensors go through the kernel too. Does not sync on a GPU, allocates
-    nothing there, and is safe in a graph.
+    nothing there, and is safe in a CUDA or HIP graph.
 
     Returns:
-        What launches others like it on its GPU, or None on a CPU.
+        The compiled launch, for other builds of the same signature; None on a CPU.
     """
-    kept = _compile_only.get()
-    if kept is not None:
-        kept.append(build)
+    builds = _compile_only.get()
+    if builds is not None:
+        builds.append(build)
         return None
     if build.req_to_token.device.type == "cpu" and not compile.interpreted():
         from .. import reference
@@ -46,45 +46,46 @@ def run(build: Build) -> CompiledLaunch | None:
 
 
 def prepare(build: Build) -> CompiledLaunch:
-    """Readies the launch with the tuning row of the build's device, kind and batch."""
-    where = platform(build.req_to_token.device)
-    return CompiledLaunch(build, tuned(build, where), where)
+    """Compiles the launch with the tuning row of the build's device, access pattern and batch size."""
+    target = platform(build.req_to_token.device)
+    return CompiledLaunch(build, tuned(build, target), target)
 
 
-def tuned(build: Build, where: Platform) -> tuning.Tuning:
-    """The tuning row of a build's kind and batch."""
-    return dispatch.tuning_row(where, build.kind, build.batch)
+def tuned(build: Build, target: Platform) -> Tuning:
+    """Returns the tuning row of a build's access pattern and batch size."""
+    return dispatch.tuning_row(target, build.access_pattern, build.batch)
 
 
-def launch(build: Build, row: tuning.Tuning, where: Platform) -> None:
-    """Launches the kernel with this tuning row, on the device of the build's tensors."""
-    CompiledLaunch(build, row, where).run(build)
+def launch(build: Build, tuning: Tuning, target: Platform) -> None:
+    """Launches a build with this tuning row, on the device of its tensors."""
+    CompiledLaunch(build, tuning, target).run(build)
 
 
 class CompiledLaunch:
-    """A compiled kernel, and the call of Triton's launcher that launches it. It keeps no tensor alive.
+    """A compiled kernel, and the call of the driver's launcher that launches it. It keeps no tensor alive.
 
     Attributes:
-        row: the tuning row that it was compiled with.
-        schedule: how the work of the build that it was made from is dealt out.
-        fast_path: whether the call of Triton's launcher is known; it may be made while no launch hooks are
-            active.
-        call: all that this call is given.
-        args: where in it the kernel's arguments stand, pointers as integers, from ``first`` on, in the order
-            of `compile.positions`. Whoever is alone with it may put others of the same kind there.
+        tuning: the tuning row that it was compiled with.
+        schedule: the schedule of the build that it was made from.
+        fast_path: whether the call of the driver's launcher is known. It may be made while no launch hooks
+            are active.
+        call: all arguments of that call.
+        args: the list that holds the kernel's arguments among them, pointers as integers, from ``first`` on,
+            in the order of `compile.positions`. A thread that has it alone may replace them by others of the
+            same signature.
         first: the index in ``args`` of the first.
         grid_at: the indices in ``call`` of the grid's three sizes.
     """
 
     __slots__ = (
-        "_alone", "_config", "_device", "_nested", "_options", "_raw", "_stream", "_stream_at",
-        "args", "call", "fast_path", "first", "grid_at", "row", "schedule",
+        "_config", "_device", "_launcher", "_nested", "_one_device", "_options", "_stream", "_stream_at",
+        "args", "call", "fast_path", "first", "grid_at", "schedule", "tuning",
     )  # fmt: skip
 
-    def __init__(self, build: Build, row: tuning.Tuning, where: Platform) -> None:
-        self.row, self.schedule = row, schedule(build, row, where)
-        self._config = compile.config(build, row, self.schedule, where)
-        self._options = compile.options(row, where)
+    def __init__(self, build: Build, tuning: Tuning, target: Platform) -> None:
+        self.tuning, self.schedule = tuning, make_schedule(build, tuning, target)
+        self._config = compile.config(build, tuning, self.schedule, target)
+        self._options = compile.options(tuning, target)
         self._device = device = build.req_to_token.get_device()
         self.fast_path = False
         if device < 0:  # interpreted
@@ -94,10 +95,10 @@ class CompiledLaunch:
         if call is None:
             return
         self.fast_path = True
-        self._alone = torch.cuda.device_count() == 1
-        # current_stream() would cost fifty times as much
+        self._one_device = torch.cuda.device_count() == 1
+        # torch.cuda.current_stream() takes fifty times as long
         self._stream = torch._C._cuda_getCurrentRawStream
-        self._raw, self._nested = call.raw, call.nested
+        self._launcher, self._nested = call.launcher, call.nested
         self._stream_at, self.grid_at = call.stream_at, call.grid_at
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
         before = list(call.args)
@@ -106,32 +107,32 @@ class CompiledLaunch:
         self.call = [*before, args] if call.nested else [*before, *args]
         self.args, self.first = (args, 0) if call.nested else (self.call, len(before))
 
-    def filled(
-        self, at: Sequence[int], values: Iterable[Any], grid: tuple[int, int, int]
+    def make_call(
+        self, positions: Sequence[int], values: Iterable[Any], grid: tuple[int, int, int]
     ) -> tuple[list[Any], list[Any]]:
-        """A ``call`` that nobody else has, of this grid, and its ``args``, with ``values`` put in."""
+        """Returns a copy of ``call``, and its ``args``, with this grid and ``values`` at these positions."""
         call = self.call.copy()
         args = call
         if self._nested:
             call[-1] = args = self.args.copy()
-        for n, value in zip(at, values):  # noqa: B905 (strict costs time)
+        for n, value in zip(positions, values):  # noqa: B905 (strict costs time)
             args[n] = value
         x, y, z = self.grid_at
         call[x], call[y], call[z] = grid
         return call, args
 
     def launch(self, call: list[Any]) -> None:
-        """Launches ``call``, or one that is `filled` otherwise, on the current stream of its device."""
+        """Launches ``call``, or one that `make_call` returned, on the current stream of its device."""
         device = self._device
-        if self._alone or torch._C._cuda_getDevice() == device:
+        if self._one_device or torch._C._cuda_getDevice() == device:
             call[self._stream_at] = self._stream(device)
-            self._raw(*call)
+            self._launcher(*call)
             return
         with torch.cuda.device(device):
             self.launch(call)
 
     def run(self, build: Build) -> None:
-        """Launches the build that this was made from: it was not kept."""
+        """Launches the build that this was made from, which it does not keep."""
         if self.fast_path and not launch_hooks_active():
             self.launch(self.call)
             return
@@ -148,7 +149,7 @@ class CompiledLaunch:
 
 @contextmanager
 def compile_only() -> Iterator[list[Build]]:
-    """Within it `run` launches nothing: it keeps the builds, of this thread alone, for `compile.warm`."""
+    """Makes `run` collect this thread's builds, for `compile.warm`, and launch nothing."""
     builds: list[Build] = []
     token = _compile_only.set(builds)
     try:

@@ -1,7 +1,7 @@
-"""Where a tensor's memory lies: engines keep some inputs in pinned host memory, which a GPU reads over PCIe.
+"""Detects inputs in pinned host memory, which a GPU reads over PCIe (vLLM's UVA tensors).
 
-Such a tensor (vLLM's UVA tensors) says that it is on the GPU. A word of it costs a program a microsecond or
-two, and each program that reads it pays: launches with such inputs have few programs.
+Such a tensor reports a CUDA device. Each program that reads a word of it waits a microsecond or two, so
+launches with such inputs have few programs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ _MEMORY_TYPE, _HOST = 2, 1  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_MEMORYTYPE_HO
 
 
 def inputs_on_host(build: Build) -> bool:
-    """Whether any of what a build reads of each request lies in host memory."""
-    vectors = ( build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows,
+    """Whether anything that a build reads per request is in host memory."""
+    vectors = (
+        build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows,
         build.query_lens, *(view.kv_start for view in build.views),
     )  # fmt: skip
     return any(on_host(x) for x in vectors if x is not None)
 
 
 def on_host(x: Tensor) -> bool:
-    """Whether a GPU's tensor lies in host memory."""
-    if not x.is_cuda or not x.numel() or is_dynamo_compiling():  # which cannot trace a call of the driver's
+    """Whether a tensor on a GPU is in host memory."""
+    if not x.is_cuda or not x.numel() or is_dynamo_compiling():  # it cannot trace the call of the driver
         return False
     ask = _driver()
     if ask is None:
@@ -40,7 +41,7 @@ def on_host(x: Tensor) -> bool:
 
 @functools.cache
 def _driver() -> Any:
-    """The driver's `cuPointerGetAttribute`; None on ROCm, where nobody has tried its twin."""
+    """The driver's `cuPointerGetAttribute`; None on ROCm, whose counterpart is untested."""
     try:
         return ctypes.CDLL("libcuda.so.1").cuPointerGetAttribute
     except (AttributeError, OSError):

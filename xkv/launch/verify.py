@@ -1,4 +1,4 @@
-"""A build beside its oracle, for XKV_CHECK=1: slow, syncs, and finds what nobody thought of."""
+"""Compares a build with the torch reference, for XKV_CHECK=1. Slow, and syncs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ WRITTEN = ("out", *OUTPUTS)
 
 
 class MismatchError(RuntimeError):
-    """What was built differs from the oracle's: a fault of xkv, to be reported."""
+    """The kernel's output differs from the torch reference: a bug of xkv, please report it."""
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether the current stream is being captured, so that nothing may sync."""
+    """Whether the current stream is being captured, during which nothing may sync."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def run_checked(build: Build, status: Status) -> None:
-    """Launches the build, compares all that it wrote with the oracle's, and reads the status word.
+    """Launches the build, compares all of its outputs with the reference's, and reads the status word.
 
     Raises:
-        MismatchError: an entry differs, an untouched one included.
-        StatusError: a row had to be cut.
+        MismatchError: an entry differs; one that should have been left unwritten counts too.
+        StatusError: a row was cut.
     """
     want = replace(build, status=status.word.clone(), views=tuple(map(_clone, build.views)))
     launch.run(build)
@@ -41,8 +41,8 @@ def run_checked(build: Build, status: Status) -> None:
         if got is not None and expected is not None and not torch.equal(got, expected):
             at = torch.ne(got, expected).nonzero()[0].tolist()
             raise MismatchError(
-                f"xkv built a wrong {name}: at {at} {got[tuple(at)].item()}, the oracle has"
-                f" {expected[tuple(at)].item()}; please report it with this line and xkv info's output"
+                f"xkv built a wrong {name}: {got[tuple(at)].item()} at {at}, expected"
+                f" {expected[tuple(at)].item()}; please report this line and the output of xkv info"
             )
     status.check()
 

@@ -67,8 +67,8 @@ class StepCache:
                 arguments.per_row(name, value, source, batch)
         if window_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
-        delta = arguments.integers("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
-        query = arguments.integers("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
+        delta = arguments.int_or_per_row("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)
+        query = arguments.int_or_per_row("query_lens", query, source, batch, 0, INT32_MAX // (batch + 1))
         if sign and not isinstance(query, Tensor):
             raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
         return rows, lens, delta, query, sign, start, window_start

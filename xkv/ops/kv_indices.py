@@ -18,10 +18,10 @@ class KVIndices(NamedTuple):
     """CSR indices: what `build_kv_indices` returns, and takes as ``out``.
 
     Attributes:
-        kv_indptr: ``[batch + 1]`` int32, entries; row b's begin at ``kv_indptr[b]``.
+        kv_indptr: ``[batch + 1]`` int32, entries: row b is ``kv_indices[kv_indptr[b] : kv_indptr[b + 1]]``.
         kv_indices: ``[capacity]`` int32 or int64, page ids (token slots at page size 1); the first
             ``kv_indptr[-1]`` are live.
-        kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; 0 for an empty row, or
+        kv_last_page_len: ``[batch]`` int32, tokens in each row's last page; for an empty row 0 or
             ``min_last_page_len``.
 
     Examples:
@@ -69,25 +69,25 @@ def build_kv_indices(
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> KVIndices:
-    """Builds CSR indices, prefix sums and last page lengths in the one launch.
+    """Builds CSR indices: page ids, their prefix sums and the last page lengths, in one launch.
 
-    The same as `build_page_table`, with the rows one behind the other in ``kv_indices`` and no room
-    between them. At page size 1 row b begins at token ``kv_start[b]`` itself. What passes the
-    capacity of ``kv_indices`` is cut, from ``kv_indptr`` and ``kv_last_page_len`` too.
+    The rows are those of `build_page_table`, concatenated in ``kv_indices``. At page size 1 row b begins at
+    token ``kv_start[b]``. Entries beyond the capacity of ``kv_indices`` are cut, from ``kv_indptr`` and
+    ``kv_last_page_len`` too, and reported.
 
-    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
-    graph. Without it, it allocates, and syncs unless ``max_tokens`` is given. Follows SGLang's
-    create_flashinfer_kv_indices_triton and the torch ops around it.
+    With ``out`` it makes one launch, does not sync or allocate, and is safe in a CUDA or HIP graph. Without
+    ``out`` it allocates, and syncs unless ``max_tokens`` is given. CPU tensors take the torch reference.
+    Follows SGLang's create_flashinfer_kv_indices_triton and the torch ops around it.
 
     Args:
         req_to_token: as in `build_page_table`.
         req_pool_indices: as in `build_page_table`.
         seq_lens: as in `build_page_table`.
-        page_size: tokens of an entry of ``kv_indices``, a power of two from 1 to 1024.
+        page_size: tokens per entry of ``kv_indices``, a power of two from 1 to 1024.
         source_page_size: as in `build_page_table`.
-        out: what to write to: ``kv_indptr`` ``[>= batch + 1]`` int32, ``kv_indices`` ``[capacity]``
+        out: the outputs: ``kv_indptr`` ``[>= batch + 1]`` int32, ``kv_indices`` ``[capacity]``
             int32 or int64, ``kv_last_page_len`` ``[>= batch]`` int32. None: allocated.
-        max_tokens: tokens, host bound of the sum of all rows; ``out`` must have room for it, partly
+        max_tokens: tokens, host bound of the sum of all rows; ``kv_indices`` must hold that many, partly
             filled pages not counted.
         seq_lens_delta: as in `build_page_table`.
         kv_start: as in `build_page_table`.
@@ -95,17 +95,17 @@ def build_kv_indices(
         page_map: as in `build_page_table`.
         map_page_size: as in `build_page_table`.
         missing_id: as in `build_page_table`.
-        pad_value: int32, written past the live entries of the stream; None: left as they are.
-        pad_to_multiple_of: entries; the fill ends at a multiple of it. None: at the capacity.
+        pad_value: int32, written past the live entries. None: those entries are left unwritten.
+        pad_to_multiple_of: entries; padding ends at the next multiple of it. None: at the capacity.
         kv_start_offset: as in `build_page_table`.
         min_last_page_len: tokens, 0 to ``page_size``: ``kv_last_page_len`` is at least this. FlashInfer
-            wants 1, also of an empty or padded row.
-        dtype: int32 or int64, of ``kv_indices`` allocated here.
-        status: where violations are reported.
+            needs 1, for empty and padded rows too.
+        dtype: int32 or int64, of a ``kv_indices`` that is allocated.
+        status: where cut rows are reported.
 
     Returns:
-        ``out``, or new `KVIndices`; with ``max_tokens`` their ``kv_indices`` may be longer than what
-        is live.
+        ``out``, or new `KVIndices`; with ``max_tokens`` its ``kv_indices`` may be longer than the live
+        entries.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -127,22 +127,22 @@ def build_kv_indices(
         tensor([3, 3], dtype=torch.int32)
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
-    deltas, delta = arguments.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.tensor_and_int(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, ids, indptr, last,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    plain = (
+    required_only = (
         deltas is None and kv_start is None and kv_start_offset is None and token_map is None
         and page_map is None and status is None
     )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, plain, CSR, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
+        inputs, required_only, CSR, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
         missing_id, min_last_page_len,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = arguments.common(
+    build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
         pad_to_multiple_of, status,
@@ -153,13 +153,13 @@ def build_kv_indices(
     if out is None:
         out = KVIndices(*outputs.new_csr(build, kv_start, max_tokens, dtype))
     else:
-        _check_out(build, out, outputs.reads(build, kv_start, token_map, page_map))
+        _check_out(build, out, outputs.inputs_of(build, kv_start, token_map, page_map))
         if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
             raise ValueError(
-                f"out.kv_indices is too short: {out.kv_indices.shape[0]} entries of {page_size}"
-                f" token(s) do not hold max_tokens={max_tokens}"
+                f"out.kv_indices must be long enough for max_tokens={max_tokens}, got"
+                f" {out.kv_indices.shape[0]} entries of {page_size} token(s)"
             )
-    outputs.offsets(build, kv_start_offset, [kv_start, token_map, page_map, *out])
+    outputs.check_start_offset(build, kv_start_offset, [kv_start, token_map, page_map, *out])
     build.views = (
         View(
             out.kv_indices, kv_start, None, token_map, page_map, kv_indptr=out.kv_indptr,

@@ -1,4 +1,4 @@
-"""The outputs of the ops: what they may not overlap, and what is allocated where none is given."""
+"""The outputs of the ops: the check that they overlap no input, and their allocation if ``out`` is None."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from .. import arguments
 from ..params import INT32_MAX, LENGTH_MAX, Build
 
 
-def reads(build: Build, *more: Tensor | None) -> list[Tensor]:
-    """Every tensor that the launch reads, which no output may overlap."""
-    mine = [
+def inputs_of(build: Build, *more: Tensor | None) -> list[Tensor]:
+    """Returns every tensor that the launch reads, which no output may overlap."""
+    shared = [
         build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows, build.status,
     ]  # fmt: skip
-    return [x for x in (*mine, *more) if x is not None]
+    return [x for x in (*shared, *more) if x is not None]
 
 
-def offsets(build: Build, kv_start_offset: Tensor | None, others: list[Tensor | None]) -> None:
-    """Checks the output of that name, beside what else the launch reads and writes."""
+def check_start_offset(build: Build, kv_start_offset: Tensor | None, others: list[Tensor | None]) -> None:
+    """Checks ``kv_start_offset``, which must not overlap the other tensors of the launch."""
     if kv_start_offset is not None:
-        arguments.output("kv_start_offset", kv_start_offset, 1, build.batch, reads(build, *others))
+        arguments.output("kv_start_offset", kv_start_offset, 1, build.batch, inputs_of(build, *others))
         if kv_start_offset.dtype is not torch.int32:
             raise TypeError(f"kv_start_offset must be int32, got {kv_start_offset.dtype}")
 
 
-def _ends(build: Build) -> Tensor:
+def _row_ends(build: Build) -> Tensor:
     delta = build.seq_lens_delta_rows
     ends = build.seq_lens.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
     ends = ends + (build.seq_lens_delta if delta is None else delta.clamp(-LENGTH_MAX, LENGTH_MAX))
     return ends.clamp(0, build.source_tokens)
 
 
-def longest(build: Build) -> int:
-    """Tokens of the longest row. Syncs."""
-    return int(_ends(build).max()) if build.batch else 0
+def longest_row(build: Build) -> int:
+    """Returns the tokens of the longest row. Syncs."""
+    return int(_row_ends(build).max()) if build.batch else 0
 
 
-def entries(build: Build, kv_start: Tensor | None) -> int:
-    """Pages of all rows. Syncs."""
-    ends, page_size = _ends(build), build.page_size
+def total_pages(build: Build, kv_start: Tensor | None) -> int:
+    """Returns the pages of all rows together. Syncs."""
+    ends, page_size = _row_ends(build), build.page_size
     pages = (ends + page_size - 1) // page_size
     if kv_start is not None:
         start = kv_start.to(torch.int64).clamp(min=0)
@@ -48,26 +48,27 @@ def entries(build: Build, kv_start: Tensor | None) -> int:
 
 
 def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tensor:
-    """A page table for the longest row, or for ``max_seq_len`` tokens. Syncs without that.
+    """Allocates a page table for ``max_seq_len`` tokens, or, if it is None, for the longest row, which syncs.
 
-    Readers take no table without a column, so it has one at least; and whole tiles, where it has tiles.
+    Attention kernels take no table of width 0: it is at least 1, and a multiple of ``pad_to_multiple_of``.
     """
-    tokens = longest(build) if max_seq_len is None else max_seq_len
-    tile = build.pad_to_multiple_of or 1
-    return _new(build, (build.batch, -(-max(tokens, 1) // (build.page_size * tile)) * tile), dtype)
+    tokens = longest_row(build) if max_seq_len is None else max_seq_len
+    multiple = build.pad_to_multiple_of or 1
+    width = -(-max(tokens, 1) // (build.page_size * multiple)) * multiple
+    return _new(build, (build.batch, width), dtype)
 
 
 def new_csr(
     build: Build, kv_start: Tensor | None, max_tokens: int | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prefix sums, ids and last page lengths, with room for ``max_tokens``. Syncs without that."""
+    """Allocates kv_indptr, kv_indices and kv_last_page_len for ``max_tokens``. If it is None, syncs."""
     batch, page_size = build.batch, build.page_size
     if max_tokens is None:
-        size = entries(build, kv_start)
+        size = total_pages(build, kv_start)
     else:
-        # every row can leave a page partly filled at its end and, if it may start anywhere, its start
-        ragged = 0 if page_size == 1 else 1 if kv_start is None else 2
-        size = max_tokens // page_size + batch * ragged
+        # every row can have a partly filled page at its end and, if it has a kv_start, at its start
+        partial = 0 if page_size == 1 else 1 if kv_start is None else 2
+        size = max_tokens // page_size + batch * partial
     return (
         _new(build, (batch + 1,), torch.int32), _new(build, (size,), dtype),
         _new(build, (batch,), torch.int32),
@@ -75,7 +76,7 @@ def new_csr(
 
 
 def new_slots(build: Build, query_lens: Tensor, max_tokens: int | None, dtype: torch.dtype) -> Tensor:
-    """Slots for all query tokens, or for ``max_tokens``. Syncs without that."""
+    """Allocates the slots of ``max_tokens`` query tokens. If it is None, of all of them, which syncs."""
     if max_tokens is None:
         max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
     return _new(build, (max_tokens,), dtype)

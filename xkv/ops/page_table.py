@@ -33,16 +33,16 @@ def build_page_table(
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> Tensor:
-    """Builds a page table: entry j of row b is the page of token ``(kv_start // P + j) * P``.
+    """Builds a page table: entry j of row b is the page of token ``(kv_start[b] // P + j) * P``.
 
-    Row b of the batch shows the tokens ``[kv_start[b], seq_lens[b] + seq_lens_delta)`` of row
-    ``req_pool_indices[b]`` of ``req_to_token``, from the page that holds the first to the page that
-    holds the last. What only the device knows (a length beyond the table, a row index out of range, a
-    token without an id) is cut, never read or written out of bounds, and reported to ``status``.
+    P is ``page_size``. Row b shows the tokens ``[kv_start[b], seq_lens[b] + seq_lens_delta)`` of row
+    ``req_pool_indices[b]`` of ``req_to_token``, from the page of the first to the page of the last. Device
+    data that is out of range (a length beyond the table, a row index out of range, a token without an id)
+    is cut, never read or written out of bounds, and reported to ``status``.
 
-    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
-    graph. Without it, it allocates, and syncs unless ``max_seq_len`` is given. CPU tensors are served
-    by the torch reference. Follows SGLang's create_flashmla_kv_indices_triton.
+    With ``out`` it makes one launch, does not sync or allocate, and is safe in a CUDA or HIP graph. Without
+    ``out`` it allocates, and syncs unless ``max_seq_len`` is given. CPU tensors take the torch reference.
+    Follows SGLang's create_flashmla_kv_indices_triton.
 
     Args:
         req_to_token: ``[rows, width]`` int32 or int64, inner stride 1. An entry is the id of
@@ -50,34 +50,33 @@ def build_page_table(
             block size, as in vLLM). Less than 2**28 tokens a row.
         req_pool_indices: ``[batch]`` int32 or int64, rows of ``req_to_token``.
         seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
-        page_size: tokens of an output page, a power of two from 1 to 1024.
-        source_page_size: tokens of a source entry, a power of two from 1 to 1024.
-        out: ``[>= batch, width]`` int32 or int64 in pages, inner stride 1, any row stride; may be a view.
-            None: allocated, ``[batch, width]``, for the longest row, at least one page or tile wide and a
-            whole number of tiles, and filled past the live pages with ``pad_value`` or 0.
+        page_size: tokens per output page, a power of two from 1 to 1024.
+        source_page_size: tokens per source entry, a power of two from 1 to 1024.
+        out: ``[>= batch, width]`` int32 or int64, pages, inner stride 1, any row stride; may be a view. None:
+            allocated, ``[batch, width]``, for the longest row, with a width of at least 1 page and a multiple
+            of ``pad_to_multiple_of``, and padded with ``pad_value`` or 0.
         max_seq_len: tokens, host bound of ``seq_lens + seq_lens_delta``: a longer row is cut to it and
-            reported; ``out`` must have room for it.
+            reported; ``out`` must be wide enough for it.
         seq_lens_delta: tokens added to every length (int) or to each (``[batch]`` int32 or int64).
-        kv_start: ``[batch]`` int32 or int64, first token of each row. Inside a page the row begins with
-            that page; ``kv_start_offset`` says how many of its tokens come before.
+        kv_start: ``[batch]`` int32 or int64, first token of each row. If it is inside a page, the row begins
+            with that page, and ``kv_start_offset`` is the number of its tokens before ``kv_start``.
         token_map: ``[n]`` int32 or int64, token id -> token id, negative for none.
         page_map: ``[m]`` int32 or int64, page id -> page id, negative for none; applied after
             ``token_map``.
-        map_page_size: tokens of a page of ``page_map``, a power of two; None: ``page_size``.
+        map_page_size: tokens per page of ``page_map``, a power of two. None: ``page_size``.
         missing_id: int32, written for a live token without an id (a negative source entry or map
-            target); None: -1 is written and the row is reported to ``status``.
-        pad_value: int32, written past the live pages of each row; None: they are left as they are.
-        pad_to_multiple_of: pages; the fill ends at a multiple of it, and covers at least one tile, also of an
-            empty row. None: it goes to the end of the row.
-        kv_start_offset: ``[>= batch]`` int32, written: tokens of each row's first page before its first
-            token, 0 to ``page_size - 1``. For example 1500 tokens of an encoder and 10 of its decoder
-            behind them, page size 64, ``kv_start=1500``: the row has one page, in which 28 tokens are the
-            encoder's.
-        dtype: int32 or int64, of an ``out`` that is allocated here.
-        status: where violations are reported.
+            target). None: -1 is written and the row is reported to ``status``.
+        pad_value: int32, written past the live pages of each row. None: those entries are left unwritten.
+        pad_to_multiple_of: pages; padding ends at the next multiple of it, and at the first for an empty row.
+            None: at the end of the row.
+        kv_start_offset: ``[>= batch]`` int32, written: tokens of each row's first page before ``kv_start``, 0
+            to ``page_size - 1``. For example 1500 encoder tokens followed by 10 decoder tokens, page size 64,
+            ``kv_start=1500``: the row has one page, in which 28 tokens are the encoder's.
+        dtype: int32 or int64, of an ``out`` that is allocated.
+        status: where cut rows are reported.
 
     Returns:
-        ``out``, or the new table ``[batch, width]``, in pages.
+        ``out``, or the new table ``[batch, width]``, pages.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -98,22 +97,22 @@ def build_page_table(
         tensor([[ 4,  0, -7],
                 [ 2, -7, -7]], dtype=torch.int32)
     """
-    deltas, delta = arguments.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.tensor_and_int(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    plain = (
+    required_only = (
         deltas is None and kv_start is None and kv_start_offset is None and token_map is None
         and page_map is None and status is None
     )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, plain, TABLE, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
-        missing_id,
+        inputs, required_only, TABLE, page_size, source_page_size, pad_value, pad_to_multiple_of,
+        map_page_size, missing_id,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_seq_len):
         return out
-    build = arguments.common(
+    build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
         pad_to_multiple_of, status,
@@ -125,13 +124,13 @@ def build_page_table(
         if pad_value is None:
             build.pad_value = 0
     else:
-        arguments.output("out", out, 2, build.batch, outputs.reads(build, kv_start, token_map, page_map))
+        arguments.output("out", out, 2, build.batch, outputs.inputs_of(build, kv_start, token_map, page_map))
         if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
             raise ValueError(
-                f"out is too narrow: {out.shape[1]} pages of {page_size} tokens do not hold"
-                f" max_seq_len={max_seq_len}"
+                f"out must be wide enough for max_seq_len={max_seq_len} tokens, got {out.shape[1]} pages of"
+                f" {page_size} tokens"
             )
-    outputs.offsets(build, kv_start_offset, [kv_start, token_map, page_map, out])
+    outputs.check_start_offset(build, kv_start_offset, [kv_start, token_map, page_map, out])
     build.views = (View(out, kv_start, None, token_map, page_map, kv_start_offset=kv_start_offset),)
     if build.batch:  # a table of an empty batch has nothing to write
         signature.run(build, inputs)

@@ -31,32 +31,32 @@ def build_slot_mapping(
     dtype: torch.dtype = torch.int64,
     status: Status | None = None,
 ) -> Tensor:
-    """Builds the slots of the query tokens: the last ``query_lens[b]`` tokens of every request.
+    """Builds a slot mapping: the KV cache slots of the last ``query_lens[b]`` tokens of every request.
 
-    The slots of row b, tokens ``[seq_lens[b] + delta - query_lens[b], seq_lens[b] + delta)``, follow
-    those of row b - 1. A query token that no source entry holds keeps its place and gets ``missing_id``.
+    The slots of row b, tokens ``[seq_lens[b] + delta - query_lens[b], seq_lens[b] + delta)``, follow those of
+    row b - 1. A query token outside the source row keeps its place and gets ``missing_id``.
 
-    With ``out`` it does not sync, allocates nothing, makes one launch and is safe in a CUDA or HIP
-    graph. Without it, it allocates, and syncs unless ``max_tokens`` is given. Follows vLLM's
-    _compute_slot_mappings_kernel.
+    With ``out`` it makes one launch, does not sync or allocate, and is safe in a CUDA or HIP graph. Without
+    ``out`` it allocates, and syncs unless ``max_tokens`` is given. CPU tensors take the torch reference.
+    Follows vLLM's _compute_slot_mappings_kernel.
 
     Args:
         req_to_token: as in `build_page_table`.
         req_pool_indices: as in `build_page_table`.
-        seq_lens: as in `build_page_table`; the query tokens are counted in.
+        seq_lens: as in `build_page_table`, query tokens included.
         query_lens: ``[batch]`` int32 or int64, query tokens of each request, 0 allowed.
         source_page_size: as in `build_page_table`.
         out: ``[capacity]`` int32 or int64. None: allocated.
-        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must have room for it.
+        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must hold that many.
         seq_lens_delta: as in `build_page_table`.
         token_map: as in `build_page_table`.
         page_map: as in `build_page_table`.
-        map_page_size: tokens of a page of ``page_map``, a power of two.
+        map_page_size: tokens per page of ``page_map``, a power of two.
         missing_id: as in `build_page_table`.
-        pad_value: int32, written past the last slot; None: left as it is.
-        pad_to_multiple_of: entries; the fill ends at a multiple of it. None: at the capacity.
-        dtype: int32 or int64, of an ``out`` that is allocated here.
-        status: where violations are reported.
+        pad_value: int32, written past the last slot. None: those entries are left unwritten.
+        pad_to_multiple_of: entries; padding ends at the next multiple of it. None: at the capacity.
+        dtype: int32 or int64, of an ``out`` that is allocated.
+        status: where cut rows are reported.
 
     Returns:
         ``out``, or the new slots ``[tokens]``, in tokens.
@@ -75,7 +75,7 @@ def build_slot_mapping(
         >>> xkv.build_slot_mapping(req_to_token, rows, lens, query_lens=torch.tensor([1, 2]))
         tensor([ 2,  9, 10])
     """
-    deltas, delta = arguments.rows_or_all(seq_lens_delta)
+    deltas, delta = arguments.tensor_and_int(seq_lens_delta)
     inputs = (
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
@@ -85,7 +85,7 @@ def build_slot_mapping(
     )
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
-    build = arguments.common(
+    build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, pad_value, pad_to_multiple_of,
         status,
@@ -96,7 +96,7 @@ def build_slot_mapping(
     if out is None:
         out = outputs.new_slots(build, query_lens, max_tokens, dtype)
     else:
-        reads = [*outputs.reads(build, None, token_map, page_map), query_lens]
+        reads = [*outputs.inputs_of(build, None, token_map, page_map), query_lens]
         arguments.output("out", out, 1, max_tokens or 0, reads)
     build.views = (View(out, None, None, token_map, page_map),)
     signature.run(build, inputs)

@@ -1,72 +1,78 @@
-"""Tuning rows: how one launch is cut into programs, per arch, kind of build and batch size."""
+"""Tuning rows: how one launch is divided among programs, by arch, access pattern and batch size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["token", "stream", "near", "far"]
+AccessPattern = Literal["contiguous", "ragged", "strided_near", "strided_far"]
 
-# Source entries from one item's to the next within which DRAM, which gives 64 bytes at a time, is read whole.
+# Entries: up to this stride (64 bytes of int32, what DRAM transfers at a time) no byte that DRAM transfers
+# is skipped.
 _NEAR = 16
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """One row.
+    """One tuning row.
 
     Attributes:
-        kind: what is read and written. "token": every entry of the source (page size 1), into a table;
-            "stream": the same into a stream, whose rows begin anywhere and wait for a sum; "near": of
-            entries up to 64 bytes apart the first, so that DRAM gives all of them; "far": entries farther
-            apart.
-        max_batch: the row serves batches up to this size; None: any.
-        num_page_per_block: items a program writes at a time, NUM_PAGE_PER_BLOCK; a power of two.
-        num_warps: warps of a program.
-        programs_per_cu: programs a compute unit gets at most, shared out among the rows.
-        blocks_per_program: blocks that a program writes of its row, at most. Where the programs come to
-            the longest row so, no row needs another's.
-        balanced_per_cu: programs a compute unit gets at most where they do not: each then writes some blocks
+        access_pattern: how a launch reads the source and writes the ids. "contiguous": every source entry
+            (page size 1), into a table; "ragged": the same into a stream, whose rows begin at any entry and
+            wait for a prefix sum; "strided_near": every n-th entry, up to 64 bytes apart, so that DRAM
+            transfers all of them anyway; "strided_far": entries farther apart.
+        max_batch: requests; the row serves batches up to this size. None: any.
+        num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
+        num_warps: warps per program.
+        programs_per_cu: programs per compute unit, at most, divided among the rows of the batch.
+        tiles_per_program: tiles of its row that a program writes, at most. If that covers the longest row,
+            there is no load-balanced second phase.
+        balanced_per_cu: ``programs_per_cu`` with the second phase: each program then writes some own tiles
             of its row, counts what the whole batch has left, and writes its share of that.
-        balanced_block: NUM_PAGE_PER_BLOCK where they do not.
-        balanced_blocks: those blocks of its row, at most.
-        batch_block: requests a program looks at at a time when it sums over the batch.
-        early: where launches overlap, let the next kernel's programs come as soon as this one's have
-            begun, not when they have written: pays unless it is bound by how evenly they lie on the chip.
+        balanced_num_page_per_block: ``num_page_per_block`` with the second phase.
+        balanced_own_tiles: own tiles of its row per program, at most, with the second phase.
+        batch_block: BATCH_BLOCK, requests that a program reads at a time when it sums over the batch; a
+            power of two.
+        pdl_trigger_early: with programmatic dependent launch, let the next kernel's programs start when this
+            one's have begun, not when they have written. Faster unless the kernel is bound by how evenly its
+            programs are spread over the chip.
         provenance: where the row was measured, or that it was not.
     """
 
-    kind: Kind
+    access_pattern: AccessPattern
     max_batch: int | None
     num_page_per_block: int
     num_warps: int
     programs_per_cu: int
-    blocks_per_program: int
+    tiles_per_program: int
     balanced_per_cu: int
-    balanced_block: int
-    balanced_blocks: int
+    balanced_num_page_per_block: int
+    balanced_own_tiles: int
     batch_block: int
-    early: bool
+    pdl_trigger_early: bool
     provenance: str
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        patterns = get_args(AccessPattern)
+        if self.access_pattern not in patterns:
+            raise ValueError(
+                f"access_pattern must be one of {', '.join(patterns)}, got {self.access_pattern!r}"
+            )
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch must be None or >= 1, got {self.max_batch}")
         if not self.provenance:
             raise ValueError("provenance must say where the row comes from, got nothing")
-        for name in ("num_page_per_block", "num_warps", "balanced_block", "batch_block"):
+        for name in ("num_page_per_block", "num_warps", "balanced_num_page_per_block", "batch_block"):
             value = getattr(self, name)
             # tl.arange and Triton's warp count take powers of two only
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, got {value}")
-        for name in ("num_page_per_block", "balanced_block"):
+        for name in ("num_page_per_block", "balanced_num_page_per_block"):
             if getattr(self, name) > 1 << 15:
                 raise ValueError(f"{name} must be <= 32768, got {getattr(self, name)}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
-        for name in ("programs_per_cu", "blocks_per_program", "balanced_per_cu", "balanced_blocks"):
+        for name in ("programs_per_cu", "tiles_per_program", "balanced_per_cu", "balanced_own_tiles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
@@ -77,19 +83,25 @@ class Tuning:
         )
 
 
-def kind_of(page_size: int, source_page_size: int, *, stream: bool = False) -> Kind:
-    """How far apart the entries are that neighbouring items read, and, of those side by side, what into."""
-    entries = page_size // source_page_size
-    if entries <= 1:
-        return "stream" if stream else "token"
-    return "near" if entries <= _NEAR else "far"
+def access_pattern(page_size: int, source_page_size: int, *, ragged: bool = False) -> AccessPattern:
+    """Returns the access pattern of a launch.
+
+    Args:
+        page_size: tokens per output page.
+        source_page_size: tokens per source entry.
+        ragged: whether the output is a stream, not a table; decides only where entries are contiguous.
+    """
+    stride = page_size // source_page_size
+    if stride <= 1:
+        return "ragged" if ragged else "contiguous"
+    return "strided_near" if stride <= _NEAR else "strided_far"
 
 
-# Only the interpreter runs these: small blocks, so that small cases cross them, but for rows that a program
-# shares out: the interpreter takes a millisecond a block.
+# For the interpreter alone: small tiles, so that small cases have several; larger ones in the load-balanced
+# phase, since the interpreter takes a millisecond per tile.
 CPU_ROWS = (
-    Tuning("token", None, 64, 4, 2, 2, 2, 1024, 1, 16, False, "interpreter only"),
-    Tuning("stream", None, 64, 4, 2, 2, 2, 1024, 2, 16, False, "interpreter only"),
-    Tuning("near", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
-    Tuning("far", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
+    Tuning("contiguous", None, 64, 4, 2, 2, 2, 1024, 1, 16, False, "interpreter only"),
+    Tuning("ragged", None, 64, 4, 2, 2, 2, 1024, 2, 16, False, "interpreter only"),
+    Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
+    Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
 )

@@ -98,7 +98,7 @@ class EngineSetting(Setting):
             view = View(host["out"], kv_indptr=sums[: self.batch])
             return Build(
                 source, every, sums[1:], CSR, 1, kind.source_page_size, 1, (view,),
-                query_lens=sums[: self.batch], query_sign=-1, report_missing=False, sums_given=True,
+                query_lens=sums[: self.batch], query_sign=-1, report_missing=False, indptr_is_input=True,
             )  # fmt: skip
         start, metadata = host.get("kv_start"), kind.call == METADATA
         build = Build(
@@ -106,7 +106,7 @@ class EngineSetting(Setting):
             (),
             seq_lens_delta=self.delta, seq_lens_delta_rows=start, query_lens=host.get("query_lens"),
             query_len=self.query if self._q_mode == graph_metadata.Q_STRIDED else 0, report_missing=False,
-            sums_given=metadata or kind.form == CSR,
+            indptr_is_input=metadata or kind.form == CSR,
         )  # fmt: skip
         if size > 1 and not (metadata and "window_map" in has):
             build.missing_id = 0  # what a division toward 0 makes of the token -1

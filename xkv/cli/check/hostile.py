@@ -80,7 +80,7 @@ def setting_of(kind: Kind, seed: int, number: int, device: str, small: bool, apa
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Within it blocks are so small that small cases cross them, and are dealt out over all programs."""
-    row = tuning.Tuning("far", None, 16, 4, 1, 1, 2, 16, 1, 16, False, "xkv check")
+    row = tuning.Tuning("strided_far", None, 16, 4, 1, 1, 2, 16, 1, 16, False, "xkv check")
     chosen = dispatch.tuning_row
     try:
         dispatch.tuning_row = lambda *_: row

@@ -43,9 +43,9 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     maps = ((token_map, 1), (page_map, build.map_page_size))
     largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
     given = None
-    if build.sums_given and form != TABLE and view.kv_indptr is not None:
+    if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         given = view.kv_indptr.tolist()
-    zero = {} if build.sums_given else {0: 0}
+    zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset = {}, dict(zero), dict(zero), {0: 0}, {}, {}
     stream = kv_sum = q_sum = 0

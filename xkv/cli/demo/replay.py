@@ -245,6 +245,6 @@ def _chosen_row(device: torch.device, page_size: int, batch: int) -> str:
     platform = detect.platform(device)
     if device.type == "cpu" and not compile.interpreted():
         return f"{platform}: the torch reference"
-    kinds = [tuning.kind_of(page_size, 1), tuning.kind_of(1, 1, stream=True)]
+    kinds = [tuning.access_pattern(page_size, 1), tuning.access_pattern(1, 1, ragged=True)]
     rows = [f"{kind}: {dispatch.tuning_row(platform, kind, batch)}" for kind in kinds]
     return "\n".join([str(platform), *dict.fromkeys(rows)])

@@ -25,8 +25,8 @@ _WORDS = {
 }
 
 LEGEND = """\
-Rows of 4M tokens, so that the whole kernel is compiled, over storages of 3 GiB. block: items that a program
-writes at a time; REG, VGPR: 32-bit registers of a lane; SGPR: of a wavefront; local, stack, scratch, shared,
+Rows of 4M tokens, so that the whole kernel is compiled, over storages of 3 GiB. NUM_PAGE_PER_BLOCK:
+items of a tile; REG, VGPR: 32-bit registers of a lane; SGPR: of a wavefront; local, stack, scratch, shared,
 LDS, code: bytes; spills: VGPRs/SGPRs; held: warps or waves of it that a compute unit has room for; asked:
 those that the programs of its tuning row come to; load, store: bytes a lane of the widest global access;
 div: divisions by what only the launch knows."""
@@ -82,7 +82,7 @@ def table(arch: str) -> list[list[str]]:
 def _row(name: str, build: Any, unit: Unit) -> dict[str, str]:
     """Column -> cell."""
     from ...launch import launch
-    from ...launch.grid import schedule
+    from ...launch.grid import make_schedule
     from .compiling import compiled
     from .resources import read
 
@@ -90,8 +90,13 @@ def _row(name: str, build: Any, unit: Unit) -> dict[str, str]:
     row = launch.tuned(build, where)
     used = read(compiled(build, row, where))
     cells = dict(_cells(used, row, unit))
-    block = schedule(build, row, where).block
-    return {"of": name, "batch": str(build.batch), "kind": row.kind, "block": str(block)} | cells
+    num_page = make_schedule(build, row, where).num_page_per_block
+    return {
+        "of": name,
+        "batch": str(build.batch),
+        "access_pattern": row.access_pattern,
+        "NUM_PAGE_PER_BLOCK": str(num_page),
+    } | cells
 
 
 def _cells(used: Resources, row: Tuning, unit: Unit) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...launch import compile, launch
-from ...launch.cache import CacheEntry, Entries
+from ...launch.cache import CacheEntry, LaunchCache
 from ...launch.guards import addresses, make_guard, refuse
 from ...launch.triton_launcher import launch_hooks_active
 from ...params import MAX_BATCH, Build
@@ -53,7 +53,7 @@ class CachedCalls:
         self, names: str, sizes: Callable[..., LaunchSizes | None], build: Callable[..., Build | None]
     ) -> None:
         self._names, self._sizes, self._build = tuple(names.split()), sizes, build
-        self._entries = Entries()
+        self._entries = LaunchCache()
         # of the last call with the same fixed numbers: a guard of its tensors, and their entry
         self._recent: dict[Any, tuple[Callable[..., bool], CacheEntry]] = {}
         self._repeats = Repeats()
@@ -86,7 +86,7 @@ class CachedCalls:
             return False
         compiled = launch.run(build)
         names = [name for name, x in zip(self._names, inputs, strict=True) if x is not None]
-        self._entries.made(_signature(sizes, inputs), build, compiled, names, sizes.names)
+        self._entries.add(_signature(sizes, inputs), build, compiled, names, sizes.names)
         return True
 
     def _launch(

@@ -47,7 +47,7 @@ def _build(
     )  # fmt: skip
     return Build(
         source(ids, stride), vector(rows, batch), vector(lens, batch), CSR, 1, entry_page_size, 1, (view,),
-        seq_lens_delta_rows=vector_or_none(delta, batch), report_missing=False, sums_given=True,
+        seq_lens_delta_rows=vector_or_none(delta, batch), report_missing=False, indptr_is_input=True,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def _build(
     return Build(
         source(ids, stride), vector(rows, batch), vector(lens, batch), TABLE, page_size, 1, page_size,
         tuple(views), seq_lens_delta=more, query_lens=vector_or_none(qlens, batch), query_len=query_len,
-        missing_id=missing_id(page_size) if out2 is None else -1, report_missing=False, sums_given=True,
+        missing_id=missing_id(page_size) if out2 is None else -1, report_missing=False, indptr_is_input=True,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class RecordedLaunches:
         if call is None:
             return None
         pointers = [None if x is None else x.data_ptr() for x in tensors]
-        return call, call.filled((1, 1, 1), (*pointers[:2], *values, *pointers[2:])), key[1]
+        return call, call.make_call((1, 1, 1), (*pointers[:2], *values, *pointers[2:])), key[1]
 
     def _key(self, kernel: Any, tensors: tuple[Tensor | None, ...], values: tuple[Any, ...]) -> Any:
         """What decides which compiled kernel Triton would launch; None: Triton has to be asked."""

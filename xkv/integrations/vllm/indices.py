@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...launch import launch
-from ...launch.cache import Entries
+from ...launch.cache import LaunchCache
 from ...launch.guards import addresses
 from ...launch.triton_launcher import launch_hooks_active
 from ...params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
@@ -30,7 +30,7 @@ pages = Launcher("copy_page_indices")
 
 _POINTERS = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr")
 _SIZES = ("src_stride", "src_rows", "src_tokens", "batch", "capacity")
-_entries = Entries()
+_entries = LaunchCache()
 _repeats = Repeats()
 _every: dict[torch.device, Tensor] = {}  # 0, 1, 2, ...: rows of a block table are the batch's, in order
 
@@ -112,7 +112,7 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
     if not _rows_there(table.device):
         return False
     build = _as_build(batch, View(out, kv_indptr=sums[:batch]), table, sums, block_size)
-    _entries.made(signature, build, launch.run(build), _POINTERS, _SIZES)
+    _entries.add(signature, build, launch.run(build), _POINTERS, _SIZES)
     return True
 
 
@@ -144,5 +144,5 @@ def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: i
     """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long, and begins at ``sums[b]``."""
     return Build(
         table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
-        query_lens=sums[:batch], query_sign=-1, report_missing=False, sums_given=True,
+        query_lens=sums[:batch], query_sign=-1, report_missing=False, indptr_is_input=True,
     )  # fmt: skip

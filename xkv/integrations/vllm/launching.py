@@ -54,7 +54,7 @@ class Launcher:
                 self(device, grid, tensors, numbers, constexprs)
             return
         pointers = [None if x is None else x.data_ptr() for x in tensors]
-        call.launch(call.filled(grid, [*pointers, *numbers, *constexprs]), device)
+        call.launch(call.make_call(grid, [*pointers, *numbers, *constexprs]), device)
 
     def warmup(self, dtypes: tuple[Any, ...], numbers: tuple[int, ...], constexprs: tuple[Any, ...]) -> None:
         """Compiles for arguments like these, dtypes in place of tensors, on the current device."""

@@ -15,14 +15,14 @@ from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import read
 from xkv.cli.kernels.variants import meta, plain
 from xkv.launch import launch
-from xkv.launch.grid import schedule
+from xkv.launch.grid import make_schedule
 from xkv.params import CSR, TABLE, Build, View
 from xkv.platforms import tuning
 
 # blocks so small that rows are shared out among programs, and not
 ROWS = [
-    tuning.Tuning("token", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
-    tuning.Tuning("token", None, 64, 4, 2, 9, 2, 64, 1, 16, False, "test"),
+    tuning.Tuning("contiguous", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
+    tuning.Tuning("contiguous", None, 64, 4, 2, 9, 2, 64, 1, 16, False, "test"),
 ]
 
 
@@ -41,7 +41,9 @@ def stream(rng: random.Random, device: str, *, hostile: bool = False) -> Build:
     room = at - rng.choice([0, 0, 9]) if at > 9 else at
     view = View(building.guarded_1d(room, torch.int32, device), kv_indptr=ints(begins))
     rows = [rng.randrange(4) for _ in range(batch)]
-    return Build(source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), report_missing=False, sums_given=True)
+    return Build(
+        source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), report_missing=False, indptr_is_input=True
+    )
 
 
 @pytest.mark.kernel
@@ -80,7 +82,7 @@ def test_leading_zeros_of_tables_are_the_callers(device: str) -> None:
     rows, lens = torch.tensor([1, 3], device=device), torch.tensor([100, 17], device=device)
     sums = [building.guarded_1d(3, torch.int32, device) for _ in range(2)]
     view = View(building.guarded(2, 7, 9, torch.int32, device), cu_seqlens_k=sums[0], cu_seqlens_q=sums[1])
-    build = Build(source, rows, lens, TABLE, 16, 1, 16, (view,), query_len=4, sums_given=True)
+    build = Build(source, rows, lens, TABLE, 16, 1, 16, (view,), query_len=4, indptr_is_input=True)
     want = building.twin(build)
     launch.run(build)
     reference.run(want)
@@ -96,8 +98,8 @@ def test_compiles_to_machine_code(arch: str, indptr: torch.dtype) -> None:
     where = GPUS[arch]
     need(where)
     build = plain(CSR, 1, 1, 64)
-    build.views[0].kv_indptr, build.sums_given = meta(64, dtype=indptr), True
-    row = next(row for row in dispatch.rows_of(where)[1] if row.kind == "stream")
+    build.views[0].kv_indptr, build.indptr_is_input = meta(64, dtype=indptr), True
+    row = next(row for row in dispatch.rows_of(where)[1] if row.access_pattern == "ragged")
     assert schedule(build, row, where).balance
     found = specialization(build, row, where)
     assert found["indptr_ptr"][0] == f"*i{indptr.itemsize * 8}"
