@@ -1,6 +1,6 @@
 """xkv: what attention backends read of a paged KV cache, built in one Triton launch.
 
-The names below are resolved on first use: importing xkv imports no torch and touches no device.
+The public names are imported on first use: importing xkv imports no torch and touches no device.
 """
 
 from __future__ import annotations

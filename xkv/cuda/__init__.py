@@ -1,4 +1,4 @@
-"""NVIDIA: tuning rows, and the specs of the backends that run there."""
+"""NVIDIA: tuning rows and backend specs, as data."""
 
 from .specs import SPECS
 from .tuning import DEFAULT_ARCH, TUNING, family

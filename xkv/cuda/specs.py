@@ -7,13 +7,13 @@ _LENGTHS = ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q")
 SPECS = (
     BackendSpec(
         "flashmla", "table", (64,), 64, _LENGTHS, tail_tokens=64,
-        why="Hopper. Any row stride; entry 0 of every row is read even when the row is empty, and a"
-        " negative one faults in the FP8 path (vLLM #35969)",
+        why="Hopper. Any row stride; entry 0 of every row is read even if the row is empty, and a negative one"
+        " faults in the FP8 path (vLLM #35969)",
     ),
     BackendSpec(
         "cutlass_mla", "table", POWERS_OF_TWO[:8], 128, _LENGTHS,
         width_tokens=128, packed=True, tail_tokens=128,
-        why="sm100. The width must be a multiple of 128 / page_size pages, rows lie packed, and a table"
+        why="sm100. The width must be a multiple of 128 / page_size pages, rows must be packed, and a table"
         " wider than needed changes the KV split; entries within the 128-token tile may be read",
     ),
     BackendSpec(
@@ -23,18 +23,18 @@ SPECS = (
     ),
     BackendSpec(
         "trtllm_mha", "table", (16, 32, 64, 128), 64, _LENGTHS, packed=True,
-        why="TRTLLM MHA and XQA, sm90 to sm120. Rows lie packed; stale entries are tolerated",
+        why="TRTLLM MHA and XQA, sm90 to sm120. Rows must be packed; stale entries are tolerated",
     ),
     BackendSpec(
         "flash_attention", "table", POWERS_OF_TWO, 64, _LENGTHS,
-        why="FlashAttention 3 and 4, torch varlen_attn(block_table=). Any row stride; nothing past the"
-        " live pages is read",
+        why="FlashAttention 3 and 4, torch varlen_attn(block_table=). Any row stride; nothing past the live"
+        " pages is read",
     ),
     BackendSpec(
         "flashinfer_mla", "csr", POWERS_OF_TWO, 64,
         ("kv_indptr", "kv_last_page_len", "cache_seqlens", "cu_seqlens_q"), min_last_page_len=1,
         why="FlashInfer's BatchMLAPagedAttentionWrapper, fa2 and fa3: qo_indptr, kv_indptr, kv_indices"
         " and kv_len_arr, which must agree with kv_indptr (checked since 0.7); last page lengths are 1 to the"
-        " page size, also of a row without pages",
+        " page size, for rows without pages too",
     ),
 )  # fmt: skip

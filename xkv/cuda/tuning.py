@@ -4,7 +4,7 @@ from ..platforms.tuning import Tuning
 
 _REASONED = "untuned, compile-checked; sm90's row"
 
-# rows stand as ci/tune.py prints them
+# in the format of ci/tune.py's output
 # fmt: off
 _SM90 = (
     Tuning(
@@ -68,5 +68,5 @@ DEFAULT_ARCH = "sm90"
 
 
 def family(arch: str) -> str | None:
-    """The arch whose rows serve another one of the same major version, or None: "sm101" -> "sm100"."""
+    """Returns the arch whose rows serve others of its major version, or None: "sm101" -> "sm100"."""
     return {"9": "sm90", "10": "sm100", "12": "sm120"}.get(arch.removeprefix("sm")[:-1])

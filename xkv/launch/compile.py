@@ -128,7 +128,7 @@ def options(tuning: Tuning, target: Platform) -> dict[str, Any]:
 
 def uses_pdl(target: Platform) -> bool:
     """Whether launches use programmatic dependent launch; never in the interpreter."""
-    return target.overlap and not interpreted()
+    return target.supports_pdl and not interpreted()
 
 
 @functools.cache

@@ -1,1 +1,1 @@
-"""What the machine has, and what a tuning row and the spec of a backend are."""
+"""Device detection, and the types of tuning rows and backend specs."""

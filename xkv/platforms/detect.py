@@ -1,4 +1,4 @@
-"""What the machine has: vendor, arch, warp size, compute units. Found once a device, when asked."""
+"""Detects a device's vendor, arch, warp size and compute units, once per device, on first use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     import torch
 
-_FIRST_OVERLAP = 90  # programmatic dependent launch
-VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> its arch ids
+_FIRST_PDL = 90  # sm: programmatic dependent launch
+VENDORS = {"cuda": r"sm\d+", "hip": r"gfx[0-9a-f]+"}  # Triton's back end -> regex of its arch ids
 
-# The oldest that compile xkv's kernel: Triton 3.4 fails on its loop. torch 2.9 brings 3.5. Any text that
-# names them is compared with this line (tests/ci/test_oldest.py).
+# The oldest that compile xkv's kernel: Triton 3.4 fails on its loop, and torch 2.9 comes with 3.5. Every text
+# that names them is compared with this line (tests/ci/test_oldest.py).
 MIN_TORCH, MIN_TRITON = "2.9", "3.5"
 
 
 class UnsupportedPlatformError(RuntimeError):
-    """The device or its software cannot run xkv; the message says what was found and what to do.
+    """The device or its software cannot run xkv. The message says what was found and what to do.
 
     Examples:
         >>> import xkv
@@ -36,14 +36,14 @@ class UnsupportedPlatformError(RuntimeError):
 
 @dataclass(frozen=True)
 class Platform:
-    """One device as xkv sees it.
+    """The properties of a device that select and size launches.
 
     Attributes:
-        vendor: "cuda", "hip" or "cpu": what Triton calls its back end, or "cpu" for none.
+        vendor: "cuda" or "hip", the name of Triton's back end, or "cpu".
         arch: "sm90", "gfx942", ... or "cpu".
         warp_size: threads in a warp (CUDA) or lanes in a wavefront (ROCm); 1 on a CPU.
-        compute_units: multiprocessors (CUDA) or compute units (ROCm); what the grid is sized by.
-        device_arch: the arch that kernels are compiled for, where XKV_ARCH names another; else "".
+        compute_units: multiprocessors (CUDA) or compute units (ROCm); the grid is sized by it.
+        device_arch: the arch that kernels are compiled for, if XKV_ARCH names another one; otherwise "".
 
     Examples:
         >>> import xkv
@@ -60,38 +60,38 @@ class Platform:
     compute_units: int
     device_arch: str = ""
 
-    def __hash__(self) -> int:  # a dataclass's own hashes every field, in every launch
+    def __hash__(self) -> int:  # computed in every launch; the dataclass's own hashes every field
         return hash(self.arch)
 
     @property
-    def overlap(self) -> bool:
-        """Whether a kernel's launch may overlap the end of the kernel before it (Hopper and later)."""
-        return self.vendor == "cuda" and int((self.device_arch or self.arch)[2:]) >= _FIRST_OVERLAP
+    def supports_pdl(self) -> bool:
+        """Whether it has programmatic dependent launch: a kernel may start before the previous one ends."""
+        return self.vendor == "cuda" and int((self.device_arch or self.arch)[2:]) >= _FIRST_PDL
 
     def __str__(self) -> str:
         return f"{self.arch} ({self.vendor}, {self.compute_units} compute units)"
 
 
-# 4: enough programs for the interpreter to show a grid's faults, few enough to be quick
+# 4 compute units: enough programs to show errors of the grid in the interpreter, few enough to be quick
 CPU = Platform("cpu", "cpu", 1, 4)
 
 
 def platform(device: torch.device | str | int | None = None) -> Platform:
     """Returns the platform of a device; detected once, then cached. Does not sync.
 
-    The environment variable XKV_ARCH ("sm90", "gfx942", ...) overrides the arch that was found, for
-    tuning rows and backends only: the kernel is still compiled for the device at hand. On a CPU any
-    arch may be asked for, to see or interpret what a GPU of it would get.
+    The environment variable XKV_ARCH ("sm90", "gfx942", ...) overrides the detected arch, for tuning rows
+    and backends only: the kernel is still compiled for the actual device. On a CPU any arch may be named, to
+    show or interpret what such a GPU would run.
 
     Args:
-        device: a torch device, or None for the current GPU, or the CPU where there is none.
+        device: a torch device. None: the current GPU, or the CPU if there is none.
 
     Returns:
         The device's `Platform`.
 
     Raises:
-        UnsupportedPlatformError: the device is neither a CPU nor a GPU that Triton drives, or torch
-            or Triton are missing or too old.
+        UnsupportedPlatformError: the device is neither a CPU nor a GPU that Triton supports, or torch or
+            Triton is missing or too old.
 
     Examples:
         >>> import xkv
@@ -131,7 +131,7 @@ def _torch() -> Any:
 def _require(name: str, found: str, oldest: str) -> None:
     from packaging.version import Version
 
-    # the release alone: 2.9.0a0+git is AMD's and NVIDIA's way to build 2.9
+    # the release segment alone: AMD's and NVIDIA's builds of 2.9 are versioned such as 2.9.0a0+git
     if Version(found).release < Version(oldest).release:
         raise UnsupportedPlatformError(
             f"{name} {found} is too old: xkv needs {oldest} or newer; upgrade torch, together with"
@@ -163,7 +163,7 @@ def _detect(index: int) -> Platform:
 
 
 def _triton_target(torch_version: str) -> Callable[[], Any]:
-    """What tells the current device's target."""
+    """Returns the function that returns the current device's target."""
     try:
         import triton
         from triton.runtime import driver
@@ -185,7 +185,7 @@ def _triton_target(torch_version: str) -> Callable[[], Any]:
 
 
 def arch_id(vendor: str, arch: int | str) -> str:
-    """Triton's arch as xkv writes it: 90 -> "sm90", "gfx942:sramecc+:xnack-" -> "gfx942"."""
+    """Converts Triton's arch to xkv's: 90 -> "sm90", "gfx942:sramecc+:xnack-" -> "gfx942"."""
     return f"sm{arch}" if vendor == "cuda" else str(arch).split(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""AMD: tuning rows, and the specs of the backends that run there."""
+"""AMD: tuning rows and backend specs, as data."""
 
 from .specs import SPECS
 from .tuning import DEFAULT_ARCH, TUNING, family

@@ -6,8 +6,8 @@ SPECS = (
     BackendSpec(
         "aiter_mla", "csr", (1,), 1,
         ("kv_indptr", "kv_last_page_len", "cache_seqlens", "cu_seqlens_q"), min_last_page_len=1,
-        why="Aiter MLA decode, verify and prefill. One int32 id a token (the asm kernel does not check,"
-        " int64 is silently wrong), all last page lengths 1, qo_indptr; the length of kv_indices feeds"
+        why="Aiter MLA decode, verify and prefill. One int32 id per token (the asm kernel does not check the"
+        " dtype: int64 is silently wrong), all last page lengths 1, qo_indptr; the length of kv_indices feeds"
         " the split heuristic",
     ),
     BackendSpec(

@@ -1,8 +1,9 @@
 """Tuning rows of gfx942 (MI300) and gfx950 (MI350).
 
-Reasoned from sm90's rows. Blocks are as large where registers allow: a mask takes a pair of scalar registers
-for every item of a lane, and there are about 100. Wavefronts are twice as wide: half as many do for a small
-block. There are 304 (MI300X) and 256 (MI355X) compute units for sm90's 132, so half the programs on each.
+Derived from sm90's rows, not measured. Tiles are as large as registers allow: a mask takes a pair of scalar
+registers per item of a lane, of about 100. Wavefronts are twice as wide as warps, so that a small tile needs
+half as many. There are 304 (MI300X) or 256 (MI355X) compute units instead of sm90's 132, so each gets half
+the programs.
 """
 
 from ..platforms.tuning import Tuning
@@ -26,5 +27,5 @@ DEFAULT_ARCH = "gfx942"
 
 
 def family(arch: str) -> str | None:
-    """The arch whose rows serve another one of its family, or None: "gfx940" -> "gfx942"."""
+    """Returns the arch whose rows serve others of its family, or None: "gfx940" -> "gfx942"."""
     return {"gfx94": "gfx942", "gfx95": "gfx950"}.get(arch[:5])
