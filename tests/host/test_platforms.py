@@ -161,7 +161,7 @@ class TestOverride:
         monkeypatch.setenv("XKV_ARCH", arch)
         kept = Platform(found.vendor, arch, found.warp_size, found.compute_units)
         assert dataclasses.replace(platform(), device_arch="") == kept
-        assert platform().supports_pdl == found.overlap  # the kernel is compiled for the device at hand
+        assert platform().supports_pdl == found.supports_pdl  # the kernel is compiled for the device at hand
         monkeypatch.setenv("XKV_ARCH", "")
         assert platform() == found
 

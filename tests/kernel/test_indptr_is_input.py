@@ -100,7 +100,7 @@ def test_compiles_to_machine_code(arch: str, indptr: torch.dtype) -> None:
     build = plain(CSR, 1, 1, 64)
     build.views[0].kv_indptr, build.indptr_is_input = meta(64, dtype=indptr), True
     row = next(row for row in dispatch.rows_of(where)[1] if row.access_pattern == "ragged")
-    assert schedule(build, row, where).balance
+    assert make_schedule(build, row, where).balance
     found = specialization(build, row, where)
     assert found["indptr_ptr"][0] == f"*i{indptr.itemsize * 8}"
     assert read(compiled(build, row, where)).spills == 0

@@ -7,8 +7,8 @@ _LENGTHS = ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q")
 SPECS = (
     BackendSpec(
         "flashmla", "table", (64,), 64, _LENGTHS, tail_tokens=64,
-        why="Hopper. Any row stride; entry 0 of every row is read even if the row is empty, and a negative one"
-        " faults in the FP8 path (vLLM #35969)",
+        why="Hopper. Any row stride; entry 0 of every row is read even if the row is empty, and a negative"
+        " one faults in the FP8 path (vLLM #35969)",
     ),
     BackendSpec(
         "cutlass_mla", "table", POWERS_OF_TWO[:8], 128, _LENGTHS,
