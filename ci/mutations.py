@@ -162,7 +162,7 @@ MUTATIONS = [
         "fill past the width", ROWS,
         "tl.minimum(multiples.to(tl.int64) * policy.pad_multiple, view.capacity)",
         "multiples.to(tl.int64) * policy.pad_multiple",
-        "a tail runs over into the next row", "curated and fill",
+        "padding runs over into the next row", "curated and fill",
     ),
     Mutation(
         "rows before: the row itself", ROWS, "i < tl.minimum(b, req.batch), req",
@@ -209,7 +209,7 @@ MUTATIONS = [
         "past 2**31 entries a table is written before its beginning", "strides_beyond_31_bits",
     ),
     Mutation(
-        "block off by one", TILES, "pos = row.first + tile_start * C.PAGE_SIZE",
+        "tile off by one", TILES, "pos = row.first + tile_start * C.PAGE_SIZE",
         "pos = row.first + (tile_start + 1) * C.PAGE_SIZE",
         "a request reads the page after its own", "curated and odd",
     ),
@@ -227,12 +227,12 @@ MUTATIONS = [
         "items = items.to(tl.int32)", "a stream without room overruns its buffer", "curated and room",
     ),
     Mutation(
-        "negative given sums", TILES, "items = tl.where(tile.row_offset < 0, 0, items)", "pass",
+        "negative indptr", TILES, "items = tl.where(tile.row_offset < 0, 0, items)", "pass",
         "a negative kv_indptr of the engine's writes ids before the buffer",
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "given sums past the stream", TILES,
+        "indptr past the stream", TILES,
         "items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)",
         "items = tl.where(C.INDPTR_IS_INPUT, items, clip(view.capacity - tile.row_offset, 0, items))"
         ".to(tl.int32)",
@@ -240,20 +240,20 @@ MUTATIONS = [
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "int32 for int64: given sums", ROWS,
+        "int32 for int64: indptr", ROWS,
         "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)",
         "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0).to(tl.int32)",
         "a kv_indptr of 2**32 + 5 is taken for 5: ids of one request are written over another's",
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "falling given sums", ROWS, "end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)",
+        "falling indptr", ROWS, "end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)",
         "end = tl.where(row_exists, tl.minimum(tl.where(length < 0, -length, length), req.src_tokens), 0)",
         "where an engine's sums fall, a row of a negative length has as many ids",
         "test_hostile and expand_page_indices", HOSTILE,
     ),
     Mutation(
-        "given sums as if counted", SCHEDULER,
+        "indptr summed, not read", SCHEDULER,
         "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n"
         "    return total, offset",
         "    return total, offset",
@@ -261,7 +261,7 @@ MUTATIONS = [
         "tests/kernel/test_indptr_is_input.py",
     ),
     Mutation(
-        "given zero written", SUMS,
+        "zero of an input indptr written", SUMS,
         "    if not C.INDPTR_IS_INPUT:\n        tl.store(ptr + i, i * 0, mask=i == 0)",
         "    tl.store(ptr + i, i * 0, mask=i == 0)",
         "the 0 before an engine's sums is written, which is the engine's", "test_hostile and update_trtllm",
@@ -344,7 +344,7 @@ MUTATIONS = [
     ),
     Mutation(
         "place in a larger page", TILES, "page += (pos + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
-        "a block that begins inside of a larger page shows its first tokens", "page_id or slots",
+        "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(
         "id too wide for the output", TILES, "valid = valid & (page <= INT32_MAX)", "valid = valid",
@@ -356,9 +356,9 @@ MUTATIONS = [
         "a map that is too short is not reported", "id_just_past",
     ),
     Mutation(
-        "stand-in past the row", TILES, "tl.where(j < items - tile_start, fallback, policy.pad_value)",
+        "missing_id past the row", TILES, "tl.where(j < items - tile_start, fallback, policy.pad_value)",
         "fallback",
-        "the tail holds missing_id", "curated and fill",
+        "the padding holds missing_id", "curated and fill",
     ),
     Mutation(
         "store mask <= for <", TILES, "store_mask = j < num_written - tile_start",
@@ -366,23 +366,23 @@ MUTATIONS = [
         "the entry past a row is overwritten", "curated and odd",
     ),
     Mutation(
-        "whole block one short", TILES, "if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK) &",
+        "full tile one short", TILES, "if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK) &",
         "if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK - 1) &",
-        "the entry past a row is overwritten", "whole and blocks",
+        "the entry past a row is overwritten", "whole and tiles",
     ),
     Mutation(
-        "whole block unaligned", TILES, "& (out.to(tl.int64) % WIDTH == 0)", "",
-        "16 bytes are written where a GPU faults", "whole and blocks",
+        "full tile unaligned", TILES, "& (out.to(tl.int64) % WIDTH == 0)", "",
+        "16 bytes are written where a GPU faults", "whole and tiles",
     ),
     Mutation(
-        "whole block read unaligned", TILES, "full_tile & (begin.to(tl.int64) % WIDTH == 0)", "full_tile",
-        "16 bytes are read where a GPU faults", "whole and blocks",
+        "full tile read unaligned", TILES, "full_tile & (begin.to(tl.int64) % WIDTH == 0)", "full_tile",
+        "16 bytes are read where a GPU faults", "whole and tiles",
     ),
     Mutation(
-        "whole block past the row's end", TILES,
+        "full tile past the row's end", TILES,
         "full_tile = full_tile & (pos >= 0) & (pos + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)",
         "pass",
-        "a token that the row lacks is read", "whole and blocks",
+        "a token that the row lacks is read", "whole and tiles",
     ),
     Mutation(
         "violation of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
@@ -395,18 +395,18 @@ MUTATIONS = [
         "on AMD a later violation hides the first", "least_violation",
     ),
     Mutation(
-        "helper takes the wrong row", SCHEDULER, "is_before = tile_ends <= tile_idx",
+        "leftover tile of the wrong row", SCHEDULER, "is_before = tile_ends <= tile_idx",
         "is_before = tile_ends < tile_idx",
-        "a block of a long row is given to its neighbour", "curated and skewed",
+        "a tile of a long row is written to its neighbour", "curated and skewed",
     ),
     Mutation(
-        "helper stops too soon", SCHEDULER,
+        "leftover tiles end too soon", SCHEDULER,
         "has_more = (tile_idx + num_programs < chunk_end) | (chunk + C.BATCH_BLOCK < req.batch)",
         "has_more = tile_idx + num_programs < chunk_end",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
-        "helper counts the first rows alone", SCHEDULER,
+        "leftover tiles of the first rows alone", SCHEDULER,
         "            if chunk + C.BATCH_BLOCK < req.batch:\n                chunk_end",
         "            if tile_idx < 0:\n                chunk_end",
         "the last rows of a large batch are not finished", "every_chunk",
@@ -415,7 +415,7 @@ MUTATIONS = [
         "share of a stream too small", SCHEDULER,
         "return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)",
         "return tile_idx, tile_idx + per_program",
-        "the blocks that do not divide evenly are never written", "curated and skewed",
+        "the tiles that do not divide evenly are never written", "curated and skewed",
     ),
     Mutation(
         "share runs past its row", KERNEL,
@@ -425,7 +425,7 @@ MUTATIONS = [
     ),
     # The next two leave every result as it is: the interpreter's memory checker alone sees them.
     Mutation(
-        "shares overlap", SCHEDULER,
+        "tile ranges overlap", SCHEDULER,
         "return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)",
         "return tile_idx, tile_idx + per_program + 1",
         "two programs write the same words", "curated and skewed",
@@ -435,7 +435,7 @@ MUTATIONS = [
         "the word past a vector's last is read", "curated and skewed",
     ),
     Mutation(
-        "stale tail of a row read", TILES, "return tl.load(source, mask=live)", "return tl.load(source)",
+        "entries past a row's end read", TILES, "return tl.load(source, mask=live)", "return tl.load(source)",
         "memory past the source's last row is read", "curated and skewed",
     ),
     Mutation(
@@ -444,14 +444,14 @@ MUTATIONS = [
         "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
-        "stream of a helper", SCHEDULER, "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
+        "row offset of a leftover tile", SCHEDULER, "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
         "offset += tl.sum(items.to(tl.int64), 0)",
-        "a helper's block lands further on in the stream", "curated and skewed",
+        "a leftover tile is written further on in the stream", "curated and skewed",
     ),
     Mutation(
-        "own blocks skipped", KERNEL, "has_tile = next_idx < row_tile_end",
+        "own tiles skipped", KERNEL, "has_tile = next_idx < row_tile_end",
         "has_tile = next_idx < row_tile_end - 1",
-        "a row's last block is never written", "curated and (skewed or odd) or any_block_size",
+        "a row's last tile is never written", "curated and (skewed or odd) or any_tile_size",
     ),
     Mutation(
         "prefix sums without their 0", SUMS, "tl.store(ptr + i, i * 0, mask=i == 0)", "pass",
@@ -484,10 +484,10 @@ MUTATIONS = [
     Mutation(
         "sums of a chunk lost", SUMS, "            item_sum += tl.sum(items, 0)\n",
         "            item_sum = tl.sum(items, 0)\n",
-        "rows past the first batch block begin too early", "curated and many",
+        "rows past the first BATCH_BLOCK begin too early", "curated and many",
     ),
     Mutation(
-        "tail of a stream off by one", KERNEL, "padding, mask=o < end)", "padding, mask=o <= end)",
+        "padding of a stream off by one", KERNEL, "padding, mask=o < end)", "padding, mask=o <= end)",
         "the entry past a stream is overwritten", "curated and (fill or padding)",
     ),
     Mutation(

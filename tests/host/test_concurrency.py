@@ -99,7 +99,7 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 def test_threads(device: str) -> None:
-    """Each with its own builders and stream; what ops remember of a call they share."""
+    """Each with its own builders and stream; they share the ops' launch cache."""
 
     def work(seed: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
@@ -109,7 +109,7 @@ def test_threads(device: str) -> None:
 
 
 def test_threads_launch_their_own_pointers(made: test_op_calls.Made) -> None:  # noqa: F811
-    """One entry for calls of one kind from many threads: no call's pointers reach another's launch."""
+    """One entry for calls of one signature from many threads: no call's pointers reach another's launch."""
     xkv.build_page_table(*test_op_calls.inputs()[:3], page_size=64, out=test_op_calls.inputs()[3])
     kept = [test_op_calls.inputs() for _ in range(8)]
 
@@ -150,7 +150,7 @@ def test_two_builders_on_two_streams() -> None:
 @pytest.mark.gpu
 @two_gpus
 def test_another_gpu_is_current() -> None:
-    """Ops, builders and graphs work where their tensors are, from the first call on and planned."""
+    """Ops, builders and graphs work where their tensors are, in the first call and in cached ones."""
     for current, device in ((0, "cuda:1"), (1, "cuda:0")):
         with torch.cuda.device(current):
             steps(3, device, 20)

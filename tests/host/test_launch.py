@@ -211,7 +211,7 @@ def test_every_route_builds_the_same(route: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.gpu
 @pytest.mark.parametrize("route", ["hooked", "cheap"])
 def test_ops_and_builders_take_either_route(route: str) -> None:
-    """Also when a hook comes after the call was planned, and goes again."""
+    """Also if a hook is added after the call was cached, and removed again."""
     table = torch.arange(6400, dtype=torch.int32, device="cuda").view(4, 1600)
     rows, lens = torch.arange(4, device="cuda"), torch.tensor([1600, 0, 3, 700], device="cuda")
     builder = xkv.MetadataBuilder("flashmla", table, max_batch_size=4, max_context_len=1600)

@@ -58,7 +58,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rows(device: int) -> set[tuning.Tuning]:
-    """The rows that a device's builds get, of either kind, at every batch where another may begin."""
+    """The rows of a device, for every access pattern, at every batch size where another row may begin."""
     where = xkv.platform(device)
     batches = {1, 65536} | {(row.max_batch or 0) + 1 for row in dispatch.rows_of(where)[1]}
     return {dispatch.tuning_row(where, kind, n) for kind in get_args(tuning.AccessPattern) for n in batches}

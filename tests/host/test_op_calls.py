@@ -1,6 +1,6 @@
-"""What ops remember of a call: the same checks, this call's pointers and sizes, and nothing kept alive.
+"""The ops' launch cache: the same checks, this call's pointers and sizes, and no tensor kept alive.
 
-There is no GPU here: tensors say that they are on one, and the launch is recorded.
+Without a GPU: tensors report one, and launches are recorded.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
 def test_a_call_of_other_sizes_is_a_call_like_it(
     op: str, options: dict[str, Any], made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it launches is what it would launch if nothing were remembered: every argument, and the grid."""
+    """Its launch is the same as without the cache: every argument, and the grid."""
     if op == "build_slot_mapping":
         options = {name: 1 for name in options if name != "kv_start"}
     rng = random.Random(op)
@@ -311,7 +311,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def freed(x: torch.Tensor) -> torch.Tensor:
-    """The same kind of tensor, whose memory was given back."""
+    """A tensor of the same signature, whose memory was freed."""
     y = x.clone()
     y.untyped_storage().resize_(0)
     return y
@@ -357,7 +357,7 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
 def test_a_step_of_another_batch_is_a_step_like_it(
     name: str, window: int | None, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a builder launches is what it would if it remembered nothing: every argument, and the grid."""
+    """A builder's launch is the same as without its caches: every argument, and the grid."""
     rng, ints = random.Random(name), lambda *shape: on_gpu(torch.zeros(*shape, dtype=torch.int32))
     source = torch.zeros(9, 640, dtype=torch.int32)
     builder = xkv.MetadataBuilder(name, source, max_batch_size=64, max_context_len=640, sliding_window=window)

@@ -320,7 +320,7 @@ def test_a_builder_in_a_compiled_function_is_run_as_it_is(
     assert not [name for name in compiled if name.startswith(str(Path(xkv.__file__).parent))]
 
 
-# Tensors that are none: their kind says nothing, and there is nothing at their address.
+# Tensors without memory: their dtypes and shapes do not show it.
 
 
 def test_inference_mode(device: str) -> None:
@@ -399,7 +399,7 @@ def test_the_status_word_is_written_in_a_graph(device: str) -> None:
 
 @pytest.mark.gpu
 def test_known_calls_of_tensors_without_memory() -> None:
-    """Their kind is that of a call that was planned; they do not reach its launch."""
+    """They have the signature of a cached call, but do not reach its launch."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     t = tensors("cuda")

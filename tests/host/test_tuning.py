@@ -239,15 +239,15 @@ def most_items(build: Build) -> int:
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, build.access_pattern, build.batch)
-    (x, y, z), block, direct, balance, _ = make_schedule(build, row, where)
+    (x, y, z), num_page, own_tiles, balance, _ = make_schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
     assert z == len(build.views)
     # HIP counts work items, and keeps the count of one launch in 32 bits
     assert x * y * z * row.num_warps * where.warp_size < 2**32
-    # every block of a row is written, by one pass or the other
-    blocks = -(-most_items(build) // block)
-    assert balance or blocks <= direct
+    # every tile of a row is written, as an own tile or in the second phase
+    tiles = -(-most_items(build) // num_page)
+    assert balance or tiles <= own_tiles
     # the grid grows with the batch alone, not with what a row has room for
     assert x == max(build.batch, 1) + build.writes_sums
     per_cu = row.balanced_per_cu if balance else row.programs_per_cu

@@ -57,7 +57,7 @@ def test_a_second_warmup_finds_everything() -> None:
     builder.warmup()
     assert builder.warmup() == 0
     again = xkv.MetadataBuilder("flashmla", source.clone(), max_batch_size=9, max_context_len=100)
-    assert again.warmup() == 0  # another builder of the kind shares all of it
+    assert again.warmup() == 0  # another builder of the same arguments shares all of it
 
 
 @cuda

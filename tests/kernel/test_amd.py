@@ -47,7 +47,7 @@ FORMS_OF = {
     "strided_near": (TABLE, CSR),
     "strided_far": (TABLE, CSR),
 }
-# blocks small enough, and compute units few enough, that small cases cross blocks and help each other out
+# tiles small enough, and compute units few enough, that small cases have several tiles and a second phase
 SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, False, "test")
 arches = pytest.mark.parametrize("arch", rocm.TUNING)
 rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
@@ -88,7 +88,7 @@ def test_curated(
     [(n, form) for n, row in enumerate(rocm.TUNING["gfx942"]) for form in FORMS_OF[row.access_pattern]],
 )
 def test_every_row_balanced(n: int, form: int, arch: str) -> None:
-    """Rows so long, on so small a GPU, that they need each other's programs, with the real blocks."""
+    """Rows so long, on so small a GPU, that there is a second phase, with the real tile sizes."""
     row, where = rocm.TUNING[arch][n], Platform("hip", arch, 64, 1)
     P = PAGE_SIZES[row.access_pattern]
     most = (
@@ -213,7 +213,7 @@ OPTIONS: dict[str, Any] = {
     "token map": lambda P: {"token_map": permuted(9 * TOKENS)},
     "page map": lambda P: {"page_map": permuted(9 * TOKENS // P).to(I32)},
     "short map": lambda P: {"page_map": permuted(20), "missing_id": 7},
-    "tail": lambda P: {"pad_value": 0, "pad_to_multiple_of": 4},
+    "padding": lambda P: {"pad_value": 0, "pad_to_multiple_of": 4},
     "int64": lambda P: {"dtype": I64},
     "too long": lambda P: {"seq_lens_delta": 500},
 }

@@ -123,7 +123,7 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
         assert held >= asked(row) - LACKING.get((where.vendor, name), 0)
         assert used.divisions <= divisions(build)
     divisors = constant_divisors(kernel.asm["ttir"])
-    assert divisors  # the block's size at least
+    assert divisors  # the tile size at least
     assert all(n > 0 and n & (n - 1) == 0 for n in divisors)
     # Of storages beyond 2 GiB nothing may be said: their rows are reached through 64-bit addresses.
     assert "tt.pointer_range" not in kernel.asm["ttir"]
@@ -157,7 +157,7 @@ def buffer_offsets(text: str) -> list[set[str]]:
     def operations(value: str) -> set[str]:
         found = re.search(rf"^\s*{value} = (\S+)(.*)$", text, re.M)
         if found is None:
-            return {f"{value}, a block's argument"}
+            return {f"{value}, a basic block's argument"}
         return {found[1]}.union(*map(operations, re.findall(r"%\w+", found[2])))
 
     return [operations(v) for v in re.findall(r"\bbuffer_\w+ .*?%\w+\[(%\w+)\]", text)]

@@ -19,7 +19,7 @@ from xkv.launch.grid import make_schedule
 from xkv.params import CSR, TABLE, Build, View
 from xkv.platforms import tuning
 
-# blocks so small that rows are shared out among programs, and not
+# tiles so small that there is a second phase, and large enough that there is none
 ROWS = [
     tuning.Tuning("contiguous", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
     tuning.Tuning("contiguous", None, 64, 4, 2, 9, 2, 64, 1, 16, False, "test"),

@@ -20,7 +20,7 @@ from xkv.platforms.detect import Platform
 pytestmark = pytest.mark.kernel
 
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
-# blocks small enough that small cases cross them; the tables' own rows come on top
+# tiles small enough that small cases have several; the tuning tables' own rows come on top
 ROWS = [
     tuning.Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
     tuning.Tuning("strided_far", None, 8, 4, 1, 2, 1, 8, 2, 4, False, "test"),
@@ -48,9 +48,9 @@ def test_curated(name: str, form: int, page_size: int, dtype: torch.dtype, devic
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=["int32", "int64"])
 @pytest.mark.parametrize("form", NAMES, ids=NAMES.values())
-def test_whole_blocks_without_a_status_word(form: int, dtype: torch.dtype, device: str) -> None:
+def test_whole_tiles_without_a_status_word(form: int, dtype: torch.dtype, device: str) -> None:
     """On a GPU of NVIDIA's, lanes take 16 bytes at a time there alone."""
-    build = make(CASES["whole blocks"], form, 1, 1, dtype, device)
+    build = make(CASES["whole tiles"], form, 1, 1, dtype, device)
     build.status = None
     check(build, ROWS[dtype == torch.int64], device)
 
@@ -76,11 +76,11 @@ def test_every_page_size(page_size: int, device: str) -> None:
         check(build, ROWS[0], device)
 
 
-@pytest.mark.parametrize("block", [1 << n for n in range(13)])
-def test_any_block_size(block: int, device: str) -> None:
+@pytest.mark.parametrize("num_page", [1 << n for n in range(13)])
+def test_any_tile_size(num_page: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
-    row = tuning.Tuning("strided_far", None, block, 4, 2, 1, 2, block, 1, 16, False, "test")
-    lens = 5 if block < 8 else 150
+    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 1, 2, num_page, 1, 16, False, "test")
+    lens = 5 if num_page < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
     build.seq_lens = build.seq_lens.clamp(max=lens)
@@ -141,7 +141,7 @@ def test_twice_the_same(device: str) -> None:
 
 
 def test_blocks_counted_in_int64(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where batch times width passes 2**31 blocks, which no test has the memory for."""
+    """As if batch times width exceeded 2**31 tiles, for which no test has the memory."""
     plain = launch.make_schedule
     monkeypatch.setattr(launch, "make_schedule", lambda *args: plain(*args)._replace(int64_tiles=True))
     for form in (TABLE, CSR):

@@ -131,15 +131,15 @@ def test_stream_that_just_fits(device: str) -> None:
         assert (int(build.status) == 2**63 - 1) == (room == 8)
 
 
-@pytest.mark.parametrize("blocks", [1, 9], ids=["balanced", "direct"])
-def test_stream_beyond_31_bits(blocks: int, device: str) -> None:
+@pytest.mark.parametrize("tiles", [1, 9], ids=["balanced", "own tiles"])
+def test_stream_beyond_31_bits(tiles: int, device: str) -> None:
     """Rows that would begin past 2**31 entries, in a stream with room for a few."""
-    row = dataclasses.replace(ROWS[0], tiles_per_program=blocks)
+    row = dataclasses.replace(ROWS[0], tiles_per_program=tiles)
     build = plain(CSR, device, [2**28 - 1024] * 10, [0] * 10, 20)
     build.req_to_token = torch.arange(2**18 - 1, dtype=torch.int32, device=device)[None]
     build.source_page_size, build.page_size = 1024, 1
     if device == "cpu":  # a GPU has programs enough
-        assert grid.make_schedule(build, row, xkv.platform(device)).balance == (blocks == 1)
+        assert grid.make_schedule(build, row, xkv.platform(device)).balance == (tiles == 1)
     check(build, row, device)
 
 
@@ -170,12 +170,12 @@ def test_least_last_page_of_an_empty_row(form: int, device: str) -> None:
 
 @pytest.mark.interpret
 def test_least_violation_as_on_amd(device: str) -> None:
-    """A program reports once: later blocks of later rows do not hide what it saw in the first."""
+    """A program reports once: later tiles of later rows do not hide what it saw in the first."""
     build = plain(TABLE, device, [16, 300, 300], [0, 1, 2], 300)
     build.page_size = 1
     build.req_to_token = torch.arange(900, dtype=torch.int32, device=device).view(3, 300).clone()
-    build.req_to_token[0, 5] = -1  # the first row's one block
-    build.req_to_token[1:, 21::16] = -1  # the same place of all blocks but the first
+    build.req_to_token[0, 5] = -1  # the first row's one tile
+    build.req_to_token[1:, 21::16] = -1  # the same position of all tiles but the first
     want = building.twin(build)
     launch.launch(build, ROWS[0], Platform("hip", "gfx942", 64, 4))
     reference.run(want)

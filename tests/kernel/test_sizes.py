@@ -124,8 +124,8 @@ def test_maps_of_more_entries_than_int32_counts(
 @pytest.mark.kernel
 def test_lengths_whose_sum_passes_int32(device: str) -> None:
     """Nine rows of 2**28 - 1 tokens: the prefix sums stop at 2**31 - 1, and the row is named."""
-    block = 1 << (15 if device == "cpu" else 10)  # the interpreter takes a millisecond a block
-    row = tuning.Tuning("strided_far", None, block, 4, 2, 2, 2, block, 1, 16, False, "test")
+    num_page = 1 << (15 if device == "cpu" else 10)  # the interpreter takes a millisecond per tile
+    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 2, 2, num_page, 1, 16, False, "test")
     lens = torch.full((9,), (1 << 28) - 1, device=device)
     if device == "cpu":
         source = torch.frombuffer(untouched(1 << 30), dtype=I32)[None, 1:]
@@ -146,7 +146,7 @@ def test_lengths_whose_sum_passes_int32(device: str) -> None:
 @given(width=st.integers(0, 1 << 40), rows=st.integers(1, 1 << 16))
 @pytest.mark.parametrize("form", [TABLE, CSR, SLOTS])
 def test_capacities_fit_a_block_more(form: int, width: int, rows: int) -> None:
-    """No index within an output, and none of a block that begins in it, passes int32."""
+    """No index within an output, and none of a tile that begins in it, passes int32."""
     out = torch.empty(1, dtype=I32).expand(*((rows, width) if form == TABLE else (width,)))
     capacity = View(out).capacity(form)
     assert capacity == min(width, CAPACITY_MAX)

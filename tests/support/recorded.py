@@ -51,11 +51,11 @@ class Recorded:
 
 
 def arguments(build: Any) -> list[Any]:
-    """The call of a build that nothing is remembered of."""
+    """The call of a build, made without the cache."""
     where = platform(build.req_to_token.device)
-    plan = make_schedule(build, launch.tuned(build, where), where)
-    values = [x if x is None or type(x) is int else x.data_ptr() for x in compile.arguments(build, plan)]
-    return [*plan.grid, *values]
+    schedule = make_schedule(build, launch.tuned(build, where), where)
+    values = [x if x is None or type(x) is int else x.data_ptr() for x in compile.arguments(build, schedule)]
+    return [*schedule.grid, *values]
 
 
 def value(call: list[Any], name: str) -> Any:

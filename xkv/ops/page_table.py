@@ -47,7 +47,7 @@ def build_page_table(
     Args:
         req_to_token: ``[rows, width]`` int32 or int64, inner stride 1. An entry is the id of
             ``source_page_size`` consecutive tokens: token slots (1, as in SGLang) or page ids (the
-            block size, as in vLLM). Less than 2**28 tokens a row.
+            block size, as in vLLM). Less than 2**28 tokens per row.
         req_pool_indices: ``[batch]`` int32 or int64, rows of ``req_to_token``.
         seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
         page_size: tokens per output page, a power of two from 1 to 1024.
