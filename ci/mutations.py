@@ -444,7 +444,8 @@ MUTATIONS = [
         "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
-        "row offset of a leftover tile", SCHEDULER, "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
+        "row offset of a leftover tile", SCHEDULER,
+        "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
         "offset += tl.sum(items.to(tl.int64), 0)",
         "a leftover tile is written further on in the stream", "curated and skewed",
     ),
