@@ -15,9 +15,9 @@ from .platforms import detect
 _COMMANDS = {
     "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
     "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
-    "check": (check, "the self-test of an installed package, on the device at hand"),
-    "steps": (steps, "what a metadata step costs: SGLang's ops beside one build"),
-    "bench": (bench, "what a page table and CSR indices cost: SGLang's kernels beside xkv's"),
+    "check": (check, "the self-test of an installed package, on the available device"),
+    "steps": (steps, "the cost of a metadata step: SGLang's ops and one build"),
+    "bench": (bench, "the cost of page tables and CSR indices: SGLang's kernels and xkv's"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -30,23 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0; 1 if something was found to be wrong; 2 if what is installed does not
-        allow a run (one line on stderr says why); 130 if it was interrupted; 141 if the reader of
-        its output went away.
+        The exit status: 0; 1 if an error was found; 2 if the installed software does not allow a run (one
+        line on stderr says why); 130 if interrupted; 141 if the reader of its output closed the pipe.
     """
     try:
         try:
             return _run(argv)
         finally:
-            print(end="", flush=True)  # here, where a broken pipe can be answered
+            print(end="", flush=True)  # here, where a broken pipe can be handled
     except KeyboardInterrupt:
         print("xkv: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # the interpreter flushes stdout once more as it ends, and would print a traceback
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        # the interpreter flushes stdout again at exit, and would print a traceback
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
         return _BROKEN_PIPE
 
 
