@@ -145,7 +145,7 @@ def test_page_indices_of_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(built) > count:
             continue
         with monkeypatch.context() as patch:
-            patch.setattr(indices.Entries, "get", lambda *_: None)
+            patch.setattr(indices.LaunchCache, "get", lambda *_: None)
             assert indices.expand_page_indices(*call)
         assert launched[-1] == arguments(built[-1])
         fast += 1

@@ -249,7 +249,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("page size", {"page_size": 12}, "page_size must be a power of two from 1 to 1024, got 12"),
     ("dtype", {"lens": torch.zeros(3)}, "seq_lens must be int32 or int64, got torch.float32"),
     ("rank", {"rows": torch.zeros(1, 3, dtype=torch.int64)}, "req_pool_indices must have 1 dimension"),
-    ("batch", {"rows": torch.zeros(2, dtype=torch.int64)}, "req_pool_indices must have . entries"),
+    ("batch", {"rows": torch.zeros(2, dtype=torch.int64)}, "req_pool_indices must have 3 entries"),
     ("meta", {"lens": torch.zeros(3, dtype=torch.int32, device="meta")}, "seq_lens must be on"),
     ("bound", {"max_seq_len": -1}, "max_seq_len must be from 0 to"),
 ]
