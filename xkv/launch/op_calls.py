@@ -16,7 +16,7 @@ from .cache import CacheEntry, LaunchCache, fits_int32
 from .guards import addresses, make_guard, refuse
 from .triton_launcher import launch_hooks_active
 
-# The tensors of a call, by the kernel's names. The first three have entries per request.
+# The tensors of a call, by the kernel's names. Maps and status, which are not per request, come last.
 POINTERS = (
     "src_ptr", "rows_ptr", "lens_ptr", "out_ptr", "indptr_ptr", "last_ptr",
     "delta_ptr", "query_ptr", "start_ptr", "offset_ptr", "token_map_ptr", "page_map_ptr", "status_ptr",
@@ -57,8 +57,7 @@ class Signature:
     Args:
         present: whether each of `POINTERS` is.
         form: TABLE, CSR or SLOTS.
-        page_size: tokens per output page.
-        source_page_size: tokens per source entry.
+        page_size, source_page_size: tokens per output page and per source entry.
         has_pad_value: whether ``pad_value`` is not None.
     """
 
@@ -70,8 +69,8 @@ class Signature:
     def __init__(
         self, present: Sequence[bool], form: int, page_size: int, source_page_size: int, has_pad_value: bool
     ) -> None:
-        self.form, self.page_size, self.source_page_size = form, page_size, source_page_size
-        self.has_pad_value = has_pad_value
+        self.form, self.has_pad_value = form, has_pad_value
+        self.page_size, self.source_page_size = page_size, source_page_size
         self.present = [n for n, is_present in enumerate(present) if is_present]
         # if the first few are present and no others: how many; otherwise 0
         self._num_leading = len(self.present) if self.present == [*range(len(self.present))] else 0
@@ -124,8 +123,8 @@ class Signature:
                     return False
         if not same and bound is None:
             if sizes == self._last_sizes:  # the second time in a row: likely to repeat
-                guard = make_guard(tensors, sizes=True)
-                self._last_call = last._replace(exact_guard=guard, measured=measured)
+                exact_guard = make_guard(tensors, sizes=True)
+                self._last_call = last._replace(exact_guard=exact_guard, measured=measured)
             self._last_sizes = sizes
         return last.entry.launch(pointers, (delta, *sizes), sizes[0], row_items)
 
@@ -228,8 +227,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
         *options: page size, source page size and pad_value, then every other option of the launch.
 
     Returns:
-        The signature, or `UNCACHED` for calls that allocate, that are traced, or whose options are of a wrong
-        type.
+        The signature; `UNCACHED` if the call allocates or is traced, or an option is of a wrong type.
     """
     if inputs[_OUT] is None or is_dynamo_compiling():
         return UNCACHED
