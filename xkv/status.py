@@ -19,7 +19,7 @@ class Reason(IntEnum):
         >>> xkv.Reason(2).name
         'BAD_LENGTH'
         >>> print(xkv.Violation(3, xkv.Reason.TRUNCATED))
-        row 3: TRUNCATED: the output has no room for all of it; it was cut
+        row 3: TRUNCATED: the output has no room for all of it; the row was truncated
     """
 
     BAD_ROW = 1
@@ -36,13 +36,14 @@ class Reason(IntEnum):
 _MEANING = {
     Reason.BAD_ROW: "its req_pool_indices entry lies outside req_to_token; it was taken as empty",
     Reason.BAD_LENGTH: "its length is negative, or beyond req_to_token's width or the host's bound"
-    " (max_context_len, max_seq_len); it was cut",
-    Reason.BAD_START: "its kv_start is negative or beyond its length; it was cut",
-    Reason.BAD_QUERY: "its query length is negative, or beyond its length in a slot mapping; it was cut",
-    Reason.TRUNCATED: "the output has no room for all of it; it was cut",
+    " (max_context_len, max_seq_len); it was clipped",
+    Reason.BAD_START: "its kv_start is negative or beyond its length; it was clipped",
+    Reason.BAD_QUERY: "its query length is negative and was taken as 0, or is beyond its length in a slot"
+    " mapping, where tokens that do not exist have no slot",
+    Reason.TRUNCATED: "the output has no room for all of it; the row was truncated",
     Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
     Reason.BAD_MAP: "an id is outside token_map or page_map; missing_id was written",
-    Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it was cut there",
+    Reason.OVERFLOW: "a prefix sum passes 2**31 - 1; it stops there",
     Reason.UNALIGNED_START: "its kv_start is inside a page, and the backend cannot skip the tokens of that"
     " page before it; they are shown",
 }

@@ -109,7 +109,7 @@ class Row(NamedTuple):
         items: entries of the row in the output.
         kv_len: the length that the backend reads, in tokens from ``first``.
         query: query tokens.
-        reason: the `Reason` why it was cut, or 0.
+        reason: the `Reason` why it was clipped or truncated, or 0.
     """
 
     source: Any

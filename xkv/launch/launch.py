@@ -101,11 +101,8 @@ class CompiledLaunch:
         self._launcher, self._nested = call.launcher, call.nested
         self._stream_at, self.grid_at = call.stream_at, call.grid_at
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
-        before = list(call.args)
-        for at, size in zip(self.grid_at, self.schedule.grid, strict=True):
-            before[at] = size
-        self.call = [*before, args] if call.nested else [*before, *args]
-        self.args, self.first = (args, 0) if call.nested else (self.call, len(before))
+        self.call = call.make_call(self.schedule.grid, args)
+        self.args, self.first = (args, 0) if call.nested else (self.call, len(call.args))
 
     def make_call(
         self, positions: Sequence[int], values: Iterable[Any], grid: tuple[int, int, int]
