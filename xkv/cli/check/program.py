@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from .memory import Memory
-from .trial import SENTINEL
+from ...launch.verify import WRITTEN
+from . import oracle
+from .case import Case
+from .memory import SENTINEL
 
 _PROGRAM = """\
 # {title}
@@ -18,8 +18,8 @@ import xkv
 # name: first int32 word of the one allocation, shape, strides, dtype
 PLACES = {{
 {places}}}
-GIVEN = {{
-{given}}}
+INPUTS = {{
+{inputs}}}
 WANT = {{  # {sentinel} where nothing may be written
 {want}}}
 
@@ -38,7 +38,7 @@ def put(words, values):
 
 
 words = torch.full(({size},), {sentinel}, dtype=torch.int32)
-put(words, GIVEN)
+put(words, INPUTS)
 want = words.clone()
 put(want, WANT)
 words = words.to({device!r})
@@ -58,38 +58,29 @@ for name, entries in {shared}.items():
 """
 
 
-def program(
-    title: str, memory: Memory, want: Tensor, outputs: set[str], call: str, device: str,
-    shared: Mapping[str, Mapping[int, frozenset[int]]],
-) -> str:  # fmt: skip
+def program(title: str, case: Case) -> str:
     """Writes the program.
 
     Args:
-        title: the case, for whoever reads it.
-        memory: its layout; its image as it was before the call.
-        want: the image that the call must leave.
-        outputs: names of the tensors that it may write.
-        call: the call, on tensors ``t[name]``.
-        device: where it ran.
-        shared: by an output's name, the entries that several rows claim, each with their values.
+        title: says which case it is.
+        case: the case, its image as it was before the call; afterwards as the call must leave it.
     """
-    expected = memory.views(want)
-    several = {name: {at: tuple(sorted(v)) for at, v in each.items()} for name, each in shared.items()}
+    memory, outputs = case.memory, {"status", *WRITTEN}
+    inputs = {
+        k: v.tolist() for k, v in memory.host.items() if k.rpartition(".")[2] not in outputs or k == "status"
+    }
+    several = {
+        prefix + "out": {at: tuple(sorted(values)) for at, values in entries.items()}
+        for prefix, entries in zip(case.prefixes, oracle.run(case.build), strict=True)
+        if entries
+    }
+    want = {k: v.tolist() for k, v in memory.host.items() if k.rpartition(".")[2] in outputs}
     return _PROGRAM.format(
-        title=title,
-        places=_lines({name: tuple(place) for name, place in memory.places.items()}),
-        given=_lines({k: v.tolist() for k, v in memory.host.items() if k not in outputs or k == "status"}),
-        want=_lines({k: expected[k].tolist() for k in memory.places if k in outputs}),
-        size=len(want), sentinel=SENTINEL, device=device, call=call,
-        several=_SEVERAL.format(shared=several) if several else "",
+        title=title, places=_lines({name: tuple(place) for name, place in memory.places.items()}),
+        inputs=_lines(inputs), want=_lines(want), size=len(memory.image), sentinel=SENTINEL,
+        device=case.device, call=case.text(), several=_SEVERAL.format(shared=several) if several else "",
     )  # fmt: skip
 
 
 def _lines(entries: Mapping[str, Any]) -> str:
     return "".join(f"    {name!r}: {value!r},\n" for name, value in entries.items())
-
-
-def call_text(function: str, arguments: Mapping[str, Any], *more: str) -> str:
-    """A call as text: names of tensors become ``t[name]``, all else is literal."""
-    parts = [f"{k}={f't[{v!r}]' if isinstance(v, str) else v}" for k, v in arguments.items()]
-    return f"{function}({', '.join([*more, *parts])})"
