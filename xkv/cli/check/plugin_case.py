@@ -68,10 +68,10 @@ class PluginCase(Case):
                 source, every, sums[1:], CSR, 1, family.source_page_size, 1, (view,),
                 query_lens=sums[: self.sizes.batch], query_sign=-1, report_missing=False, indptr_is_input=True,
             )  # fmt: skip
-        sums, start = family.function == METADATA, t.get("kv_start")
+        of_step, start = family.function == METADATA, t.get("kv_start")
         views = []
         for prefix in self.prefixes:
-            view = View(t[prefix + "out"][:, : self.sizes.pages] if sums else t[prefix + "out"])
+            view = View(t[prefix + "out"][:, : self.sizes.pages] if of_step else t[prefix + "out"])
             if prefix:
                 view.token_map = t["window_map"]
             else:
@@ -82,10 +82,10 @@ class PluginCase(Case):
         build = Build(
             source, t["req_pool_indices"], t["seq_lens"], family.form, size, family.source_page_size, size,
             tuple(views), seq_lens_delta=self.sizes.delta, seq_lens_delta_rows=start,
-            query_lens=t.get("query_lens"), report_missing=False, indptr_is_input=sums or family.form == CSR,
+            query_lens=t.get("query_lens"), report_missing=False, indptr_is_input=of_step or family.form == CSR,
             query_len=self.sizes.query_len if self.query_mode == metadata.Q_STRIDED else 0,
         )  # fmt: skip
-        if size > 1 and not (sums and "window_map" in family.options):
+        if size > 1 and not (of_step and "window_map" in family.options):
             build.missing_id = 0  # what a division toward 0 makes of the token -1
         return build
 
