@@ -109,7 +109,7 @@ def test_every_row_balanced(n: int, form: int, arch: str) -> None:
 def test_random(seed: int, arch: str) -> None:
     """Any options at all, hostile data every other time."""
     execute = lambda build: executing.execute(*launched(build, arch, seed % 4 > 1))  # noqa: E731
-    building.AnyLaunch(seed, seed % 2 == 1, execute, "cpu").check()
+    building.any_launch(seed, seed % 2 == 1, execute, "cpu").check()
 
 
 @arches

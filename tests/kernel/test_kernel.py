@@ -117,7 +117,7 @@ def test_random(seed: int, device: str) -> None:
         rng.choice([4, 16]), False, "test",
     )  # fmt: skip
     launched = partial(launch.launch, row=row, where=xkv.platform(device))
-    building.AnyLaunch(seed, seed % 2 == 1, launched, device).check()
+    building.any_launch(seed, seed % 2 == 1, launched, device).check()
 
 
 @pytest.mark.interpret
@@ -125,7 +125,7 @@ def test_random(seed: int, device: str) -> None:
 def test_hostile_data_as_on_amd(seed: int, device: str) -> None:
     """Reports are reduced before they are written there."""
     launched = partial(launch.launch, row=ROWS[seed % 4 == 1], where=Platform("hip", "gfx942", 64, 4))
-    building.AnyLaunch(seed, True, launched, device).check()
+    building.any_launch(seed, True, launched, device).check()
 
 
 def test_twice_the_same(device: str) -> None:

@@ -16,7 +16,7 @@ from xkv.params import Build, View
 @settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_oracle_equals_loop(seed: int, hostile: bool) -> None:
-    building.AnyLaunch(seed, hostile, reference.run, "cpu").check()
+    building.any_launch(seed, hostile, reference.run, "cpu").check()
 
 
 def test_prefix_sums_are_cut_at_int32() -> None:

@@ -73,8 +73,10 @@ class Case(ABC):
             found["status"] = Spec((1,), I64)
         names = list(found)
         rng.shuffle(names)
-        gaps = {name: rng.choice(sizes.gaps) for name in names}
-        return {name: found[name]._replace(gap=gaps[name], shift=gaps[name]) for name in names}
+        return {
+            name: found[name]._replace(gap=rng.choice(sizes.gaps), shift=rng.choice(sizes.shifts))
+            for name in names
+        }
 
     @abstractmethod
     def outputs(self) -> dict[str, Spec]:

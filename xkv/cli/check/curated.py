@@ -235,5 +235,5 @@ def skewed(op: str, page_size: int, batch: int, longest: int) -> Curated:
     room = longest // page_size + 1
     return curated(
         op, page_size, 1, "", f"one of {longest} tokens", batch=batch, tokens=longest, change=change,
-        room=room, stream=room + 50 * batch, gaps=(1,),
+        room=room, stream=room + 50 * batch, shifts=(1,),
     )  # fmt: skip

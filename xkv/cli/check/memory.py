@@ -75,8 +75,8 @@ class Memory:
         for name, spec in specs.items():
             size = spec.dtype.itemsize // 4
             self.places[name] = Place(end + spec.shift * size, spec.shape, spec.stride, spec.dtype)
-            # even, for what comes next may be int64
-            end = (end + (spec.shift + spec.shape[0] * spec.stride[0]) * size + 1) // 2 * 2 + _GUARD
+            # the next begins at a multiple of 16 bytes, but for its shift
+            end = (end + (spec.shift + spec.shape[0] * spec.stride[0]) * size + 3) // 4 * 4 + _GUARD
         self.image = torch.full((end,), SENTINEL, dtype=torch.int32)
         self.host = self.views(self.image)
         self._words = None if apart else torch.empty(end, dtype=torch.int32, device=device)

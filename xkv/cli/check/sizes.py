@@ -25,7 +25,7 @@ class Sizes:
         top: token ids in the source are below it, or a little more.
         room: entries of a table's row; ``pages``: those that a plugin may write; ``stream``: of a stream.
         context: tokens, a host bound, which ``room`` need not have room for.
-        gaps: elements between rows, and those by which tensors are moved out of alignment, are drawn of them.
+        gaps: of which each tensor's elements between rows are drawn; ``shifts``: those out of alignment.
         numbers: an op's arguments that are no tensors, where it is to have them.
     """
 
@@ -54,7 +54,7 @@ class Sizes:
             self.max_batch_size = max(self.max_batch_size, 1)
         self.top = self.rows * self.tokens + span
         self.delta = rng.choice(_DELTAS) if not family.function or "delta" in family.options else 0
-        self.gaps = (0, 0, 1, 5)
+        self.gaps = self.shifts = (0, 0, 1, 5)
         self.query_len = rng.choice([0, 1, 4])
         self.max_tokens = rng.randint(1, self.room * page_size * self.max_batch_size + 1)
         self.numbers: dict[str, Any] = {
