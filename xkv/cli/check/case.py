@@ -99,10 +99,9 @@ class Case(ABC):
         """The call as lines of a program, on tensors ``t[name]``."""
 
     def check(self) -> None:
-        """Makes the call and compares every word of the memory with the oracle, whose the image then is.
+        """Makes the call; raises a MismatchError where a word of the memory is not the oracle's.
 
-        Raises:
-            MismatchError: a word differs.
+        The image is the oracle's afterwards.
         """
         memory = self.memory
         memory.send()
@@ -131,14 +130,7 @@ def call_text(function: str, arguments: Mapping[str, Any], *more: str) -> str:
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Captures a call in a CUDA or HIP graph.
-
-    Args:
-        call: what to capture; run once before, as it compiles and loads what a capture must not.
-
-    Returns:
-        What replays it.
-    """
+    """Captures a call in a graph, once it has compiled and loaded everything; returns what replays it."""
     side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -90,19 +90,8 @@ def curated(
 ) -> Curated:  # fmt: skip
     """A case of an op.
 
-    Args:
-        op: the op's name.
-        page_size: tokens of an output page; 1 for slots.
-        unit: tokens of a source entry.
-        options: of its family, beside a status.
-        note: what is special about it.
-        ids: dtype of the source.
-        dtype: dtype of the ids written.
-        batch: requests.
-        tokens: of a source row; 0: a few pages, no whole number of them.
-        change: as of `Curated`.
-        violation: as of `Curated`.
-        **sizes: other attributes of `Sizes`, and of its numbers.
+    ``options`` come beside a status, ``note`` into the name. A source row has ``tokens``, or a few pages and
+    no whole number of them; ``sizes`` are other attributes of `Sizes`, and its numbers.
     """
     family = op_family(op, page_size, unit, ids, dtype, f"status {options}", *filter(None, [note]))
     tokens = (tokens or 4 * page_size + 70) // unit * unit + unit

@@ -114,11 +114,7 @@ _ENGINES = (
 
 
 def families(vendor: str) -> list[Family]:
-    """Every family, for a vendor's backends.
-
-    Args:
-        vendor: "cuda" or "hip"; "cpu": the backends of both.
-    """
+    """Every family, for the backends of a vendor: "cuda", "hip", or "cpu" for both."""
     found: list[Family] = []
     calls = {"build_page_table": (*_PAGED, _BOUND), "build_kv_indices": (*_PAGED, _LAST)}
     for op in OPS:

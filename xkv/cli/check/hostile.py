@@ -28,17 +28,7 @@ _PER_SIZES = 8  # cases that differ in data alone
 
 
 def groups(count: int, seed: int, device: str, small: bool) -> list[tuple[str, Checks]]:
-    """All families, by op and backend.
-
-    Args:
-        count: cases, at least; every family has as many.
-        seed: decides everything.
-        device: "cpu" or "cuda".
-        small: sizes for Triton's interpreter.
-
-    Returns:
-        For each the cases as (what, check), where a check raises MismatchError.
-    """
+    """All families, by op and backend: ``count`` cases or a few more; the rest is as in `checks`."""
     found = families(detect.platform(device).vendor)
     each = -(-count // len(found))
 
@@ -83,15 +73,7 @@ def fill(case: Case, number: int) -> None:
 
 
 def check(case: Case, number: int) -> None:
-    """The call on one of its sets of values, and every word of the allocation compared with the oracle.
-
-    Args:
-        case: the tensors and the call.
-        number: which values.
-
-    Raises:
-        MismatchError: a word differs, or the call raised; the message ends with a program that shows it.
-    """
+    """The call on one set of values; raises a MismatchError with a program that shows what differs."""
     fill(case, number)
     before = case.memory.image.clone()
     try:

@@ -148,15 +148,7 @@ class PluginCase(Case):
 
 
 def launched(name: str, **arguments: Any) -> None:
-    """Makes a plugin's launch, by the reference where the plugin leaves CPU tensors to the engine.
-
-    Args:
-        name: the plugin's function.
-        **arguments: its arguments.
-
-    Raises:
-        RuntimeError: the plugin leaves the call to the engine's own kernel.
-    """
+    """Makes a plugin's launch, by the reference where the plugin leaves CPU tensors to the engine."""
     if name == INDICES and served(arguments["page_indices"]) is None:
         table, sums = arguments["block_table"], arguments["cu_num_tokens"]
         (batch,) = arguments["grid"]

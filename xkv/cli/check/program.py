@@ -59,12 +59,7 @@ for name, entries in {shared}.items():
 
 
 def program(title: str, case: Case) -> str:
-    """Writes the program.
-
-    Args:
-        title: says which case it is.
-        case: the case, its image as it was before the call; afterwards as the call must leave it.
-    """
+    """The program of a case whose image is as it was before the call; afterwards it is the oracle's."""
     memory, outputs = case.memory, {"status", *WRITTEN}
     inputs = {
         k: v.tolist() for k, v in memory.host.items() if k.rpartition(".")[2] not in outputs or k == "status"

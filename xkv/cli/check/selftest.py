@@ -70,13 +70,7 @@ class Bench:
 
 
 def bench(device: str, quick: bool) -> Bench:
-    """Returns what to check on.
-
-    Args:
-        device: "cpu", "cuda" or "auto": the GPU where there is one, unless TRITON_INTERPRET=1 makes
-            the kernel run on the CPU.
-        quick: a few page sizes instead of all.
-    """
+    """Where to check; "auto": on the GPU if there is one, unless TRITON_INTERPRET=1 asks for the CPU."""
     interpreted = compile.interpreted()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and not interpreted else "cpu"
@@ -84,15 +78,7 @@ def bench(device: str, quick: bool) -> Bench:
 
 
 def once(curated: Curated, device: str) -> None:
-    """Makes one call and compares.
-
-    Args:
-        curated: the case.
-        device: where it runs.
-
-    Raises:
-        MismatchError: it did not do what it must.
-    """
+    """Makes one call; raises a MismatchError where it did not do what it must."""
     _compare(curated, curated.case(device))
 
 
@@ -129,16 +115,7 @@ def new_outputs(bench: Bench) -> Checks:
 
 
 def new(curated: Curated, device: str, bound: int | None) -> None:
-    """One call without ``out``: what it returns, its size included.
-
-    Args:
-        curated: the case.
-        device: where it runs.
-        bound: its ``max_seq_len`` or ``max_tokens``.
-
-    Raises:
-        MismatchError: it did not do what it must.
-    """
+    """The same of a call without ``out``, with this ``max_seq_len`` or ``max_tokens``: sizes count, too."""
     case, op, page_size = curated.case(device), curated.family.group, curated.family.page_size
     curated.load(case)
     case.memory.send()
