@@ -544,8 +544,8 @@ MUTATIONS = [
         "a kernel that wraps them passes `xkv check`", "every_hostile_value", HOSTILE,
     ),
     Mutation(
-        "no map that is too short is tried", f"{CHECK}/case.py",
-        "max(sizes.top // size - rng.randint(0, 9), 0)", "2 * sizes.top + 2",
-        "a kernel that reads past one passes `xkv check`", "every_violation", HOSTILE,
+        "no hostile sum is tried", f"{CHECK}/values.py", "heat_of_sums = rng.choice([0, 0.3, 0.6, 1])",
+        "heat_of_sums = 0", "a kernel that trusts an engine's sums passes `xkv check`", "every_hostile_sum",
+        HOSTILE,
     ),
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def expected(build: Build) -> tuple[list[dict[str, Any]], int | None]:
 
     Returns:
         For every view the entries of each output that must be written, as {index: value}, and the status
-        word: row * 256 + reason of the first violation, or None. Where sums that an engine passes let several rows
+        word: row * 256 + reason of the first violation, or None. Where an engine's sums let several rows
         claim an entry of a stream, its value is the frozenset of theirs: any of them may be there.
     """
     words: list[int] = []
