@@ -81,14 +81,14 @@ CASES = {
         lambda P: [1, 150 * P + 3, 2, P, 0, 17 * P],
     ),
     "many rows": Case(
-        "a batch of several batch blocks, and more rows than programs",
+        "a batch of several chunks of BATCH_BLOCK rows, and more rows than programs",
         lambda P: [(n * 5) % (3 * P) for n in range(37)],
     ),
     "many rows, long last": Case(
-        "what precedes it is summed over batch blocks", lambda P: [P] * 33 + [0, 70 * P - 1]
+        "row offsets are sums over several chunks of BATCH_BLOCK rows", lambda P: [P] * 33 + [0, 70 * P - 1]
     ),
-    "whole blocks": Case(
-        "a lane takes 16 bytes where a block is whole and so aligned, and nowhere else",
+    "whole tiles": Case(
+        "a lane takes 16 bytes if a tile is full and aligned to them, and otherwise not",
         lambda P: [n * P for n in (64, 15, 16, 17, 35, 34, 33, 32, 50)],
         {"kv_start": lambda P: [n % 4 * P for n in range(9)]}, forms=(TABLE, CSR, SLOTS), query=32,
     ),
@@ -151,9 +151,9 @@ CASES = {
         maps={"window_map": lambda size: [(n * 7) % size if n % 5 else -1 for n in range(size)]},
         windows=lambda P: [None, 2 * P + 1],
     ),
-    "fill the width": Case("tail", lambda P: [P, 0, 3 * P - 1], fields={"pad_value": 0}, width=20),
+    "fill the width": Case("padding", lambda P: [P, 0, 3 * P - 1], fields={"pad_value": 0}, width=20),
     "fill the tile": Case(
-        "tail, and a tile in an empty row", lambda P: [P, 0, 3 * P - 1, 4 * P],
+        "padding to a multiple, in an empty row too", lambda P: [P, 0, 3 * P - 1, 4 * P],
         fields={"pad_value": 0, "pad_to_multiple_of": 4}, width=18,
     ),
     "least length": Case(
@@ -178,7 +178,7 @@ CASES = {
         "the last tokens of each row, in order", lambda P: [P + 3, 0, 5, 2 * P], forms=(SLOTS,)
     ),
     "slots with padding": Case(
-        "tail of padded tokens", lambda P: [P + 3, 2, 5], fields={"pad_value": -1}, forms=(SLOTS,)
+        "padding after the last slot", lambda P: [P + 3, 2, 5], fields={"pad_value": -1}, forms=(SLOTS,)
     ),
     "slots of short rows": Case(
         "query tokens before the row's first keep their place", lambda P: [1, P + 1, 0, 2],

@@ -66,7 +66,8 @@ class PluginCase(Case):
             view = View(t["out"], kv_indptr=sums[: self.sizes.batch])
             return Build(
                 source, every, sums[1:], CSR, 1, family.source_page_size, 1, (view,),
-                query_lens=sums[: self.sizes.batch], query_sign=-1, report_missing=False, indptr_is_input=True,
+                query_lens=sums[: self.sizes.batch], query_sign=-1, report_missing=False,
+                indptr_is_input=True,
             )  # fmt: skip
         of_step, start = family.function == METADATA, t.get("kv_start")
         views = []
@@ -82,7 +83,8 @@ class PluginCase(Case):
         build = Build(
             source, t["req_pool_indices"], t["seq_lens"], family.form, size, family.source_page_size, size,
             tuple(views), seq_lens_delta=self.sizes.delta, seq_lens_delta_rows=start,
-            query_lens=t.get("query_lens"), report_missing=False, indptr_is_input=of_step or family.form == CSR,
+            query_lens=t.get("query_lens"), report_missing=False,
+            indptr_is_input=of_step or family.form == CSR,
             query_len=self.sizes.query_len if self.query_mode == metadata.Q_STRIDED else 0,
         )  # fmt: skip
         if size > 1 and not (of_step and "window_map" in family.options):
