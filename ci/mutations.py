@@ -37,6 +37,8 @@ class Mutation(NamedTuple):
 
 
 HOSTILE = "tests/kernel/test_hostile.py"
+REFERENCE = "tests/kernel/test_reference.py"
+CHECK = "xkv/cli/check"
 
 
 MUTATIONS = [
@@ -505,5 +507,45 @@ MUTATIONS = [
         "a number specialised", KERNEL, "do_not_specialize=ARGUMENTS",
         "do_not_specialize=ARGUMENTS[:8]", "serving compiles a kernel for a batch of 1",
         "specialised", tier="compile",
+    ),
+    # The next ones are faults of what checks the kernel.
+    Mutation(
+        "guard words not compared", f"{CHECK}/case.py", "        got = memory.receive()\n",
+        "        got = memory.receive()\n"
+        "        got = torch.where(memory.image == -1234567, memory.image, got)\n",
+        "a write out of bounds passes `xkv check`", "every_word_outside", HOSTILE,
+    ),
+    Mutation(
+        "the oracle ignores windows", f"{CHECK}/oracle.py", "if view.window is not None:", "if False:",
+        "a wrong window passes `xkv check`", "oracle_equals_loop", REFERENCE,
+    ),
+    Mutation(
+        "the oracle ignores starts", f"{CHECK}/oracle.py", "start = min(max(start, wanted), end)", "pass",
+        "a wrong start passes `xkv check`", "oracle_equals_loop", REFERENCE,
+    ),
+    Mutation(
+        "the oracle knows one of several rows", f"{CHECK}/oracle.py",
+        "out[at] = _either(out[at], value) if at in out else value", "out[at] = value",
+        "a right launch on an engine's sums fails `xkv check`", "every_hostile_sum", HOSTILE,
+    ),
+    Mutation(
+        "no negative length is tried", f"{CHECK}/values.py", "    return rng.choice(odd)\n",
+        "    return max(rng.choice(odd), 0)\n",
+        "a kernel that wraps them passes `xkv check`", "every_hostile_value", HOSTILE,
+    ),
+    Mutation(
+        "no length past 31 bits is tried", f"{CHECK}/values.py",
+        "    if dtype == torch.int64:\n        # sane low", "    if False:\n        # sane low",
+        "a kernel that reads a half of them passes `xkv check`", "every_hostile_value", HOSTILE,
+    ),
+    Mutation(
+        "no hostile id is tried", f"{CHECK}/values.py",
+        "for _ in range(rng.choice([1, 3, count // 9 + 1, count // 3 + 1])):", "for _ in range(0):",
+        "a kernel that wraps them passes `xkv check`", "every_hostile_value", HOSTILE,
+    ),
+    Mutation(
+        "no hostile sum is tried", f"{CHECK}/values.py", "heat_of_sums = rng.choice([0, 0.3, 0.6, 1])",
+        "heat_of_sums = 0", "a kernel that trusts an engine's sums passes `xkv check`", "every_hostile_sum",
+        HOSTILE,
     ),
 ]  # fmt: skip

@@ -21,11 +21,11 @@ import torch
 
 import xkv
 from xkv.cli.check import hostile
-from xkv.cli.check.kinds import kinds
+from xkv.cli.check.families import Family, families
 from xkv.params import Build, View
 
 DEVICE = "cuda"
-_EACH = 4  # hostile cases a kind
+_EACH = 4  # hostile cases a family
 
 
 def slice_() -> int:
@@ -34,7 +34,7 @@ def slice_() -> int:
     Returns:
         The number of cases.
     """
-    found = kinds(xkv.platform(DEVICE).vendor)
+    found = families(xkv.platform(DEVICE).vendor)
     cases = _hostile(found[::5])
     with hostile.small_blocks():
         cases += _hostile(found[2::6])
@@ -47,10 +47,10 @@ def slice_() -> int:
     return cases
 
 
-def _hostile(found: list[Any]) -> int:
+def _hostile(found: list[Family]) -> int:
     cases = 0
-    for number, kind in enumerate(found):
-        for _, check in hostile.checks(kind, _EACH, number, DEVICE, small=False, apart=True):
+    for number, family in enumerate(found):
+        for _, check in hostile.checks(family, _EACH, number, DEVICE, small=False, apart=True):
             check()
             cases += 1
     return cases

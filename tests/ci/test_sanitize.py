@@ -84,9 +84,9 @@ def test_sanitize_without_a_sanitizer(tmp_path: Path) -> None:
 
 def test_the_slice_that_is_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: the cases that an NVIDIA GPU gets, and that no entry is needed that was never written."""
-    every = sanitized.kinds
+    every = sanitized.families
     monkeypatch.setattr(sanitized, "DEVICE", "cpu")
-    monkeypatch.setattr(sanitized, "kinds", lambda _: every("cuda"))
+    monkeypatch.setattr(sanitized, "families", lambda _: every("cuda"))
     row = dispatch.tuning_row
     assert sanitized.slice_() > 100
     assert dispatch.tuning_row is row

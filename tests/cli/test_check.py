@@ -17,7 +17,7 @@ from xkv.launch import compile
 
 QUICK = ("check", "--device", "cpu", "--quick")
 OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
-ALL = [group.__name__.replace("_", " ") for group in selftest.GROUPS]
+ALL = list(selftest.GROUPS)
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +45,17 @@ def test_passes_on_the_cpu(more: tuple[str, ...], capsys: pytest.CaptureFixture[
 def test_every_size_and_dtype_is_tried() -> None:
     bench = selftest.Bench("cpu", quick=False, interpreted=False)
     sizes = [1 << k for k in range(11)]
-    for group in (selftest.page_tables, selftest.kv_indices):
-        text = "\n".join(what for what, _ in group(bench))
+    for title in ("page tables", "kv indices"):
+        text = "\n".join(what for what, _ in selftest.GROUPS[title](bench))
         for page_size in sizes:
             for unit in (1, 16, 64):
                 for ids in ("int32", "int64"):
-                    said = f"{ids} -> int\\d+, source_page_size={unit}, page_size={page_size}$"
-                    assert re.search(said, text, re.MULTILINE), said
+                    said = f": {page_size} of {unit}, {ids} -> int\\d+, "
+                    assert re.search(said, text), said
         assert len(set(re.findall(r"int\d+ -> int\d+", text))) == 4
-    slots = "\n".join(what for what, _ in selftest.slot_mappings(bench))
+    slots = "\n".join(what for what, _ in selftest.GROUPS["slot mappings"](bench))
     assert set(map(int, re.findall(r"map_page_size=(\d+)", slots))) == set(sizes)
-    assert len(set(re.findall(r"int\d+ -> int\d+, source_page_size=\d+", slots))) == 12
+    assert len(set(re.findall(r"1 of \d+, int\d+ -> int\d+", slots))) == 12
 
 
 @pytest.mark.gpu
@@ -71,7 +71,7 @@ def test_passes_in_the_interpreter(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compile, "interpreted", lambda: True)
-    monkeypatch.setattr(selftest, "GROUPS", selftest.GROUPS[:3])
+    monkeypatch.setattr(selftest, "GROUPS", dict([*selftest.GROUPS.items()][:3]))
     assert main(["check", "--quick"]) == 0
     assert "on cpu: the kernel in Triton's interpreter\n" in capsys.readouterr().out
 
@@ -116,9 +116,8 @@ def test_wrong_entry(op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert failed(out) == set(ALL) - others - {"graph replays"}
     assert results(out)["total"][1] == "FAIL"
     # what differed: where, what was there, what belongs there, in which case
-    assert re.search(rf"^  {op}, batch \d+, int\d+ -> int\d+, \w+=", out, re.MULTILINE)
-    name = "kv_indices" if op == "build_kv_indices" else "out"
-    (got, want) = re.search(rf"^    {name}\[\d+, \d+\]: got (-?\d+), want (-?\d+)", out, re.M).groups()
+    assert re.search(rf"^  {op}: \d+ of \d+, int\d+ -> int\d+, status, .*batch \d+:$", out, re.MULTILINE)
+    (got, want) = re.search(r"^    out\[.*\] \(word \d+\): got (-?\d+), want (-?\d+)", out, re.M).groups()
     assert int(got) == int(want) + 1
     assert re.search(r"^  and \d+ more$", out, re.MULTILINE)
 
@@ -129,7 +128,7 @@ def test_wrong_entry(op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         ("build_page_table", 0, "out"),
         ("build_slot_mapping", 0, "out"),
         ("build_kv_indices", 0, "kv_indptr"),
-        ("build_kv_indices", 1, "kv_indices"),
+        ("build_kv_indices", 1, "out"),
         ("build_kv_indices", 2, "kv_last_page_len"),
     ],
 )
@@ -140,7 +139,7 @@ def test_write_out_of_bounds(
     plant(monkeypatch, op, past_the_end(which))
     assert main([*QUICK]) == 1
     out = capsys.readouterr().out
-    assert re.search(rf"^    {name}\[\d+, \d+\]: got -\d+, want what was there before", out, re.M)
+    assert re.search(rf"^    {name}\[.*\(word \d+\): got -\d+, want what was there before", out, re.M)
 
 
 def without(*names: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xkv.cli import check
-from xkv.cli.check import selftest, trial
+from xkv.cli.check import case, selftest
 from xkv.launch import compile
 
 
@@ -49,7 +49,7 @@ def test_replays_of_a_graph_that_does_nothing(monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["req_to_token", "req_pool_indices", "seq_lens", "kv_start"])
 def test_replays_of_a_graph_that_froze_a_value(name: str, monkeypatch) -> None:
     def captured(call: Callable[[], None]) -> Callable[[], None]:
-        arguments = call.__self__.call
+        arguments = call.keywords
         frozen = arguments[name].clone() if name in arguments else None
 
         def replay() -> None:
@@ -67,7 +67,7 @@ def test_replays_of_a_graph_that_froze_a_value(name: str, monkeypatch) -> None:
 @pytest.mark.gpu
 def test_a_capture_replays() -> None:
     x = torch.zeros(3, device="cuda")
-    replay = trial.captured(lambda: x.add_(1))
+    replay = case.captured(lambda: x.add_(1))
     before = x.clone()
     replay()
     replay()

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from typing import Any
 
 import pytest
 import torch
-from building import guarded_1d
-from op_arguments import (
-    BATCH,
-    I32,
-    I64,
-    LENS,
-    ROWS,
-    TOKENS,
-    assert_csr,
-    assert_holds,
-    fresh_csr,
-    fresh_table,
-    ids,
-    pages,
-    source_tensor,
-)
+from building import SENTINEL, guarded_1d, whole
+from op_arguments import BATCH, CSR, I32, I64, SLOTS, TABLE, TOKENS, assert_right, call, ids
 
 import xkv
 from xkv import Reason, Status
@@ -37,9 +22,9 @@ MAPS = {
 
 
 @pytest.mark.parametrize("missing_id", [None, 123456])
-@pytest.mark.parametrize(("given", "M"), MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize(("names", "M"), MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize(("P", "S"), [(16, 1), (1, 1), (4, 16)])
-def test_maps(P: int, S: int, given: set[str], M: int | None, missing_id: int | None, device: str) -> None:
+def test_maps(P: int, S: int, names: set[str], M: int | None, missing_id: int | None, device: str) -> None:
     """Maps and a source that lack ids: missing_id stands in, or -1 and a report."""
     source = ids(S, missing=20 // S)
     tokens = (max(map(max, source)) + 1) * S
@@ -47,25 +32,17 @@ def test_maps(P: int, S: int, given: set[str], M: int | None, missing_id: int | 
     maps = {
         name: [rng.randrange(size) if rng.random() < 0.9 else -rng.randint(1, 9) for _ in range(size)]
         for name, size in (("token_map", tokens), ("page_map", tokens // (M or P) + 1))
-        if name in given
+        if name in names
     }
-    stand_in = -1 if missing_id is None else missing_id
-    table = pages(source, P, S, missing_id=stand_in, M=M or P, **maps)
-    missing = pages(source, P, S, M=M or P, **maps)
-    lost = [b for b, row in enumerate(missing) if -1 in row]
-    assert lost, "a case without a missing id shows nothing"
-    kwargs: dict[str, Any] = {k: torch.tensor(v, device=device) for k, v in maps.items()}
-    kwargs |= {"page_size": P, "source_page_size": S, "map_page_size": M, "missing_id": missing_id}
-    arguments = (
-        source_tensor(source, I32, device),
-        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-    )  # fmt: skip
-    status = Status(device)
-    out = fresh_table(BATCH, TOKENS // P, I32, device)
-    assert_holds(xkv.build_page_table(*arguments, out=out, status=status, **kwargs), table)
-    assert status.read() == (None if missing_id is not None else (lost[0], Reason.BAD_ID))
-    csr = fresh_csr(sum(map(len, table)), I32, device)
-    assert_csr(xkv.build_kv_indices(*arguments, out=csr, **kwargs), table, P)
+    for op in (TABLE, CSR):
+        options = {"map_page_size": M, "missing_id": missing_id, **maps}
+        given = call(op, device, P=P, S=S, source=source, **options)
+        violation = assert_right(op, given)
+        out = given["out"] if op == TABLE else given["out"].kv_indices
+        stand_in = -1 if missing_id is None else missing_id
+        assert (out == stand_in).any(), "a case without a missing id shows nothing"
+        assert (violation is None) == (missing_id is not None)
+        assert violation is None or violation.reason is Reason.BAD_ID
 
 
 def test_slots_through_maps(device: str) -> None:
@@ -101,12 +78,13 @@ def test_where_in_their_first_page_rows_begin(device: str) -> None:
     more = {"page_size": 64, "kv_start": torch.tensor(starts, device=device)}
     offset = guarded_1d(6, I32, device)
     table = xkv.build_page_table(*arguments, **more, kv_start_offset=offset)
-    assert_holds(offset, [28, 28, 0, 0, 0, 0])
+    assert offset.tolist() == [28, 28, 0, 0, 0, 0]
+    assert int((whole(offset) != SENTINEL).sum()) == 6
     assert table[0, 0] == (2 * 1600 + 1472) // 64
 
     csr_offset = guarded_1d(6, I32, device)
     csr = xkv.build_kv_indices(*arguments, **more, kv_start_offset=csr_offset)
-    assert_holds(csr_offset, [28, 28, 0, 0, 0, 0])
+    assert csr_offset.tolist() == [28, 28, 0, 0, 0, 0]
     assert csr.kv_last_page_len.tolist() == [38, 64, 64, 3, 0, 0]
 
     for out in (torch.empty(6, dtype=I64, device=device), torch.empty(5, dtype=I32, device=device)):
@@ -119,16 +97,12 @@ def test_where_in_their_first_page_rows_begin(device: str) -> None:
 
 def test_least_last_page_length(device: str) -> None:
     """FlashInfer wants 1 to the page size, also of an empty or padded row."""
-    source = ids(1)
-    arguments = (
-        source_tensor(source, I32, device),
-        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-    )  # fmt: skip
     for least, want in ((0, [0, 1, 1, 16, 16, 6]), (1, [1, 1, 1, 16, 16, 6]), (4, [4, 4, 4, 16, 16, 6])):
-        got = xkv.build_kv_indices(*arguments, page_size=16, min_last_page_len=least)
-        assert got.kv_last_page_len.tolist() == want
+        given = call(CSR, device, P=16, min_last_page_len=least)
+        assert assert_right(CSR, given) is None
+        assert given["out"].kv_last_page_len[:BATCH].tolist() == want
     with pytest.raises(ValueError, match="min_last_page_len must be from 0 to 16, got 17"):
-        xkv.build_kv_indices(*arguments, page_size=16, min_last_page_len=17)
+        xkv.build_kv_indices(**given | {"min_last_page_len": 17})
 
 
 TABLE_TAILS = [  # live: 0, 1, 2, 4, 8 and 5 pages, in a table of 10
@@ -142,42 +116,25 @@ TABLE_TAILS = [  # live: 0, 1, 2, 4, 8 and 5 pages, in a table of 10
 
 @pytest.mark.parametrize(("tile", "filled"), TABLE_TAILS, ids=str)
 def test_tail_of_a_table(tile: int | None, filled: list[int], device: str) -> None:
-    source = ids(1)
-    out = fresh_table(BATCH, 10, I32, device)
-    xkv.build_page_table(
-        source_tensor(source, I32, device),
-        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-        page_size=16, out=out, pad_value=-9, pad_to_multiple_of=tile,
-    )  # fmt: skip
-    table = pages(source, 16, 1)
-    assert_holds(out, [row + [-9] * (n - len(row)) for row, n in zip(table, filled, strict=True)])
+    given = call(TABLE, device, P=16, room=10, pad_value=-9, pad_to_multiple_of=tile)
+    assert assert_right(TABLE, given) is None
+    assert [int((row != SENTINEL).sum()) for row in given["out"][:BATCH]] == filled
 
 
 @pytest.mark.parametrize(("tile", "filled"), [(None, 300), (1, 280), (16, 288), (256, 300)])
 def test_tail_of_a_stream(tile: int | None, filled: int, device: str) -> None:
-    source = ids(1)
-    arguments = (
-        source_tensor(source, I32, device),
-        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-    )  # fmt: skip
-    out = fresh_csr(300, I32, device)
-    xkv.build_kv_indices(*arguments, out=out, pad_value=0, pad_to_multiple_of=tile)
-    table = pages(source, 1, 1)
-    assert_csr(out, table, 1, tail=filled - sum(LENS))
-    slots = guarded_1d(300, I64, device)
-    queries = torch.tensor(LENS, device=device)
-    xkv.build_slot_mapping(*arguments, queries, out=slots, pad_value=0, pad_to_multiple_of=tile)
-    assert_holds(slots, [*itertools.chain(*table), *[0] * (filled - sum(LENS))])
+    for op in (CSR, SLOTS):
+        given = call(op, device, room=300, pad_value=0, pad_to_multiple_of=tile)
+        assert assert_right(op, given) is None
+        out = given["out"] if op == SLOTS else given["out"].kv_indices
+        assert int((out != SENTINEL).sum()) == filled
 
 
 def test_pad_value_of_a_new_table(device: str) -> None:
-    source = ids(1)
-    got = xkv.build_page_table(
-        source_tensor(source, I32, device),
-        torch.tensor(ROWS, device=device), torch.tensor(LENS, device=device),
-        page_size=64, pad_value=-1,
-    )  # fmt: skip
-    assert got.tolist() == [[*row, -1, -1][:2] for row in pages(source, 64, 1)]
+    given = call(TABLE, device, P=64, room=2, pad_value=-1)
+    assert assert_right(TABLE, given) is None
+    out = given.pop("out")
+    assert xkv.build_page_table(**given).tolist() == out[:BATCH].tolist()
 
 
 # What only the device knows: (op, what differs, what is reported).
@@ -197,23 +154,15 @@ VIOLATIONS: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
 ]
 
 
-def to(value: Any, device: str) -> Any:
-    return torch.tensor(value, device=device) if isinstance(value, list) else value
-
-
 @pytest.mark.parametrize(("op", "change", "violation"), VIOLATIONS, ids=str)
 def test_violation(op: str, change: dict[str, Any], violation: tuple[int, Reason], device: str) -> None:
-    status = Status(device)
-    arguments: dict[str, Any] = {
-        "req_to_token": ids(1), "req_pool_indices": [0, 1, 2], "seq_lens": [3, 4, 5],
-    }  # fmt: skip
-    arguments |= {"page_size": 1} if op != "build_slot_mapping" else {"query_lens": [1, 1, 1]}
-    wrong = {k: to(v, device) for k, v in (arguments | change).items()}
-    getattr(xkv, op)(**wrong, status=status)
-    assert status.read() == violation
-    status.clear()
-    getattr(xkv, op)(**{k: to(v, device) for k, v in arguments.items()}, status=status)
-    assert status.read() is None
+    options: dict[str, Any] = {"req_pool_indices": [0, 1, 2], "seq_lens": [3, 4, 5]}
+    options |= {"query_lens": [1, 1, 1]} if op == SLOTS else {}
+    for more, reported in ((change, violation), ({}, None)):
+        given = call(op, device, **options | more)
+        del given["out"]
+        getattr(xkv, op)(**given)
+        assert given["status"].read() == reported
 
 
 def test_row_index_of_an_empty_row_is_not_looked_at(device: str) -> None:
@@ -227,16 +176,13 @@ def test_row_index_of_an_empty_row_is_not_looked_at(device: str) -> None:
 
 
 def test_lengths_near_the_ends_of_int64_are_cut_not_wrapped(device: str) -> None:
-    source, status = ids(1), Status(device)
-    got = xkv.build_page_table(
-        source_tensor(source, I32, device),
-        torch.tensor([1, 2, 3], device=device),
-        torch.tensor([2**63 - 1, -(2**63), 3], device=device),
-        page_size=1, seq_lens_delta=torch.tensor([2**63 - 1, -(2**63), 1], device=device),
-        status=status,
+    source = ids(1)
+    given = call(
+        TABLE, device, room=TOKENS, req_pool_indices=[1, 2, 3], pad_value=0,
+        seq_lens=[2**63 - 1, -(2**63), 3], seq_lens_delta=[2**63 - 1, -(2**63), 1],
     )  # fmt: skip
-    assert got.tolist() == [source[1], [0] * TOKENS, source[3][:4] + [0] * (TOKENS - 4)]
-    assert status.read() == (0, Reason.BAD_LENGTH)
+    assert assert_right(TABLE, given) == (0, Reason.BAD_LENGTH)
+    assert given["out"][:3].tolist() == [source[1], [0] * TOKENS, source[3][:4] + [0] * (TOKENS - 4)]
 
 
 def test_id_that_the_output_cannot_hold(device: str) -> None:

@@ -22,7 +22,7 @@ from cases import CASES, Case, make
 import xkv
 from xkv import dispatch, rocm
 from xkv.cli.check import hostile
-from xkv.cli.check.kinds import Kind, kinds
+from xkv.cli.check.families import Family, families
 from xkv.cli.kernels.compiling import compiled
 from xkv.launch import grid, launch
 from xkv.params import CSR, SLOTS, TABLE, Build
@@ -108,9 +108,8 @@ def test_every_row_balanced(n: int, form: int, arch: str) -> None:
 @pytest.mark.parametrize("seed", range(24))
 def test_random(seed: int, arch: str) -> None:
     """Any options at all, hostile data every other time."""
-    rng = random.Random(seed)
-    build = building.random_build(rng, "cpu", hostile=seed % 2 == 1)
-    check(build, arch, real=seed % 4 > 1)
+    execute = lambda build: executing.execute(*launched(build, arch, seed % 4 > 1))  # noqa: E731
+    building.any_launch(seed, seed % 2 == 1, execute, "cpu").check()
 
 
 @arches
@@ -181,15 +180,15 @@ def launches(arch: str, real: bool, monkeypatch: pytest.MonkeyPatch) -> list[Bui
 
 @arches
 @rows
-@pytest.mark.parametrize("kind", kinds("hip"), ids=str)
-def test_hostile(kind: Kind, real: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", families("hip"), ids=str)
+def test_hostile(family: Family, real: bool, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every op and every backend in every mode on hostile data: every word of one allocation is compared."""
 
     def run(build: Build) -> None:
         executing.execute(*launched(build, arch, real))
 
     monkeypatch.setattr(launch, "run", run)
-    for _, case in hostile.checks(kind, 8, seed=int(real), device="cpu", small=True):
+    for _, case in hostile.checks(family, 8, seed=int(real), device="cpu", small=True):
         case()
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,45 +20,46 @@ from conftest import GPUS, INTERPRETED
 
 from xkv import dispatch, ops
 from xkv.__main__ import main
-from xkv.cli.check import hostile, naive
-from xkv.cli.check.engines import SUMS, EngineSetting
-from xkv.cli.check.kinds import INDICES, METADATA, SGLANG, STREAMS, VLLM, Kind, kinds
-from xkv.cli.check.setting import VECTORS, Setting
-from xkv.cli.check.trial import MismatchError
+from xkv.cli.check import hostile, oracle
+from xkv.cli.check.case import VECTORS, Case, MismatchError
+from xkv.cli.check.families import INDICES, METADATA, SGLANG, STREAMS, VLLM, Family, families
+from xkv.cli.check.values import INDPTR
 from xkv.launch import compile
 from xkv.params import CSR, SLOTS, TABLE
 from xkv.status import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 I32, I64 = torch.int32, torch.int64
-KINDS = kinds(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
+FAMILIES = families(("hip" if torch.version.hip else "cuda") if GPUS else "cpu")
 SEED = int(os.environ.get("XKV_SEED", "0"))
-# XKV_HOSTILE=N: at least so many cases, spread over the kinds
+# XKV_HOSTILE=N: at least so many cases, spread over the families
 CASES = int(os.environ.get("XKV_HOSTILE", "20000" if GPUS else "500" if INTERPRETED else "3000"))
 
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
 
 
-def run(kind: Kind, cases: int, device: str) -> None:
-    each = -(-cases // len(KINDS)) * (4 if kind.sums is not None else 1)  # sums that are given take part, too
-    for what, check in hostile.checks(kind, each, SEED, device, INTERPRETED):
+def run(family: Family, cases: int, device: str) -> None:
+    each = -(-cases // len(FAMILIES)) * (
+        4 if family.indptr is not None else 1
+    )  # sums that are passed take part, too
+    for what, check in hostile.checks(family, each, SEED, device, INTERPRETED):
         try:
             check()
         except MismatchError as error:
             pytest.fail(f"{what}: {error}", pytrace=False)
 
 
-@every_kind
-def test_hostile(kind: Kind, device: str) -> None:
-    run(kind, CASES, device)
+@every_family
+def test_hostile(family: Family, device: str) -> None:
+    run(family, CASES, device)
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@every_kind
-def test_hostile_in_small_blocks(kind: Kind, device: str) -> None:
+@every_family
+def test_hostile_in_small_blocks(family: Family, device: str) -> None:
     with hostile.small_blocks():
-        run(kind, CASES // 4, device)
+        run(family, CASES // 4, device)
 
 
 # What is tried
@@ -67,41 +68,39 @@ def test_hostile_in_small_blocks(kind: Kind, device: str) -> None:
 @pytest.mark.repo
 def test_every_op_backend_and_form_is_tried() -> None:
     for vendor in ("cuda", "hip", "cpu"):
-        found = kinds(vendor)
+        found = families(vendor)
         assert len(set(found)) == len(found)
-        assert {kind.group for kind in found} - set(dispatch.specs_of(vendor)) == {
+        assert {family.group for family in found} - set(dispatch.specs_of(vendor)) == {
             "build_page_table", "build_kv_indices", "build_slot_mapping", SGLANG, VLLM,
         }  # fmt: skip
-        given = {(kind.call, kind.sums) for kind in found if kind.sums is not None}
-        assert given == {
+        passed = {(family.function, family.indptr) for family in found if family.indptr is not None}
+        assert passed == {
             (METADATA, torch.int32), *((call, ids) for call in (STREAMS, INDICES) for ids in (I32, I64)),
         }  # fmt: skip
         for name in dispatch.specs_of(vendor):
-            mine = [kind for kind in found if kind.group == name]
-            assert {kind.sign for kind in mine} == {-1, 0, 1}
-            has = frozenset().union(*(kind.has for kind in mine))
-            assert has >= {*VECTORS, "window", "window_map", "page_map", "unit"}
+            mine = [family for family in found if family.group == name]
+            assert {family.query_sign for family in mine} == {-1, 0, 1}
+            options = frozenset().union(*(family.options for family in mine))
+            assert options >= {*VECTORS, "window", "window_map", "page_map", "unit"}
 
 
-def settings() -> list[Setting]:
-    """A few of each kind; more of slots, of which there are few kinds."""
-    counts = {SLOTS: 30}
-    return [
-        hostile.setting_of(kind, 0, n, "cpu", False)
-        for kind in kinds("cpu")
-        for n in range(counts.get(kind.form, 5))
-    ]
+def drawn() -> Iterator[Case]:
+    """A few of each family, each with four sets of values; more of slots, of which there are few families."""
+    for family in families("cpu"):
+        for n in range(30 if family.form == SLOTS else 5):
+            case = hostile.draw(family, 0, n, "cpu", False)
+            for number in range(4):
+                hostile.fill(case, number)
+                yield case
 
 
 @pytest.mark.repo
 def test_every_violation_comes_first_in_some_case() -> None:
     """All but OVERFLOW, which takes lengths that no small source has: tests/kernel/test_sizes.py."""
     first: dict[int, Counter[Reason | None]] = {TABLE: Counter(), CSR: Counter(), SLOTS: Counter()}
-    for setting in settings():
-        for case in range(4):
-            hostile.fill(setting, random.Random(f"{setting} {case}"))
-            word = naive.build(setting.build)[1]
-            first[setting.kind.form][None if word is None else Reason(word % 256)] += 1
+    for case in drawn():
+        word = oracle.expected(case.build)[1]
+        first[case.family.form][None if word is None else Reason(word % 256)] += 1
     common = {None, *Reason} - {Reason.OVERFLOW}
     assert set(first[TABLE]) == set(first[CSR]) == common
     assert set(first[SLOTS]) == common - {Reason.BAD_START, Reason.UNALIGNED_START}
@@ -110,42 +109,43 @@ def test_every_violation_comes_first_in_some_case() -> None:
 @pytest.mark.repo
 def test_every_hostile_value_comes_up() -> None:
     seen: dict[str, set[str]] = {}
-    for setting in settings():
-        host, spots = setting.memory.host, {"beyond": setting.tokens, "far beyond": 3 * setting.tokens}
-        for case in range(4):
-            hostile.fill(setting, random.Random(f"{setting} {case}"))
-            given = {value for value in setting.arguments.values() if isinstance(value, str)}
-            for name, tensor in host.items():
-                if name not in given and name != "req_to_token":
-                    continue
-                kinds_of = seen.setdefault(name, set())
-                values = tensor.flatten().tolist()
-                top = setting.rows if name == "req_pool_indices" else 0
-                kinds_of |= {spot for spot, least in spots.items() if any(v > (top or least) for v in values)}
-                kinds_of |= {"negative"} if min(values, default=0) < 0 else set()
-                kinds_of |= {"zero"} if 0 in values else set()
-                kinds_of |= {"near 2**31"} if any(abs(v - 2**31) < 9 for v in values) else set()
-                kinds_of |= {"past 2**32"} if any(abs(v) > 2**32 for v in values) else set()
-                kinds_of |= {"duplicated"} if len(set(values)) < len(values) else set()
-    want = {"beyond", "far beyond", "negative", "zero", "near 2**31", "past 2**32", "duplicated"}
+    for case in drawn():
+        tokens, inputs = (
+            case.sizes.tokens,
+            {value for value in case.arguments.values() if isinstance(value, str)},
+        )
+        for name in inputs & case.memory.host.keys() | {"req_to_token"}:
+            values = case.memory.host[name].flatten().tolist()
+            top = case.sizes.rows if name == "req_pool_indices" else 0
+            came = {
+                "beyond": any(v > (top or tokens) for v in values),
+                "far beyond": any(v > (top or 3 * tokens) for v in values),
+                "negative": any(-(2**31) <= v < 0 for v in values),
+                "zero": 0 in values,
+                "near 2**31": any(abs(v - 2**31) < 9 for v in values),
+                "past 2**32": any(abs(v) > 2**32 for v in values),
+                "duplicated": len(set(values)) < len(values),
+            }
+            seen.setdefault(name, set()).update(what for what, yes in came.items() if yes)
     for name in ("req_pool_indices", "seq_lens", *VECTORS, "req_to_token", "token_map", "page_map"):
-        assert seen[name] >= want, name
+        assert seen[name] == {*came}, name
 
 
 @pytest.mark.repo
-@pytest.mark.parametrize("call", [STREAMS, INDICES])
+@pytest.mark.parametrize("function", [STREAMS, INDICES])
 @pytest.mark.parametrize("dtype", [I32, I64])
-def test_every_hostile_sum_comes_up(call: str, dtype: torch.dtype) -> None:
+def test_every_hostile_sum_comes_up(function: str, dtype: torch.dtype) -> None:
     """Where an engine says that rows begin; and what several rows claim."""
     seen: Counter[str] = Counter()
-    for setting in settings():
-        if (setting.kind.call, setting.kind.sums) != (call, dtype):
+    for family in families("cpu"):
+        if (family.function, family.indptr) != (function, dtype):
             continue
-        assert isinstance(setting, EngineSetting)
-        for case in range(32):
-            hostile.fill(setting, random.Random(f"{setting} {case}"))
-            room = setting.room_of_sums
-            (values,) = (x.tolist() for name, x in setting.memory.host.items() if name in SUMS)
+        for n, number in itertools.product(range(5), range(32)):
+            if number == 0:
+                case = hostile.draw(family, 0, n, "cpu", False)
+            hostile.fill(case, number)
+            room = case.sizes.stream
+            (values,) = (x.tolist() for name, x in case.memory.host.items() if name in INDPTR)
             seen["sane"] += bool(values) and values == sorted(values) and 0 <= values[0] <= values[-1] <= room
             seen["falling"] += values != sorted(values)
             seen["negative"] += any(v < 0 for v in values)
@@ -156,7 +156,7 @@ def test_every_hostile_sum_comes_up(call: str, dtype: torch.dtype) -> None:
             seen["past 2**32"] += any(abs(v) > 2**32 for v in values)
             seen["near 2**63"] += any(abs(v) >= 2**63 - 9 for v in values)
             seen["a sane low half"] += any(abs(v) > 2**32 and 0 <= v % 2**32 <= room for v in values)
-            seen["claimed by several"] += bool(hostile.wanted(setting)[1])
+            seen["claimed by several"] += any(oracle.run(case.build))
     wide = {"past 2**32", "near 2**63", "a sane low half"}
     assert {what for what, count in seen.items() if not count} == (wide if dtype is I32 else set())
 
@@ -164,10 +164,10 @@ def test_every_hostile_sum_comes_up(call: str, dtype: torch.dtype) -> None:
 def test_a_seed_decides_everything() -> None:
     def images(seed: int) -> list[list[int]]:
         found = []
-        for kind in kinds("cpu")[::9]:
-            setting = hostile.setting_of(kind, seed, 0, "cpu", True)
-            hostile.fill(setting, random.Random(f"{setting}, case 0"))
-            found.append(setting.memory.image.tolist())
+        for family in families("cpu")[::9]:
+            case = hostile.draw(family, seed, 0, "cpu", True)
+            hostile.fill(case, 0)
+            found.append(case.memory.image.tolist())
         return found
 
     assert images(1) == images(1)
@@ -181,19 +181,19 @@ def test_every_word_outside_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The word before and the word behind every tensor, of those that are read too."""
     monkeypatch.setattr(compile, "interpreted", lambda: False)
     caught = 0
-    for kind in kinds("cpu")[::7]:
-        setting = hostile.setting_of(kind, 0, 1, "cpu", True)
-        plain = setting.run
-        for place in setting.memory.places.values():
+    for family in families("cpu")[::7]:
+        case = hostile.draw(family, 0, 1, "cpu", True)
+        plain = case.run
+        for place in case.memory.places.values():
             last = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
             end = place.begin + (last + 1) * place.dtype.itemsize // 4
             for word in (place.begin - 1, end if all(place.shape) else place.begin):
-                setting.run = partial(spoilt, plain, setting.memory._words, word)
-                with pytest.raises(MismatchError, match=rf"word {word} is "):
-                    hostile.check(setting, 0)
+                case.run = partial(spoilt, plain, case.memory._words, word)
+                with pytest.raises(MismatchError, match=rf"\(word {word}\): got "):
+                    hostile.check(case, 0)
                 caught += 1
-        setting.run = plain
-        hostile.check(setting, 0)
+        case.run = plain
+        hostile.check(case, 0)
     assert caught > 100
 
 

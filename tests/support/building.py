@@ -1,34 +1,43 @@
-"""Random and curated builds, with every buffer between guard words: what the kernel tests share."""
+"""Launches of any options at all, and buffers between guard words: what the kernel tests share."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
+from xkv.cli.check import values
+from xkv.cli.check.case import Case
+from xkv.cli.check.families import I32, I64, Family
+from xkv.cli.check.memory import SENTINEL, Memory, Spec
+from xkv.cli.check.sizes import Sizes
 from xkv.launch.verify import WRITTEN
-from xkv.params import CSR, SLOTS, TABLE, Build, View
-
-SENTINEL = -1234567
-GUARD = 24  # elements on either side of each buffer
-FORMS = {"table": TABLE, "csr": CSR, "slots": SLOTS}
+from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 
 
 def guarded(rows: int, width: int, stride: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A ``[rows, width]`` view with that row stride, inside one buffer of sentinels."""
-    whole = torch.full((GUARD + rows * stride + GUARD,), SENTINEL, dtype=dtype, device=device)
-    return whole[GUARD : GUARD + rows * stride].view(rows, stride)[:, :width]
+    """A ``[rows, width]`` view with that row stride, between guard words in a storage of SENTINELs."""
+    return _alone(Spec((rows, width), dtype, stride - width), device)
 
 
 def guarded_1d(size: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A ``[size]`` view inside one buffer of sentinels."""
-    return guarded(1, size, size, dtype, device)[0]
+    """A ``[size]`` view between guard words in a storage of SENTINELs."""
+    return _alone(Spec((size,), dtype), device)
+
+
+def _alone(spec: Spec, device: str) -> torch.Tensor:
+    x = Memory({"": spec}, device).tensors[""]
+    whole(x).fill_(SENTINEL)
+    return x
 
 
 def whole(x: torch.Tensor) -> torch.Tensor:
-    """The buffer of which x is a view, guard words included."""
+    """The storage of which x is a view, guard words included."""
     return torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
@@ -36,155 +45,163 @@ def outputs(build: Build) -> dict[str, torch.Tensor]:
     """Every buffer that the build may write, by name."""
     found = {} if build.status is None else {"status": build.status}
     for n, view in enumerate(build.views):
-        for field in dataclasses.fields(view):
-            value = getattr(view, field.name)
-            if field.name in WRITTEN and value is not None:
-                found[f"views[{n}].{field.name}"] = value
+        found |= {f"views[{n}].{name}": x for name in WRITTEN if (x := getattr(view, name)) is not None}
     return found
 
 
-def twin(build: Build) -> Build:
-    """The same build on copies of the buffers that it writes, their surroundings included."""
+def twin(build: Build, device: str | None = None) -> Build:
+    """The same build on copies of the buffers that it writes, their surroundings included.
+
+    With a device what it reads is copied there, too.
+    """
+
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def copied(x: Any, written: bool) -> Any:
+        if not isinstance(x, torch.Tensor) or not (written or device):
+            return x
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.cpu().clone() if device == "cpu" else storage.clone()
+        made = torch.empty(0, dtype=x.dtype, device=device or x.device)
+        return made.set_(storages[storage.data_ptr()], x.storage_offset(), x.shape, x.stride())
+
+    def copies(of: Build | View) -> dict[str, Any]:
+        fields = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
+        return {name: copied(x, name in (*WRITTEN, "status")) for name, x in fields.items()}
+
     other = copy.copy(build)
-    if build.status is not None:
-        other.status = _copy(build.status)
-    other.views = tuple(
-        dataclasses.replace(
-            view,
-            **{k: _copy(v) for k in WRITTEN if (v := getattr(view, k)) is not None},
-        )
-        for view in build.views
-    )
-    return other
-
-
-def _copy(x: torch.Tensor) -> torch.Tensor:
-    return torch.as_strided(whole(x).clone(), x.shape, x.stride(), x.storage_offset())
+    other.views = tuple(dataclasses.replace(view, **copies(view)) for view in build.views)
+    return dataclasses.replace(other, **copies(other))
 
 
 def assert_same(got: Build, want: Build) -> None:
     """Equal bit for bit, guard words and untouched entries included."""
-    for (name, a), b in zip(outputs(got).items(), outputs(want).values(), strict=True):
-        a, b = whole(a).cpu(), whole(b).cpu()
+    written = outputs(got)
+    for (name, x), y in zip(written.items(), outputs(want).values(), strict=True):
+        a, b = whole(x).cpu(), whole(y).cpu()
         if not torch.equal(a, b):
-            where = (a != b).nonzero().flatten()[:8]
-            raise AssertionError(
-                f"{name} differs at {where.tolist()}: got {a[where].tolist()}, want"
-                f" {b[where].tolist()}; {describe(got)}"
-            )
+            at = (a != b).nonzero().flatten()[:8]
+            first = x.untyped_storage().data_ptr() + int(at[0]) * x.element_size()
+            before = {out.data_ptr(): other for other, out in written.items() if out.data_ptr() <= first}
+            name = before[max(before)] if before else name  # others may lie in the same storage
+            found = f"got {a[at].tolist()}, want {b[at].tolist()}"
+            raise AssertionError(f"{name} differs at {at.tolist()}: {found}; {_described(got)}")
 
 
-def describe(build: Build) -> str:
+def _described(build: Build) -> str:
     """The build, small tensors spelled out."""
-    parts = []
-    for field in dataclasses.fields(build):
-        value = getattr(build, field.name)
-        if isinstance(value, torch.Tensor) and value.dim() == 1 and value.numel() < 40:
-            value = f"{value.dtype} {value.tolist()}"
-        elif isinstance(value, torch.Tensor):
-            value = f"{value.dtype} {tuple(value.shape)} strides {value.stride()}"
-        parts.append(f"{field.name}={value}")
-    return ", ".join(parts)
+    fields = {field.name: getattr(build, field.name) for field in dataclasses.fields(build)}
+    small = {name: x.tolist() for name, x in fields.items() if isinstance(x, torch.Tensor) and x.numel() < 40}
+    shapes = {name: tuple(x.shape) for name, x in fields.items() if isinstance(x, torch.Tensor)}
+    return str({name: x for name, x in fields.items() if name != "views"} | shapes | small)
 
 
 def paged_source(
     rng: random.Random, rows: int, width: int, unit: int, source_page_size: int,
     dtype: torch.dtype, device: str,
 ) -> torch.Tensor:  # fmt: skip
-    """A table of ids whose tokens lie in ``unit``-sized pages scattered at random, in a wider buffer."""
+    """A table of `paged_ids` in a wider buffer."""
+    ids = paged_ids(rng, rows, width, unit, source_page_size)
+    return guarded(rows, width, width + rng.choice([0, 1, 4]), dtype, device).copy_(ids)
+
+
+def paged_ids(rng: random.Random, rows: int, width: int, unit: int, source_page_size: int) -> torch.Tensor:
+    """Ids of a source whose tokens lie in ``unit``-sized pages scattered at random."""
     pages = -(-width * source_page_size // unit)
     generator = torch.Generator().manual_seed(rng.getrandbits(31))
     scattered = torch.randperm(rows * pages, generator=generator).view(rows, pages, 1)
     tokens = (scattered * unit + torch.arange(unit)).view(rows, -1)
-    ids = tokens[:, ::source_page_size][:, :width] // source_page_size
-    table = guarded(rows, width, width + rng.choice([0, 1, 4]), dtype, "cpu")
-    table.copy_(ids)
-    return torch.as_strided(whole(table).to(device), table.shape, table.stride(), table.storage_offset())
+    return tokens[:, ::source_page_size][:, :width] // source_page_size
 
 
-def random_build(rng: random.Random, device: str, *, hostile: bool = False, big: int = 1) -> Build:
-    """Any build: every form, option and dtype; hostile device data where asked."""
+class Launch(Case):
+    """A launch of its own, with options that no op and no backend need have.
+
+    Args:
+        name: says which it is, and decides how its tensors lie.
+        family: its form, page sizes and options.
+        sizes: their sizes.
+        explicit: tensors beside those that the options say, or in their place; the outputs among them.
+        fields: numbers of its `Build`.
+        windows: of its views.
+        run: makes it.
+        device: where its tensors lie.
+    """
+
+    def __init__(
+        self, name: str, family: Family, sizes: Sizes, explicit: Mapping[str, Spec], fields: dict[str, Any],
+        windows: Sequence[int | None], run: Callable[[Build], object], device: str,
+    ) -> None:  # fmt: skip
+        self.explicit, self.fields, self.windows, self.launched = explicit, fields, windows, run
+        super().__init__(name, family, sizes, device)
+
+    def specs(self, rng: random.Random) -> dict[str, Spec]:
+        found = super().specs(rng)
+        return found | {name: spec for name, spec in self.explicit.items() if name in found}
+
+    def outputs(self) -> dict[str, Spec]:
+        names = {prefix + name for prefix in self.prefixes for name in WRITTEN}
+        return {name: spec for name, spec in self.explicit.items() if name in names}
+
+    def inputs(self, specs: Mapping[str, Spec]) -> dict[str, Any]:
+        return {}
+
+    def launch(self, t: Mapping[str, torch.Tensor]) -> Build:
+        views = []
+        for prefix, window in zip(self.prefixes, self.windows, strict=False):
+            view = View(**{name: t[prefix + name] for name in WRITTEN if prefix + name in t}, window=window)
+            view.kv_start = t.get(f"{prefix}kv_start".replace(".", "_"))
+            view.token_map, view.page_map = t.get("window_map" if prefix else "token_map"), t.get("page_map")
+            views.append(view)
+        family = self.family
+        return Build(
+            t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
+            family.source_page_size, self.sizes.map_page_size, tuple(views), **self.fields,
+            seq_lens_delta_rows=t.get("seq_lens_delta"), query_lens=t.get("query_lens"),
+            status=t.get("status"),
+        )  # fmt: skip
+
+    def call(self, t: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+        return partial(self.launched, self.launch(t))
+
+    def text(self) -> str:
+        return f"{self}: {self.build}"
+
+
+def any_launch(seed: int, hostile: bool, run: Callable[[Build], object], device: str) -> Launch:
+    """Any form, options, sizes, dtypes and values; hostile ones where asked."""
+    rng = random.Random(seed)
     pick = rng.choice
-    either = lambda: pick([torch.int32, torch.int64])  # noqa: E731
     form = pick([TABLE, CSR, SLOTS])
     page_size = 1 if form == SLOTS else pick([1, 2, 4, 16, 32, 64, 128])
-    source_page_size = pick([1, 1, 1, 2, 16, 64])
-    unit = max(page_size, source_page_size)
-    rows, batch = rng.randint(1, 8), rng.randint(0, pick([1, 3, 9, 24 * big]))
-    width = rng.randint(1, pick([3, 40, 120 * big]))
-    tokens = width * source_page_size
-    source = paged_source(rng, rows, width, unit, source_page_size, either(), device)
-
-    def ints(low: int, high: int, wild: bool = True) -> torch.Tensor:
-        values = [rng.randint(low, max(low, high)) for _ in range(batch)]
-        if hostile and wild:
-            odd = [-1, -5, 0, tokens + 1, 2**31 - 1, -(2**31), 2**31 - 7, tokens * 3, rng.getrandbits(31)]
-            values = [pick(odd) if rng.random() < 0.2 else v for v in values]
-        dtype = either()
-        if dtype == torch.int64 and hostile and wild:
-            values = [v + pick([0, 0, 0, 2**40, -(2**62), 2**62]) for v in values]
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    def maps(size: int) -> torch.Tensor | None:
-        if rng.random() < 0.6:
-            return None
-        size = max(size - (rng.randint(0, 9) if hostile else 0), 0)
-        ids = [rng.randint(-1 if rng.random() < 0.3 else 0, size + 5) for _ in range(size)]
-        if hostile and ids:
-            ids[rng.randrange(len(ids))] = -(2**31)
-        return torch.tensor(ids, dtype=either(), device=device)
-
-    if hostile:
-        flat = whole(source)
-        for _ in range(rng.randint(0, 6)):
-            flat[rng.randrange(flat.numel())] = pick([-1, -7, 2**31 - 1, rng.getrandbits(31)])
-        if source.dtype == torch.int64 and rng.random() < 0.3:
-            flat[rng.randrange(flat.numel())] = pick([2**48, 2**62, 2**40])
-    build = Build(
-        source, ints(0, rows - 1), ints(0, tokens), form, page_size, source_page_size,
-        pick([page_size, unit, 1, 16]), (),
-        seq_lens_delta=pick([0, 0, 1, 4, -3]) if not hostile else pick([0, 5, -5, 2**28 - 1]),
-        min_seq_len=pick([0, 0, 0, 1, 5]) if form != SLOTS else 0,
-        min_last_page_len=pick([0, 1]), max_seq_len=pick([None, None, rng.randint(0, tokens + 9)]),
-        window_is_prefix_only=pick([False, False, True]), starts_are_aligned=pick([False, True]),
-        pad_value=pick([None, 0, -1]),
-        missing_id=pick([-1, 0, 7]), report_missing=pick([True, False]),
-    )  # fmt: skip
-    if rng.random() < 0.3:
-        build.seq_lens_delta_rows = ints(0, 9)
-    if form == SLOTS or rng.random() < 0.3:
-        build.query_lens = ints(0, 9)
-        build.query_sign = pick([0, 1, -1])
-    build.query_len = pick([0, 1, 4])
-    if build.pad_value is not None:
-        build.pad_to_multiple_of = pick([None, 1, 3, 4, 64])
-    if rng.random() < 0.7:
-        build.status = guarded_1d(1, torch.int64, device)
-        build.status.fill_(2**63 - 1)
-
-    def view(first: bool) -> View:
-        room = pick([tokens // page_size + 1, rng.randint(0, tokens // page_size + 3)])
-        if form == TABLE:
-            out = guarded(batch, room, room + pick([0, 0, 1, 5]), either(), device)
-        else:
-            out = guarded_1d(rng.randint(0, pick([3, room * max(batch, 1) + 5])), either(), device)
-        made = View(out, token_map=maps(rows * tokens + unit), page_map=None)
-        made.page_map = maps((rows * tokens + unit) // build.map_page_size + 2)
-        if form != SLOTS and rng.random() < 0.4:
-            made.kv_start = ints(0, tokens)
-        if form != SLOTS and rng.random() < 0.3:
-            made.window = rng.randint(0, tokens)
-        extra = lambda n: guarded_1d(n, torch.int32, device) if rng.random() < 0.5 else None  # noqa: E731
-        made.cache_seqlens, made.kv_last_page_len = extra(batch + 1), extra(batch)
-        if form != SLOTS:
-            made.kv_start_offset = extra(batch)
-        if form == TABLE:
-            made.cu_seqlens_k = extra(batch + 1)
-        if form == CSR:
-            made.kv_indptr = extra(batch + 2)
-        if first:
-            made.cu_seqlens_q = extra(batch + 1)
-        return made
-
-    build.views = (view(True),) if rng.random() < 0.7 else (view(True), view(False))
-    return build
+    unit = pick([1, 1, 1, 2, 16, 64])
+    names = ["seq_lens_delta", "token_map", "page_map", "status", "status", "status"]
+    names += [] if form == SLOTS else ["query_lens", "kv_start", "window", "window_map", "window_kv_start"]
+    options = frozenset(name for name in names if rng.random() < 0.35)
+    family = Family("launch", "", form, page_size, unit, pick([I32, I64]), pick([I32, I64]), options)
+    sizes = Sizes(family, rng, small=True)
+    sizes.map_page_size = pick([page_size, unit, 1, 16])
+    fields: dict[str, Any] = {
+        "seq_lens_delta": sizes.delta, "query_sign": pick([0, 1, -1]), "query_len": pick([0, 1, 4]),
+        "min_seq_len": pick([0, 0, 0, 1, 5]) if form != SLOTS else 0, "min_last_page_len": pick([0, 1]),
+        "max_seq_len": pick([None, None, rng.randint(0, sizes.tokens + 9)]),
+        "window_is_prefix_only": pick([False, False, True]), "starts_are_aligned": pick([False, True]),
+        "pad_value": pick([None, 0, -1]), "missing_id": pick([-1, 0, 7]),
+        "report_missing": pick([True, False]),
+    }  # fmt: skip
+    if fields["pad_value"] is not None:
+        fields["pad_to_multiple_of"] = pick([None, 1, 3, 4, 64])
+    extra = {"cache_seqlens", "kv_last_page_len"} | ({"kv_start_offset"} if form != SLOTS else set())
+    extra |= {TABLE: {"cu_seqlens_k"}, CSR: {"kv_indptr"}, SLOTS: set()}[form]
+    outputs = {}
+    for prefix in ("", "window."):
+        shape = (sizes.max_batch_size, sizes.room) if form == TABLE else (sizes.stream,)
+        outputs[prefix + "out"] = Spec(shape, pick([I32, I64]))
+        for name in sorted(extra if prefix else extra | {"cu_seqlens_q"}):
+            if rng.random() < 0.5:
+                outputs[prefix + name] = Spec((sizes.max_batch_size + OUTPUTS[name],), I32)
+    windows = [pick([None, rng.randint(0, sizes.tokens)]) if form != SLOTS else None for _ in range(2)]
+    launch = Launch(f"launch {seed}", family, sizes, outputs, fields, windows, run, device)
+    values.fill(launch, rng, sane=not hostile)
+    return launch

@@ -9,6 +9,8 @@ import torch
 
 import xkv
 from xkv import dispatch
+from xkv.cli.check import oracle
+from xkv.params import CSR, TABLE, Build, View
 
 NAMES = sorted(dispatch.specs_of("cpu"))
 PAGE_SIZES = [(name, p) for name in NAMES for p in dispatch.specs_of("cpu")[name].page_sizes if p <= 128]
@@ -36,40 +38,20 @@ def batch(device: str, lens: list[int] = LENS) -> tuple[torch.Tensor, torch.Tens
     return rows, torch.tensor(lens, device=device)
 
 
-def tokens(table: torch.Tensor, row: int, begin: int, end: int, unit: int = 1) -> list[int]:
-    """Where the tokens [begin, end) of a source row lie: the formula, one by one."""
-    entries = table[row].tolist()
-    return [entries[t // unit] * unit + t % unit for t in range(begin, end)]
-
-
 def check(builder, meta, rows, begins: list[int], ends: list[int], window_map=None) -> None:
-    """All that the metadata holds against lists made token by token."""
-    spec, P = builder.spec, builder.page_size
-    begins = [b // P * P if b < e else e for b, e in zip(begins, ends, strict=True)]
-    lens = [e - b for b, e in zip(begins, ends, strict=True)]
-    slots = [
-        tokens(builder.req_to_token, int(r), b, e, builder.source_page_size)
-        for r, b, e in zip(rows, begins, ends, strict=True)
-    ]
-    if window_map is not None:
-        slots = [[int(window_map[t]) for t in row] for row in slots]
-    pages = [[t // P if t >= 0 else spec.fill_id for t in row[::P]] for row in slots]
-    if spec.form == "table":
-        for b, row in enumerate(pages):
-            assert meta.page_table[b, : len(row)].tolist() == row
-            tile = spec.pad_to_multiple_of(P)
-            if tile is not None:
-                end = -(-max(len(row), 1) // tile) * tile
-                assert meta.page_table[b, len(row) : end].tolist() == [0] * (end - len(row))
-    else:
-        flat = [p for row in pages for p in row]
-        assert meta.kv_indices[: len(flat)].tolist() == flat
-        sums = [sum(map(len, pages[:n])) for n in range(len(pages) + 1)]
-        assert meta.kv_indptr.tolist() == sums
-    for name, want in (
-        ("cache_seqlens", lens),
-        ("cu_seqlens_k", [sum(lens[:n]) for n in range(len(lens) + 1)]),
-        ("kv_last_page_len", [max((n - 1) % P + 1 if n else 0, spec.min_last_page_len) for n in lens]),
-    ):
-        if name in spec.outputs:
-            assert getattr(meta, name).tolist() == want, name
+    """All that the metadata holds is what the oracle makes of the rows' first tokens and their ends."""
+    spec, page_size, table = builder.spec, builder.page_size, builder.spec.form == "table"
+    got = {name: getattr(meta, name).cpu() for name in spec.outputs if name != "cu_seqlens_q"}
+    got["out"] = (meta.page_table if table else meta.kv_indices).cpu()
+    want = {name: x.clone() for name, x in got.items()}
+    token_map = None if window_map is None else window_map.cpu()
+    view = View(kv_start=torch.tensor(begins), token_map=token_map, **want)
+    build = Build(
+        builder.req_to_token.cpu(), rows.cpu(), torch.tensor(ends), TABLE if table else CSR, page_size,
+        builder.source_page_size, page_size, (view,), min_last_page_len=spec.min_last_page_len,
+        missing_id=spec.fill_id, pad_value=0 if spec.tail_tokens else None,
+        pad_to_multiple_of=spec.pad_to_multiple_of(page_size),
+    )  # fmt: skip
+    oracle.run(build)
+    for name, x in got.items():
+        assert torch.equal(x, want[name]), name

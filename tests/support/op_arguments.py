@@ -1,19 +1,23 @@
-"""Arguments of the public ops, by plain lists, and what their results are compared with."""
+"""Calls of the public ops into buffers between guard words, and what must come of them."""
 
 from __future__ import annotations
 
-import itertools
 import random
 from typing import Any
 
+import building
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
+from building import guarded, guarded_1d, whole
 
-from xkv import KVIndices, Status
+import xkv
+from xkv import KVIndices, Status, Violation
+from xkv.cli.check import oracle
+from xkv.cli.check.families import OPS
+from xkv.params import Build, View
 
 I32, I64 = torch.int32, torch.int64
-TABLE, CSR, SLOTS = "build_page_table", "build_kv_indices", "build_slot_mapping"
+TABLE, CSR, SLOTS = OPS
 ALL = (TABLE, CSR, SLOTS)
 TOKENS = 128  # in a row of the source
 ROWS = [3, 0, 2, 2, 1, 4]
@@ -22,6 +26,7 @@ STARTS = [0, 0, 5, 63, 100, 70]
 BATCH = len(LENS)
 SIZES = [(1, 1), (16, 1), (64, 1), (16, 16), (64, 16), (16, 64), (1, 16)]  # page, source page
 sizes = pytest.mark.parametrize(("P", "S"), SIZES)
+every_op = pytest.mark.parametrize("op", ALL)
 
 
 def ids(S: int, *, rows: int = 5, tokens: int = TOKENS, missing: int = 0) -> list[list[int]]:
@@ -37,90 +42,74 @@ def ids(S: int, *, rows: int = 5, tokens: int = TOKENS, missing: int = 0) -> lis
 def source_tensor(source: list[list[int]], dtype: torch.dtype, device: str) -> torch.Tensor:
     """The source inside a wider buffer."""
     out = guarded(len(source), len(source[0]), len(source[0]) + 3, dtype, device)
-    out.copy_(torch.tensor(source))
-    return out
+    return out.copy_(torch.tensor(source))
 
 
-def page(
-    entry: int, t: int, P: int, S: int,
-    token_map: list[int] | None = None, page_map: list[int] | None = None, M: int = 1,
-) -> int | None:  # fmt: skip
-    """The page of token t, which a source entry holds; None where an id is missing."""
-    if entry < 0:
-        return None
-    token = entry * S + t % S
-    if token_map is not None:
-        token = token_map[token] if token < len(token_map) else -1
-    if token >= 0 and page_map is not None:
-        target = page_map[token // M] if token // M < len(page_map) else -1
-        token = target * M + token % M if target >= 0 else -1
-    return token // P if token >= 0 else None
+def call(
+    op: str, device: str, *, P: int = 1, S: int = 1, room: int = 600, batch: int | None = None,
+    source: Any = None, of_source: torch.dtype = I32, of_out: torch.dtype = I32, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments of a call; lists become tensors, None is left out.
+
+    Args:
+        op: the op's name.
+        device: where its tensors lie.
+        P: tokens of an output page.
+        S: tokens of a source entry.
+        room: entries of a table's row or of a stream.
+        batch: requests that the outputs have room for; None: two more than there are.
+        source: None: `ids`.
+        of_source: dtype of the source.
+        of_out: dtype of the ids written.
+        **options: more arguments.
+    """
+    given: dict[str, Any] = {"req_pool_indices": ROWS, "seq_lens": LENS, "source_page_size": S}
+    given |= {"query_lens": LENS} if op == SLOTS else {"page_size": P}
+    given = {k: v for k, v in (given | options).items() if v is not None}
+    tensors = {k: torch.tensor(v, device=device) for k, v in given.items() if isinstance(v, list)}
+    source = ids(S) if source is None else source
+    given |= tensors | {"req_to_token": source_tensor(source, of_source, device), "status": Status(device)}
+    rows = len(given["seq_lens"]) + 2 if batch is None else batch
+    if op == TABLE:
+        out: Any = guarded(rows, room, room + 5, of_out, device)
+    else:
+        out = guarded_1d(room, of_out, device)
+    if op == CSR:
+        out = KVIndices(guarded_1d(rows + 1, I32, device), out, guarded_1d(rows, I32, device))
+    return given | {"out": out}
 
 
-def pages(
-    source: list[list[int]], P: int, S: int, *,
-    starts: list[int] | None = None, lens: list[int] = LENS, missing_id: int = -1, **maps: Any,
-) -> list[list[int]]:  # fmt: skip
-    """What each request's pages are: from the one with its first token to the one with its last."""
-    table = []
-    for r, start, end in zip(ROWS, starts or [0] * BATCH, lens, strict=True):
-        positions = range(start // P * P, end, P) if start < end else ()
-        found = [page(source[r][t // S], t, P, S, **maps) for t in positions]
-        table.append([missing_id if p is None else p for p in found])
-    return table
-
-
-def last_lens(table: list[list[int]], P: int, lens: list[int] = LENS) -> list[int]:
-    return [(n - 1) % P + 1 if row else 0 for row, n in zip(table, lens, strict=True)]
-
-
-def fresh_table(rows: int, width: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    return guarded(rows, width, width + 5, dtype, device)
-
-
-def fresh_csr(capacity: int, dtype: torch.dtype, device: str, batch: int = BATCH) -> KVIndices:
-    """Buffers longer than they need be, inside guard words."""
-    return KVIndices(
-        guarded_1d(batch + 3, I32, device),
-        guarded_1d(capacity, dtype, device),
-        guarded_1d(batch + 2, I32, device),
+def assert_right(op: str, given: dict[str, Any]) -> Violation | None:
+    """Makes the call, compares all that it wrote with the oracle, and returns what it reported."""
+    get, out, delta = given.get, given["out"], given.get("seq_lens_delta", 0)
+    sums = {"kv_indptr": out[0], "kv_last_page_len": out[2]} if op == CSR else {}
+    view = View(
+        out[1] if op == CSR else out, get("kv_start"), None, get("token_map"), get("page_map"), **sums
     )
-
-
-def assert_holds(x: torch.Tensor, wanted: list[int] | list[list[int]]) -> None:
-    """x begins (each row of it begins) with what is wanted; its whole buffer is else untouched."""
-    expected = torch.full_like(whole(x), SENTINEL)
-    view = expected.as_strided(x.shape, x.stride(), x.storage_offset())
-    for n, part in enumerate(wanted):
-        if isinstance(part, list):
-            view[n, : len(part)] = torch.tensor(part, dtype=x.dtype)
-        else:
-            view[n] = part
-    assert whole(x).tolist() == expected.tolist()
-
-
-def assert_csr(out: KVIndices, table: list[list[int]], P: int, lens: list[int] = LENS, tail: int = 0) -> None:
-    """Guarded buffers hold rows, prefix sums and last page lengths, and nothing more."""
-    assert_holds(out.kv_indptr, [0, *itertools.accumulate(map(len, table))])
-    assert_holds(out.kv_indices, [*itertools.chain(*table), *[0] * tail])
-    assert_holds(out.kv_last_page_len, last_lens(table, P, lens))
+    P, missing, per_row = get("page_size", 1), get("missing_id"), isinstance(delta, torch.Tensor)
+    build = Build(
+        given["req_to_token"], given["req_pool_indices"], given["seq_lens"], OPS[op], P,
+        given["source_page_size"], get("map_page_size", P), (view,), max_seq_len=get("max_seq_len"),
+        seq_lens_delta=0 if per_row else delta, seq_lens_delta_rows=delta if per_row else None,
+        query_lens=get("query_lens"), min_last_page_len=get("min_last_page_len", 0),
+        pad_value=get("pad_value"), pad_to_multiple_of=get("pad_to_multiple_of"),
+        missing_id=-1 if missing is None else missing, report_missing=missing is None,
+        status=given["status"].word,
+    )  # fmt: skip
+    want = building.twin(build, "cpu")
+    oracle.run(want)
+    assert getattr(xkv, op)(**given) is out
+    building.assert_same(build, want)
+    return given["status"].read()
 
 
 def good(op: str, device: str) -> dict[str, Any]:
     """Arguments of an op that all is well with."""
-    made: dict[str, Any] = {
-        "req_to_token": source_tensor(ids(1), I32, device),
-        "req_pool_indices": torch.tensor([1, 2], device=device),
-        "seq_lens": torch.tensor([20, 33], device=device),
-        "status": Status(device),
-    }
-    if op == SLOTS:
-        made["query_lens"] = torch.tensor([2, 3], device=device)
-        made["out"] = guarded_1d(9, I64, device)
-    else:
-        made["page_size"] = 16
-        made["out"] = fresh_table(2, 4, I32, device) if op == TABLE else fresh_csr(9, I32, device, 2)
-    return made
+    options = {"query_lens": [2, 3]} if op == SLOTS else {}
+    return call(
+        op, device, P=16, room=4 if op == TABLE else 9, batch=2, req_pool_indices=[1, 2], seq_lens=[20, 33],
+        of_out=I64 if op == SLOTS else I32, **options,
+    )  # fmt: skip
 
 
 def tensors_in(given: dict[str, Any]) -> list[torch.Tensor]:

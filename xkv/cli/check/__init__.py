@@ -1,6 +1,6 @@
 """`python -m xkv check`: the self-test of an installed package, with no checkout and no pytest.
 
-Every op, page size and dtype on the device at hand against the definition, written out in Python; with
+Every op, page size and dtype on the device at hand against an oracle, a Python loop; with
 --hostile, every op and backend on hostile device data instead.
 """
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     bench = selftest.bench(args.device, args.quick)
     print(f"xkv {__version__} on {bench}\n")
     if args.hostile is None:
-        groups = [(group.__name__.replace("_", " "), group(bench)) for group in selftest.GROUPS]
+        groups = [(title, group(bench)) for title, group in selftest.GROUPS.items()]
     else:
         groups = hostile.groups(args.hostile, args.seed, bench.device, bench.interpreted)
     width = max(len(title) for title, _ in groups)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tried(checks: Checks) -> tuple[int, list[str]]:
     """How many checks there were, and what failed."""
-    from .trial import MismatchError
+    from .case import MismatchError
 
     cases, failures = 0, []
     for what, check in checks:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .trial import SENTINEL
+SENTINEL = -1234567  # no id, no length: every int32 word that nobody wrote
+_GUARD = 48  # words before, between and after tensors
 
-_GUARD = 24  # words between two tensors
+
+class Spec(NamedTuple):
+    """A tensor to be placed.
+
+    Attributes:
+        shape: one or two dimensions.
+        dtype: int32 or int64.
+        gap: elements that belong to nobody between two rows.
+        shift: elements by which it is moved out of alignment.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    gap: int = 0
+    shift: int = 0
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """In elements."""
+        return (1,) if len(self.shape) == 1 else (self.shape[1] + self.gap, 1)
 
 
 class Place(NamedTuple):
@@ -34,68 +54,45 @@ class Place(NamedTuple):
         return words.view(self.dtype).as_strided(self.shape, self.stride, begin)
 
 
-class Layout:
-    """Where tensors lie in one allocation.
-
-    Attributes:
-        places: by name.
-        words: int32 words of the allocation.
-    """
-
-    def __init__(self) -> None:
-        self.places: dict[str, Place] = {}
-        self.words = _GUARD
-
-    def add(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, gap: int = 0) -> None:
-        """Puts a tensor behind the others.
-
-        Args:
-            name: its name.
-            shape: one or two dimensions.
-            dtype: int32 or int64.
-            gap: elements that belong to nobody between two rows, and words by which it is moved out of
-                alignment.
-        """
-        size = dtype.itemsize // 4
-        stride = (1,) if len(shape) == 1 else (shape[1] + gap, 1)
-        begin = self.words + gap * size
-        self.places[name] = Place(begin, shape, stride, dtype)
-        room = shape[0] * stride[0] * size
-        self.words = (begin + room) // 2 * 2 + _GUARD  # even, for what comes next may be int64
-
-
 class Memory:
-    """The tensors of a layout on a device, and their image on the host.
+    """Tensors on a device, and their image on the host.
+
+    Args:
+        specs: the tensors by name, in the order in which they are to lie.
+        device: where they are to lie.
+        apart: each ends an allocation of its own; nothing lies between guard words then.
 
     Attributes:
+        places: where each tensor lies.
         image: int32 words on the CPU, to be filled, then sent.
         host: the tensors in the image.
         tensors: the tensors on the device; they stay where they are.
-
-    Args:
-        layout: where the tensors lie.
-        device: where they are to lie.
-        apart: each ends an allocation of its own; nothing lies between guard words then.
     """
 
-    def __init__(self, layout: Layout, device: str, apart: bool = False) -> None:
-        self.places, self._apart = layout.places, apart
-        self.image = torch.full((layout.words,), SENTINEL, dtype=torch.int32)
+    def __init__(self, specs: Mapping[str, Spec], device: str, apart: bool = False) -> None:
+        self.places: dict[str, Place] = {}
+        end = _GUARD
+        for name, spec in specs.items():
+            size = spec.dtype.itemsize // 4
+            self.places[name] = Place(end + spec.shift * size, spec.shape, spec.stride, spec.dtype)
+            # the next begins at a multiple of 16 bytes, but for its shift
+            end = (end + (spec.shift + spec.shape[0] * spec.stride[0]) * size + 3) // 4 * 4 + _GUARD
+        self.image = torch.full((end,), SENTINEL, dtype=torch.int32)
         self.host = self.views(self.image)
-        if apart:
+        self._words = None if apart else torch.empty(end, dtype=torch.int32, device=device)
+        if self._words is None:
             self.tensors = {name: _alone(place, device) for name, place in self.places.items()}
         else:
-            self._words = torch.empty(layout.words, dtype=torch.int32, device=device)
             self.tensors = self.views(self._words)
         self.send()
 
     def views(self, words: Tensor) -> dict[str, Tensor]:
-        """The tensors in other words of this layout."""
+        """The tensors in other words that are laid out like these."""
         return {name: place.view(words) for name, place in self.places.items()}
 
     def send(self) -> None:
         """Copies the image to the device."""
-        if not self._apart:
+        if self._words is not None:
             self._words.copy_(self.image)
             return
         for name, tensor in self.tensors.items():
@@ -103,25 +100,35 @@ class Memory:
 
     def receive(self) -> Tensor:
         """Returns what the device has, as an image. Syncs."""
-        if not self._apart:
+        if self._words is not None:
             return self._words.cpu()
         image = self.image.clone()
         for name, tensor in self.tensors.items():
             self.places[name].view(image).copy_(tensor)
         return image
 
-    def named(self, word: int) -> str:
-        """Says whose an image's word is."""
-        before = [(place.begin, name) for name, place in self.places.items() if place.begin <= word]
-        if not before:
-            return f"word {word}, before all tensors"
-        begin, name = max(before)
-        place = self.places[name]
-        at = (word - begin) * 4 // place.dtype.itemsize
-        index: Iterable[int] = divmod(at, place.stride[0]) if len(place.shape) == 2 else (at,)
-        index = list(index)
-        inside = all(i < n for i, n in zip(index, place.shape, strict=True))
-        return f"{name}{index}" + ("" if inside else f", outside of its shape {list(place.shape)}")
+    def differs(self, word: int, got: Tensor) -> str:
+        """Says whose a word is, what another image has there and what this one has."""
+        values, whose = [int(got[word]), int(self.image[word])], "before all tensors"
+        names = [name for name, place in self.places.items() if place.begin <= word]
+        if names:
+            name = max(names, key=lambda name: self.places[name].begin)
+            place = self.places[name]
+            at = (word - place.begin) * 4 // place.dtype.itemsize
+            index = divmod(at, max(place.stride[0], 1)) if len(place.shape) == 2 else (at,)
+            whose = f"{name}{list(index)}"
+            if all(i < n for i, n in zip(index, place.shape, strict=True)):
+                values = [int(place.view(words)[index]) for words in (got, self.image)]
+                values = [SENTINEL if value == sentinel(place.dtype) else value for value in values]
+            else:
+                whose += f", outside of its shape {list(place.shape)}"
+        shown = ["what was there before" if value == SENTINEL else str(value) for value in values]
+        return f"{whose} (word {word}): got {shown[0]}, want {shown[1]}"
+
+
+def sentinel(dtype: torch.dtype) -> int:
+    """What an entry of that dtype reads as where nobody wrote."""
+    return int(torch.full((2,), SENTINEL, dtype=torch.int32).view(dtype)[0])
 
 
 def _alone(place: Place, device: str) -> Tensor:

@@ -1,6 +1,6 @@
-"""The kinds of build that hostile data is tried on: every op, every backend in every mode, engines' calls.
+"""The case families that hostile data is tried on: every op, every backend in every mode, engines' calls.
 
-A bounded set, since each takes a kernel or two: within a kind only what a kernel is not compiled for differs.
+A bounded set, since each takes a kernel or two: within a family only what no kernel is compiled for differs.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from ...platforms.specs import BackendSpec
 I32, I64 = torch.int32, torch.int64
 
 
+OPS = {"build_page_table": TABLE, "build_kv_indices": CSR, "build_slot_mapping": SLOTS}
+
+
 @dataclass(frozen=True)
-class Kind:
+class Family:
     """What a kernel is compiled for.
 
     Attributes:
-        group: the op or the backend.
+        group: the op, the backend or the plugin.
         what: what is special about it.
         form: TABLE, CSR or SLOTS.
         page_size: tokens of an output id.
         source_page_size: tokens of a source entry.
         ids: dtype of the source.
         dtype: dtype of the ids written.
-        has: which optional arguments it is given.
-        sign: of ``query_lens``.
+        options: the optional arguments that are passed.
+        query_sign: of ``query_lens``.
         spec: the backend's, where the call is a `MetadataBuilder`'s.
-        call: a plugin's function, where the call is an engine's.
-        sums: dtype of the prefix sums that the engine gives with it.
+        function: a plugin's, where the call is an engine's.
+        indptr: dtype of the prefix sums that the engine passes to it.
     """
 
     group: str
@@ -43,11 +46,11 @@ class Kind:
     source_page_size: int
     ids: torch.dtype
     dtype: torch.dtype
-    has: frozenset[str]
-    sign: int = 0
+    options: frozenset[str]
+    query_sign: int = 0
     spec: BackendSpec | None = None
-    call: str = ""
-    sums: torch.dtype | None = None
+    function: str = ""
+    indptr: torch.dtype | None = None
 
     def __str__(self) -> str:
         return f"{self.group}: {self.what}"
@@ -88,7 +91,7 @@ _MODES = (
     ("page ids", "unit", 0),
 )
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional
-# arguments, dtype of the sums that are given)
+# arguments, dtype of the sums that the engine passes)
 SGLANG, VLLM = "SGLang kernels", "vLLM page indices"
 TABLES, POOL_TABLES = "create_flashmla_kv_indices_triton", "scatter_req_to_token_to_page_table_kernel"
 STREAMS, METADATA = "create_flashinfer_kv_indices_triton", "update_trtllm_mha_graph_metadata_kernel"
@@ -110,35 +113,44 @@ _ENGINES = (
 )
 
 
-def kinds(vendor: str) -> list[Kind]:
-    """Every kind, for a vendor's backends.
-
-    Args:
-        vendor: "cuda" or "hip"; "cpu": the backends of both.
-    """
-    found = []
-    for group, form, calls in (
-        ("build_page_table", TABLE, (*_PAGED, _BOUND)), ("build_kv_indices", CSR, (*_PAGED, _LAST)),
-        ("build_slot_mapping", SLOTS, _SLOTS),
-    ):  # fmt: skip
-        for page_size, unit, ids, dtype, has in calls:
-            what = f"{page_size} of {unit}, {str(ids)[6:]} -> {str(dtype)[6:]}, {has.replace(' ', ', ')}"
-            found.append(Kind(group, what, form, page_size, unit, ids, dtype, frozenset(has.split())))
+def families(vendor: str) -> list[Family]:
+    """Every family, for the backends of a vendor: "cuda", "hip", or "cpu" for both."""
+    found: list[Family] = []
+    calls = {"build_page_table": (*_PAGED, _BOUND), "build_kv_indices": (*_PAGED, _LAST)}
+    for op in OPS:
+        found += [op_family(op, *row) for row in calls.get(op, _SLOTS)]
     turns = cycle((I32, I64))
     for spec in dispatch.specs_of(vendor).values():
-        for mode, has, sign in _MODES:
+        for mode, options, sign in _MODES:
             always = ["status", "pad_value"] if spec.tail_tokens else ["status"]
             found.append(
-                Kind(
+                Family(
                     spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
-                    16 if "unit" in has else 1, next(turns), getattr(torch, spec.id_dtype),
-                    frozenset([*always, *has.split()]), sign, spec,
+                    16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
+                    frozenset([*always, *options.split()]), sign, spec,
                 )
             )  # fmt: skip
-    for group, call, form, page_size, unit, ids, dtype, has, sums in _ENGINES:
-        what = ", ".join([call, f"{page_size} of {unit}, {str(ids)[6:]} -> {str(dtype)[6:]}", *has.split()])
-        what += "" if sums is None else f", sums {str(sums)[6:]}"
-        options = frozenset(has.split())
-        sign = -1 if call == INDICES else 0
-        found.append(Kind(group, what, form, page_size, unit, ids, dtype, options, sign, None, call, sums))
+    for group, function, form, page_size, unit, ids, dtype, options, indptr in _ENGINES:
+        what = ", ".join([function, _described(page_size, unit, ids, dtype), *options.split()])
+        what += "" if indptr is None else f", sums {str(indptr)[6:]}"
+        sign = -1 if function == INDICES else 0
+        found.append(
+            Family(
+                group, what, form, page_size, unit, ids, dtype, frozenset(options.split()), sign, None,
+                function, indptr,
+            )
+        )  # fmt: skip
     return found
+
+
+def op_family(
+    op: str, page_size: int, source_page_size: int, ids: torch.dtype, dtype: torch.dtype, options: str,
+    *more: str,
+) -> Family:  # fmt: skip
+    """A family of an op's calls; ``more`` says what else is special about it."""
+    what = ", ".join([_described(page_size, source_page_size, ids, dtype), *options.split(), *more])
+    return Family(op, what, OPS[op], page_size, source_page_size, ids, dtype, frozenset(options.split()))
+
+
+def _described(page_size: int, source_page_size: int, ids: torch.dtype, dtype: torch.dtype) -> str:
+    return f"{page_size} of {source_page_size}, {str(ids)[6:]} -> {str(dtype)[6:]}"

@@ -1,19 +1,47 @@
-"""All that a `Build` must write, and report, as a Python loop: what the vectorised oracle is held to.
+"""All that a `Build` must write and report, as a loop over rows and positions.
 
-It shares no code with the kernel and the reference. `definition.py` says the same of an op's call.
+It shares no code with the kernel and with xkv/reference.py; both are compared with it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...params import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
 from ...status import Reason
 
 INT32_MAX = 2**31 - 1
+Shared = dict[int, frozenset[int]]
+"""Entries of a stream that several rows claim, each with their values."""
 
 
-def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
+def run(build: Build) -> list[Shared]:
+    """Writes what the build must write, and the status word, in place.
+
+    Args:
+        build: what to build, its tensors on the CPU.
+
+    Returns:
+        For every view the entries that several rows claim; the least of their values is written.
+    """
+    views, word = expected(build)
+    found = []
+    for view, outputs in zip(build.views, views, strict=True):
+        found.append({at: v for at, v in outputs["out"].items() if isinstance(v, frozenset)})
+        outputs["out"] |= {at: min(values) for at, values in found[-1].items()}
+        for name, entries in outputs.items():
+            to = getattr(view, name)
+            if to is not None and entries:
+                at = torch.tensor(list(entries)).view(len(entries), -1).unbind(1)
+                to[at] = torch.tensor(list(entries.values()), dtype=to.dtype)
+    if word is not None and build.status is not None:
+        build.status.clamp_(max=word)
+    return found
+
+
+def expected(build: Build) -> tuple[list[dict[str, Any]], int | None]:
     """Returns what every view's outputs hold, and the status word.
 
     Args:
@@ -21,7 +49,7 @@ def build(build: Build) -> tuple[list[dict[str, Any]], int | None]:
 
     Returns:
         For every view the entries of each output that must be written, as {index: value}, and the status
-        word: row * 256 + reason of the first violation, or None. Where sums that are given let several rows
+        word: row * 256 + reason of the first violation, or None. Where an engine's sums let several rows
         claim an entry of a stream, its value is the frozenset of theirs: any of them may be there.
     """
     words: list[int] = []
@@ -42,16 +70,16 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     )
     maps = ((token_map, 1), (page_map, build.map_page_size))
     largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
-    given = None
+    begins = None
     if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
-        given = view.kv_indptr.tolist()
+        begins = view.kv_indptr.tolist()
     zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset = {}, dict(zero), dict(zero), {0: 0}, {}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     for b in range(build.batch):
-        begin = stream if given is None else given[b]
+        begin = stream if begins is None else begins[b]
         left = max(capacity - begin, 0) if begin >= 0 else 0
         delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[b]))
         length = _cut(lengths[b]) + delta
@@ -138,7 +166,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.pad_value))
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
-        "kv_indptr": indptr if given is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
+        "kv_indptr": indptr if begins is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
     }  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""A step of a `MetadataBuilder` on tensors between guard words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...launch.verify import WRITTEN
+from ...metadata.builder import MetadataBuilder
+from ...params import OUTPUTS, TABLE, Build, View
+from ...platforms.specs import BackendSpec
+from .case import Case, call_text, placed
+from .families import I32
+from .memory import Spec
+
+
+class BuilderCase(Case):
+    """A builder's step, which writes between guard words instead of to the builder's own buffers."""
+
+    def specs(self, rng: random.Random) -> dict[str, Spec]:
+        """The tensors, in an order, with gaps and dtypes, that are drawn."""
+        found = super().specs(rng)
+        if self.spec.packed:
+            found |= {k: x._replace(gap=0, shift=0) for k, x in found.items() if k.endswith("out")}
+        return found
+
+    @property
+    def spec(self) -> BackendSpec:
+        """The backend's contract."""
+        assert self.family.spec is not None
+        return self.family.spec
+
+    def outputs(self) -> dict[str, Spec]:
+        """The tensors that are written."""
+        family, sizes, found = self.family, self.sizes, dict[str, Spec]()
+        rows, page_size = sizes.max_batch_size, family.page_size
+        stream = sizes.max_tokens // page_size + 2 * rows * (page_size > 1)
+        shape = (rows, self.spec.width(sizes.context, page_size)) if family.form == TABLE else (stream,)
+        for prefix in self.prefixes:
+            found[prefix + "out"] = Spec(shape, family.dtype)
+            # a window's rows begin anywhere
+            starts = prefix or "kv_start" in family.options
+            for name in (*self.spec.outputs, *(["kv_start_offset"] if starts else [])):
+                if not (prefix and name == "cu_seqlens_q"):
+                    found[prefix + name] = Spec((rows + OUTPUTS[name],), I32)
+        return found
+
+    def inputs(self, specs: Mapping[str, Spec]) -> dict[str, Any]:
+        """The call's arguments; a string names a tensor."""
+        found: dict[str, Any] = {"seq_lens_delta": self.sizes.delta, "query_lens": self.sizes.query_len}
+        return found | {name: name for name in self.vectors} | {"query_lens_sign": self.family.query_sign}
+
+    @property
+    def constructor(self) -> dict[str, Any]:
+        """The builder's arguments, of the same form."""
+        family, sizes = self.family, self.sizes
+        found: dict[str, Any] = {
+            "req_to_token": "req_to_token", "max_batch_size": sizes.max_batch_size,
+            "max_context_len": sizes.context, "page_size": family.page_size, "max_tokens": sizes.max_tokens,
+            "source_page_size": family.source_page_size, "sliding_window": sizes.window,
+        }  # fmt: skip
+        maps = {"page_map": "page_map", "window_token_map": "window_map"}
+        return found | {k: name for k, name in maps.items() if name in family.options}
+
+    def launch(self, t: Mapping[str, Tensor]) -> Build:
+        """The launch that the call must equal, on these tensors."""
+        family, sizes, spec = self.family, self.sizes, self.spec
+        views = []
+        for prefix in self.prefixes:
+            outputs: dict[str, Any] = {
+                name: t[prefix + name] for name in ("out", *OUTPUTS) if prefix + name in t
+            }
+            view = View(kv_start=t.get(f"{prefix}kv_start".replace(".", "_")), **outputs)
+            if prefix:
+                view.window, view.token_map = sizes.window, t.get("window_map")
+            else:
+                view.page_map = t.get("page_map")
+            views.append(view)
+        deltas, queries = t.get("seq_lens_delta"), t.get("query_lens")
+        return Build(
+            t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
+            family.source_page_size, family.page_size, tuple(views), max_seq_len=sizes.context,
+            seq_lens_delta=sizes.delta if deltas is None else 0, seq_lens_delta_rows=deltas,
+            query_lens=queries, query_sign=family.query_sign,
+            query_len=sizes.query_len if queries is None else 0, min_seq_len=spec.min_seq_len,
+            min_last_page_len=spec.min_last_page_len, window_is_prefix_only=spec.window_is_prefix_only,
+            starts_are_aligned=not spec.skips_tokens, missing_id=spec.fill_id,
+            pad_value=spec.fill_id if spec.tail_tokens else None,
+            pad_to_multiple_of=spec.pad_to_multiple_of(family.page_size), status=t["status"],
+        )  # fmt: skip
+
+    def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
+        """The call on these tensors."""
+        builder = MetadataBuilder(self.family.group, **placed(self.constructor, t))
+        for view, prefix in zip(builder._views, self.prefixes, strict=True):
+            for name in WRITTEN:
+                if prefix + name in t:
+                    setattr(view, name, t[prefix + name])
+        builder.status.word = t["status"]
+        return partial(builder.build, **placed(self.arguments, t))
+
+    def text(self) -> str:
+        """The call as lines of a program, on tensors ``t[name]``."""
+        return _PROGRAM.format(
+            made=call_text("xkv.MetadataBuilder", self.constructor, repr(self.family.group)),
+            prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
+        )  # fmt: skip
+
+
+_PROGRAM = """\
+builder = {made}
+for view, prefix in zip(builder._views, {prefixes}):
+    for name in {written}:
+        if prefix + name in t:
+            setattr(view, name, t[prefix + name])
+builder.status.word = t["status"]
+{built}"""
