@@ -185,6 +185,7 @@ def test_a_wrong_provider_is_named_and_not_timed(
     assert [line.split(": page_table: live entry ")[0] for line in said] == [
         f"{place}: {name}: step 0" for place in where
     ]
+    assert " live entry 2 is -7, not " in said[0]  # not what another wrote there before
     # at page size 1 nothing is missing; whoever is right is timed
     cases = ["table 64", "table 1", "csr 64", "csr 1", *STEPS]
     timed = {case for case, names in zip(cases, small_gpu["device"], strict=True) if name in names}

@@ -1,4 +1,4 @@
-"""The record of a run: its classes are the schema of the JSON; and what follows from the numbers."""
+"""The record of a run: its classes are the schema of the JSON."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import dataclasses
 import importlib
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from .cases import ADD, AGAIN, CHAIN, EMPTY, OURS, SECTIONS, SGLANG, Section, SectionName
+from .cases import CHAIN, EMPTY, OURS, SECTIONS, SGLANG, SectionName
 
 NEAR = 1.6  # times the roofline; a row above it gets a reason
-_LARGEST = 1e12  # of a time
+_LEAST, _LARGEST = 1e-6, 1e12  # of what is measured: ratios of such can be averaged
 
 Column = Literal["launches", "device_us", "host_us", "host_min_us"]
 """What is measured of a provider: launches of a call, medians over rounds of device and host, and a least."""
@@ -74,15 +73,15 @@ class Point:
     bytes_us: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what no run has: a time of 0, nothing of xkv's."""
+        """Raises ValueError for what no run has: a time of 0, none of xkv's."""
         for name, columns in self.times.items():
             for column, value in columns.items():
-                if not 0 < value < _LARGEST:
-                    raise ValueError(f"times.{name}.{column} must be above 0 and below 1e12, got {value}")
+                if not _LEAST <= value <= _LARGEST:
+                    raise ValueError(f"times.{name}.{column} must be from 1e-6 to 1e12, got {value}")
         if OURS not in self.times:
             raise ValueError(f"times has no {OURS!r}")
-        if self.bytes_us is not None and not 0 <= self.bytes_us < _LARGEST:
-            raise ValueError(f"bytes_us must be 0 or above and below 1e12, got {self.bytes_us}")
+        if self.bytes_us is not None and not 0 <= self.bytes_us <= _LARGEST:
+            raise ValueError(f"bytes_us must be from 0 to 1e12, got {self.bytes_us}")
 
     @property
     def name(self) -> str:
@@ -102,18 +101,18 @@ class Point:
     @property
     def over_roofline(self) -> float | None:
         """xkv, in rooflines."""
-        return _ratio(self.us(OURS), self.roofline_us)
+        return ratio(self.us(OURS), self.roofline_us)
 
     @property
     def over_sglang(self) -> float | None:
         """How many times as long SGLANG takes."""
-        return _ratio(self.us(SGLANG), self.us(OURS))
+        return ratio(self.us(SGLANG), self.us(OURS))
 
     @property
     def over_best(self) -> float | None:
         """How many times as long the fastest of the others takes."""
         others = (name for name in SECTIONS[self.section].providers if not name.startswith(OURS))
-        return _ratio(min((us for name in others if (us := self.us(name))), default=None), self.us(OURS))
+        return ratio(min((us for name in others if (us := self.us(name))), default=None), self.us(OURS))
 
     @property
     def reason(self) -> str:
@@ -216,44 +215,6 @@ def median_us(rounds: list[float]) -> float:
     return round(statistics.median(rounds), 3)
 
 
-def _ratio(a: float | None, b: float | None) -> float | None:
+def ratio(a: float | None, b: float | None) -> float | None:
+    """How many times b a is; None: one of them was not measured."""
     return None if a is None or b is None else a / b
-
-
-_RATIOS: dict[str, tuple[str, Callable[..., Any], str]] = {
-    "over_sglang": (f"over {SGLANG}", min, "least {:.2f}x"),
-    "over_best": ("over the best of the others", min, "least {:.2f}x"),
-    "over_roofline": ("times the roofline", max, "most {:.2f}x"),
-}
-
-
-def summary(points: list[Point], section: Section) -> list[str]:
-    """What a section comes to, in lines; none where nothing was timed."""
-    lines = []
-    for ratio in filter(_RATIOS.__contains__, section.derived):
-        label, extreme, said = _RATIOS[ratio]
-        found = [(value, point.name) for point in points if (value := getattr(point, ratio)) is not None]
-        if found:
-            value, where = extreme(found)
-            mean = statistics.geometric_mean(each for each, _ in found)
-            lines.append(f"{label}: geometric mean {mean:.2f}x, {said.format(value)} ({where})")
-    twice = [value for point in points if (value := _ratio(point.us(AGAIN), point.us(SGLANG))) is not None]
-    if twice:
-        mean, least, most = statistics.geometric_mean(twice), min(twice), max(twice)
-        lines.append(f"{SGLANG} again over itself: geometric mean {mean:.3f}, {least:.3f} to {most:.3f}")
-    return lines + _host(points, section)
-
-
-def _host(points: list[Point], section: Section) -> list[str]:
-    """What the host pays for a call, as far as the table has no column for it."""
-    names = dict.fromkeys(name for point in points for name in point.times)
-    us = {
-        name: [p.times[name]["host_us"] for p in points if "host_us" in p.times.get(name, {})]
-        for name in names
-    }
-    shown = [
-        f"{name} {statistics.median(found):.1f}"
-        for name, found in us.items()
-        if found and (name == ADD or "host_us" not in section.columns)
-    ]
-    return [f"us of the host a call, without a sync, the median: {', '.join(shown)}"] if shown else []

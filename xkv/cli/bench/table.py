@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .cases import SECTIONS, SGLANG, SectionName
-from .records import Record, summary
+from .cases import ADD, AGAIN, SECTIONS, SGLANG, Section, SectionName
+from .records import Point, Record, ratio
 
 _HEADERS = {
     "page_size": "page", "launches": "launches", "device_us": "device us", "host_us": "host us",
@@ -93,3 +94,42 @@ def _tabulate(lines: Any, headers: list[str], form: str) -> str:
     tabulate = importlib.import_module("tabulate").tabulate
     made: str = tabulate(lines, headers, "simple", floatfmt=form, missingval="-")
     return made
+
+
+_RATIOS: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "over_sglang": (f"over {SGLANG}", min, "least {:.2f}x"),
+    "over_best": ("over the best of the others", min, "least {:.2f}x"),
+    "over_roofline": ("times the roofline", max, "most {:.2f}x"),
+}
+
+
+def summary(points: list[Point], section: Section) -> list[str]:
+    """What a section comes to, in lines; none where nothing was timed."""
+    lines = []
+    for name in filter(_RATIOS.__contains__, section.derived):
+        label, extreme, said = _RATIOS[name]
+        found = [(value, point.name) for point in points if (value := getattr(point, name)) is not None]
+        if found:
+            value, where = extreme(found)
+            mean = statistics.geometric_mean(each for each, _ in found)
+            lines.append(f"{label}: geometric mean {mean:.2f}x, {said.format(value)} ({where})")
+    twice = [value for point in points if (value := ratio(point.us(AGAIN), point.us(SGLANG))) is not None]
+    if twice:
+        mean, least, most = statistics.geometric_mean(twice), min(twice), max(twice)
+        lines.append(f"{SGLANG} again over itself: geometric mean {mean:.3f}, {least:.3f} to {most:.3f}")
+    return lines + _host(points, section)
+
+
+def _host(points: list[Point], section: Section) -> list[str]:
+    """What the host pays for a call, as far as the table has no column for it."""
+    names = dict.fromkeys(name for point in points for name in point.times)
+    us = {
+        name: [p.times[name]["host_us"] for p in points if "host_us" in p.times.get(name, {})]
+        for name in names
+    }
+    shown = [
+        f"{name} {statistics.median(found):.1f}"
+        for name, found in us.items()
+        if found and (name == ADD or "host_us" not in section.columns)
+    ]
+    return [f"us of the host a call, without a sync, the median: {', '.join(shown)}"] if shown else []
