@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,8 @@ def widths(at: Inputs, sglang: SGLang, counts: Counter[str], number: int) -> lis
         For SGLANG, if it is there, and for xkv.
     """
     lens = at.lens[0].int()  # so that neither has its kernel already
-    makers = {SGLANG: sglang.page_table} if sglang.has(KV_INDICES) else {}
     found = []
-    for name, make in (makers | {OURS: page_table}).items():
+    for name, make in _makers(sglang).items():
         before, ms = counts.total(), []
         for width in range(at.width + 1, at.width + 1 + number):
             call = make(at, at.ints(at.batch, width))
@@ -103,17 +102,8 @@ def serving(at: Inputs, sglang: SGLang, counts: Counter[str], steps: int) -> lis
     for size in sizes:
         warmup(ops.build_page_table, at.source, at.index[0], at.lens[0], page_size=size, out=out[:-1])
 
-    def ours(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:
-        ops.build_page_table(at.source, rows, lens, page_size=size, out=table)
-        builder.build(rows, lens)
-
-    def theirs(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:
-        case = at.case._replace(page_size=size)
-        here = dataclasses.replace(at, case=case, index=rows[None], lens=lens[None])
-        sglang.page_table(here, table)(rows, lens)
-
     found = []
-    for name, call in (({SGLANG: theirs} if sglang.has(KV_INDICES) else {}) | {OURS: ours}).items():
+    for name, make in _makers(sglang).items():
         rng, before = random.Random(0), counts.total()
         with loaded() as loads:
             for _ in range(steps):
@@ -125,10 +115,20 @@ def serving(at: Inputs, sglang: SGLang, counts: Counter[str], steps: int) -> lis
                 )
                 # a buffer of its own for each width, as engines size them, and views into it
                 table = out.view(-1)[: at.batch * width].view(at.batch, width)[shift : batch + shift]
-                call(rows, lens, table, size)
+                case = at.case._replace(page_size=size)
+                here = dataclasses.replace(at, case=case, index=rows[None], lens=lens[None])
+                make(here, table)(rows, lens)
+                if name == OURS:
+                    builder.build(rows, lens)
         _sync(at)
         found.append(Serving(name, steps, counts.total() - before, len(loads)))
     return found
+
+
+def _makers(sglang: SGLang) -> dict[str, Callable[[Inputs, Tensor], Callable[[Tensor, Tensor], object]]]:
+    """By name, what makes a call that builds a page table; xkv last."""
+    found = {SGLANG: sglang.page_table} if sglang.has(KV_INDICES) else {}
+    return found | {OURS: page_table}
 
 
 @contextmanager
