@@ -121,7 +121,7 @@ class Session:
                 if case.section not in {later.section for later, _ in self.points[number + 1 :]}:
                     yield case.section
             record.compiles.update(sorted(counts.items()))
-            if plan.widths:
+            if plan.widths and not record.wrong:  # nor is what is wrong timed here
                 at = make_inputs(_COMPILE_CASE, _COMPILE_LOAD, self._sources[_COMPILE_LOAD.capacity])
                 record.widths += compiles.widths(at, plan.sglang, counts, plan.widths)
                 record.serving += compiles.serving(at, plan.sglang, counts, plan.steps)
@@ -135,7 +135,8 @@ class Session:
                 provider = make()
                 wrong = oracle.difference(at, provider)
             except Exception as error:  # whatever another project's kernel raises: it is reported
-                wrong = f"{type(error).__name__}: {error}"
+                said = str(error).partition("\n")[0]
+                wrong = f"{type(error).__name__}: {said}"
             if wrong:
                 where = ", ".join(
                     filter(None, (case.section, load.name, case.backend, f"page {case.page_size}"))
