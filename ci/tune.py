@@ -33,9 +33,11 @@ from tune_rows import CLASSES, SWEPT, Class
 
 import xkv
 from xkv import dispatch
-from xkv.cli import timing
-from xkv.cli.bench import contenders, inputs, oracle, records
-from xkv.cli.bench.inputs import Inputs
+from xkv.cli.bench import inputs, oracle, providers, records, timing
+from xkv.cli.bench.cases import OURS, Case
+from xkv.cli.bench.inputs import Inputs, Step
+from xkv.cli.bench.providers import Provider
+from xkv.cli.bench.sglang import Plugin, SGLang
 from xkv.cli.bench.workloads import Workload
 from xkv.launch import launch
 from xkv.launch.grid import make_schedule
@@ -56,6 +58,11 @@ class Point(NamedTuple):
     load: Workload
     size: int
     form: int
+
+    @property
+    def case(self) -> Case:
+        """What is built."""
+        return Case("table" if self.form == TABLE else "csr", self.size)
 
     @property
     def name(self) -> str:
@@ -102,10 +109,10 @@ class Sweep:
             if not first and time.perf_counter() > deadline:
                 self.left_out.append(point.name)
                 continue
-            at = inputs.make_inputs(point.load, point.size, self._sources[point.load.capacity])
-            make = contenders.table if point.form == TABLE else contenders.csr
-            (ours,) = make(at, contenders.Peers([]))
-            builds = [_build(at, point.form, ours.out, index) for index in at.rows]
+            at = inputs.make_inputs(point.case, point.load, self._sources[point.load.capacity])
+            ours = providers.makers(at, SGLang([]), Plugin([]))[OURS]()
+            out = dict(ours.results or {})
+            builds = [_build(at, point.form, out, step) for step in at.steps]
             ready: dict[Tuning, list[Launch]] = {}
             for row in list(times):
                 if first and ready and time.perf_counter() > deadline:
@@ -116,43 +123,41 @@ class Sweep:
                     functools.partial(launch.CompiledLaunch(build, row, self._where).run, build)
                     for build in builds
                 ]
-            for row in self._wrong(at, point, ours.out, ready):
+            for row in self._wrong(at, point, ours, ready):
                 del times[row], ready[row]
             calls = {
                 str(n): functools.partial(_launch, prepared) for n, prepared in enumerate(ready.values())
             }
             warm = [at.index, at.lens]
-            found = timing.replays_us(calls, range(inputs.LAUNCHES), warm, rounds)
-            for row, us in zip(ready, records.median_us(found).values(), strict=True):
-                times[row][point.name] = us
+            found = timing.device_rounds(calls, range(inputs.LAUNCHES), warm, rounds)
+            for row, us in zip(ready, found.values(), strict=True):
+                times[row][point.name] = records.median_us(us)
         return times
 
     def _wrong(
-        self, at: Inputs, point: Point, out: dict[str, Tensor], ready: dict[Tuning, list[Launch]]
+        self, at: Inputs, point: Point, ours: Provider, ready: dict[Tuning, list[Launch]]
     ) -> list[Tuning]:
         """Launches each row once; returns those whose result is wrong."""
-        named = {str(n): row for n, row in enumerate(ready)}
+        first = dataclasses.replace(at, steps=at.steps[:1])
 
-        def call(row: Tuning, rows: Tensor) -> None:
-            _launch(ready[row], 0)  # is for those rows
+        def call(row: Tuning, step: Step) -> None:
+            _launch(ready[row], 0)  # is for that step
 
-        found = oracle.differences(
-            dataclasses.replace(at, index=at.index[:1]),
-            [
-                contenders.Contender(name, functools.partial(call, row), point.size, out)
-                for name, row in named.items()
-            ],
-        )
-        self.wrong += [f"{point.name}: {named[name]}: {what}" for name, what in found.items()]
-        return [named[name] for name in found]
+        found = {
+            row: oracle.difference(first, dataclasses.replace(ours, call=functools.partial(call, row)))
+            for row in ready
+        }
+        wrong = {row: what for row, what in found.items() if what}
+        self.wrong += [f"{point.name}: {row}: {what}" for row, what in wrong.items()]
+        return list(wrong)
 
 
-def _build(at: Inputs, form: int, out: dict[str, Tensor], rows: Tensor) -> Build:
+def _build(at: Inputs, form: int, out: dict[str, Tensor], step: Step) -> Build:
     if form == TABLE:
         view = View(out["page_table"])
     else:
         view = View(out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"])
-    return Build(at.source, rows, at.lens, form, at.page_size, 1, at.page_size, (view,))
+    return Build(at.source, step.rows, step.lens, form, at.page_size, 1, at.page_size, (view,))
 
 
 def _launch(prepared: Sequence[Launch], number: int) -> None:
@@ -182,11 +187,12 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         load = point.load
         source = torch.empty((1, load.capacity), dtype=torch.int32, device="cuda")
         index = torch.zeros((1, load.batch), dtype=torch.int64, device="cuda")
-        at = Inputs(load, point.size, source, index, index[0])
+        step = Step(index[0], index[0], torch.zeros(load.batch, dtype=torch.int64), 0)
+        at = Inputs(point.case, source, load.capacity, index, index, [step])
         fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len")}
         fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
         fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
-        build = _build(at, point.form, fields, index[0])
+        build = _build(at, point.form, fields, step)
         plan = make_schedule(build, row, where)
         blocks = plan.num_page_per_block, row.batch_block
         key = (

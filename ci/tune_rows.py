@@ -6,11 +6,11 @@ import dataclasses
 import itertools
 import json
 import random
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xkv.cli.bench.records import geomean
 from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.params import CSR, TABLE
 from xkv.platforms.tuning import AccessPattern, Tuning
@@ -47,7 +47,11 @@ class Class(NamedTuple):
     @property
     def loads(self) -> list[Workload]:
         """The workloads that its row serves."""
-        return [load for load in WORKLOADS if (load.batch <= SMALL) == (self.max_batch is not None)]
+        return [
+            load
+            for load in WORKLOADS
+            if "ops" in load.suites and (load.batch <= SMALL) == (self.max_batch is not None)
+        ]
 
 
 SWEPT = [
@@ -141,7 +145,7 @@ def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
     for row, us in times.items():
         ratios = {point: us[point] / best[point] for point in points}
         where = max(ratios, key=ratios.__getitem__)
-        scores.append(Score(row, geomean(ratios.values()), ratios[where], where))
+        scores.append(Score(row, statistics.geometric_mean(ratios.values()), ratios[where], where))
     return sorted(scores, key=lambda score: (score.mean, score.worst))
 
 

@@ -1,4 +1,4 @@
-"""`python -m xkv` and the console script `xkv`: info, demo, check, steps and bench."""
+"""`python -m xkv` and the console script `xkv`: info, demo, check and bench."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Sequence
 
 from . import __doc__ as about
 from . import __version__
-from .cli import bench, check, demo, info, steps  # none of them imports torch before it runs
+from .cli import bench, check, demo, info  # none of them imports torch before it runs
 from .platforms import detect
 
 _COMMANDS = {
     "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
     "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
     "check": (check, "the self-test of an installed package, on the available device"),
-    "steps": (steps, "the cost of a metadata step: SGLang's ops and one build"),
-    "bench": (bench, "the cost of page tables and CSR indices: SGLang's kernels and xkv's"),
+    "bench": (bench, "the cost of single ops and whole metadata steps: SGLang's kernels and xkv's"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -80,7 +80,7 @@ def test_base_dependency_is_packaging_alone(metadata, extras):
 def test_extras(extras):
     # None for a vendor: a node's torch and triton stay (tests/ci/test_extras.py)
     assert set(extras) == {"", "bench", "test", "plot", "lint"}
-    assert names(extras["bench"]) == {"tqdm", "tabulate", "matplotlib"}
+    assert names(extras["bench"]) == {"tqdm", "tabulate", "matplotlib", "msgspec"}
 
 
 def in_fresh_process(code: str) -> dict:

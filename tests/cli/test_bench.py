@@ -1,4 +1,4 @@
-"""`python -m xkv bench`: its workloads, what they read, and its contenders against the oracle."""
+"""`python -m xkv bench`: its workloads, what the providers read, and how compiles are counted."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from benching import FOUND, HOST, TINY, write_trace
+from benching import TINY, make_inputs, write_trace
 
-from xkv.cli.bench import compiles, contenders, inputs, oracle, session, workloads
-from xkv.cli.bench.records import BLOCKS, CHAIN, EMPTY, OURS, READ_TABLE, SEED, SERIAL, TOKENS
+from xkv.cli.bench import compiles, inputs, workloads
+from xkv.cli.bench.cases import DRAFTS, Case
 from xkv.cli.bench.workloads import WORKLOADS, Workload
 
 K = 1024
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "LAUNCHES", 2)
-
-
 def test_workloads() -> None:
-    """Name -> requests, tokens, capacity, as the tables of the design have them."""
+    """Name -> requests, tokens, capacity, as the tables of the documentation have them."""
     assert {load.name: (load.batch, sum(load.lens), load.capacity) for load in WORKLOADS} == {
         "1 x 128K": (1, 128 * K, 128 * K),
         "1 x 1M": (1, K * K, K * K),
@@ -31,27 +26,36 @@ def test_workloads() -> None:
         "32 x 32K in 128K": (32, K * K, 128 * K),
         "64 x 128K": (64, 8 * K * K, 128 * K),
         "256 x 4K in 128K": (256, K * K, 128 * K),
-        "256 x ~4K in 128K": (256, 1043198, 128 * K),
+        "256 x ~4K in 128K": (256, K * K, 128 * K),
         "256 x 8K in 1M": (256, 2 * K * K, K * K),
         "256 x 128K": (256, 32 * K * K, 128 * K),
         "512 x 2K in 128K": (512, K * K, 128 * K),
         "1 x 1M + 255 x 4K in 1M": (256, K * K + 255 * 4 * K, K * K),
         "4 x 128K + 252 x 2K in 128K": (256, 512 * K + 252 * 2 * K, 128 * K),
         "128K/k": (128, sum(128 * K // k for k in range(1, 129)), 128 * K),
+        "1 x ~64K in 128K": (1, 64 * K, 128 * K),
     }
     assert all(0 < length <= load.capacity for load in WORKLOADS for length in load.lens)
-    assert set(workloads.QUICK) < {load.name for load in WORKLOADS}
     # a workload's tokens are all different ids
     assert max(sum(load.lens) for load in WORKLOADS) <= inputs.POOL
+    by_suite = {suite: [load for load in WORKLOADS if suite in load.suites] for suite in ("ops", "steps")}
+    assert [len(loads) for loads in by_suite.values()] == [13, 2]
+    assert all(any(load.quick for load in loads) for loads in by_suite.values())
+    for load in by_suite["steps"]:  # a verify has room
+        assert max(max(load.draw(n)) for n in range(24)) + DRAFTS <= load.capacity
 
 
-def test_entries() -> None:
-    assert [TINY[0].entries(size) for size in (64, 16, 1)] == [11 + 1 + 1 + 2 + 2, 44 + 1 + 4 + 5 + 8, 957]
+def test_lengths_are_drawn() -> None:
+    spread = next(load for load in WORKLOADS if load.name == "256 x ~4K in 128K")
+    assert sum(spread.draw(0)) == 1043198
+    assert spread.draw(1) == spread.draw(1) != spread.draw(0)
+    assert all(4096 * 0.9 <= length <= 4096 * 1.1 for length in spread.draw(1))
+    assert TINY[0].draw(0) == TINY[0].draw(1) == list(TINY[0].lens)
 
 
 def test_trace(tmp_path: Path) -> None:
-    # the last two: prefill alone, and too long by one token
-    file = write_trace(tmp_path / "mine.jsonl", (1000, 10), (5000, 90), (70, 0), (128 * K - 1, 2))
+    # the last two: prefill alone, and no room for a verify by one token
+    file = write_trace(tmp_path / "mine.jsonl", (1000, 10), (5000, 90), (70, 0), (128 * K - 5, 2))
     few, many = loads = workloads.from_trace(file)
     assert [(load.name, load.batch, load.capacity) for load in loads] == [
         ("mine, 32", 32, 128 * K), ("mine, 256", 256, 128 * K),
@@ -66,9 +70,10 @@ def test_trace(tmp_path: Path) -> None:
     assert workloads.from_trace(file) == [few, many]
 
 
-def test_sources_and_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "LAUNCHES", 3)
-    made = inputs.make_sources([*TINY, HOST], "cpu")
+    one = Workload("another", (60, 130), 200)
+    made = inputs.make_sources([*TINY, one], "cpu")
     assert {capacity: tuple(source.shape) for capacity, source in made.items()} == {
         800: (15, 804), 200: (6, 204),
     }  # fmt: skip
@@ -78,95 +83,32 @@ def test_sources_and_sets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert source.max() < inputs.POOL
         pages = source[:, : source.shape[1] // 64 * 64].view(len(source), -1, 64)
         assert torch.equal(pages, pages[..., :1] // 64 * 64 + torch.arange(64))
-    for load in (*TINY, HOST):
-        at = inputs.make_inputs(load, 64, made[load.capacity])
-        sets = 6 if load.batch == 1 else 3
-        assert at.index.shape == (min(sets, 3), load.batch)
+    for load in (*TINY, one):
+        at = inputs.make_inputs(Case("table", 64), load, made[load.capacity])
+        assert at.index.shape == at.lens.shape == (3, load.batch)
         assert len(set(at.index.flatten().tolist())) == at.index.numel()
         assert at.index.max() < len(at.source)
-        assert all(rows.data_ptr() % 16 == at.index.data_ptr() % 16 for rows in at.rows)
-        assert len(at.launches) == 3
+        for step in at.steps:
+            assert step.lens.tolist() == step.host_lens.tolist() == list(load.lens)
+            assert step.total == sum(load.lens)
+            assert step.rows.data_ptr() % 16 == at.index.data_ptr() % 16
+            assert step.lens.data_ptr() % 16 == at.lens.data_ptr() % 16
+        assert at.launches == at.steps
         assert at.width == -(-load.capacity // 64)
+    short = inputs.make_inputs(Case("table", 64), one, made[200][:3])
+    assert short.launches == [short.steps[0]] * 3
+
+
+def test_entries() -> None:
+    counts = {size: make_inputs(Case("table", size), TINY[0], "cpu").entries for size in (64, 16, 1)}
+    assert counts == {64: 11 + 1 + 1 + 2 + 2, 16: 44 + 1 + 4 + 5 + 8, 1: 957}
+    assert make_inputs(Case("steps", 64, "flashmla", 4), TINY[0], "cpu").entries == 11 + 1 + 2 + 2 + 3
 
 
 def test_a_source_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 4 * 804, 0))
     with pytest.raises(MemoryError, match="5 rows of 800 tokens do not fit"):
         inputs.make_sources(TINY[:1], "cuda")
-
-
-def points(device: str, *loads: Workload, sizes: tuple[int, ...] = (64, 16, 1)) -> list[inputs.Inputs]:
-    sources = inputs.make_sources(loads, device)
-    return [inputs.make_inputs(load, size, sources[load.capacity]) for load in loads for size in sizes]
-
-
-@pytest.mark.kernel
-@pytest.mark.usefixtures("few")
-def test_contenders_against_the_oracle(stubs: Path, device: str) -> None:
-    peers = contenders.Peers([stubs])
-    assert peers.absent == {}
-    for at in points(device, *TINY):
-        table, csr = contenders.table(at, peers), contenders.csr(at, peers)
-        assert {each.name for each in table} == {SEED, SERIAL, READ_TABLE, OURS}
-        assert {each.name for each in csr} == {TOKENS, BLOCKS, READ_TABLE, OURS}
-        assert oracle.differences(at, table) == {}
-        assert oracle.differences(at, csr) == {}
-
-
-@pytest.mark.usefixtures("few")
-def test_ours_alone(device: str) -> None:
-    """Without any peer: in the reference, the interpreter or on a GPU."""
-    peers = contenders.Peers([])
-    assert set(peers.absent) == set(FOUND)
-    for at in points(device, *TINY):
-        for make in (contenders.table, contenders.csr):
-            found = make(at, peers)
-            assert [each.name for each in found] == [OURS]
-            assert oracle.differences(at, found) == {}
-
-
-SPOIL = [
-    ("page_table", lambda x: x[1, 0].add_(1), "set 0: live entry 11 of page_table is"),
-    ("kv_indices", lambda x: x[16].zero_(), "set 0: live entry 16 of kv_indices is 0, not"),
-    ("kv_indices", lambda x: x[17].zero_(), None),
-    ("kv_indptr", lambda x: x[0].fill_(1), "set 0: live entry 0 of kv_indptr is 1, not 0"),
-    ("kv_indptr", lambda x: x[5].fill_(1), "set 0: live entry 5 of kv_indptr is 1, not 17"),
-    ("kv_last_page_len", lambda x: x[3].fill_(2), "set 0: live entry 3 of kv_last_page_len is 2, not 1"),
-    ("page_table", lambda x: x[1, 1].add_(1), None),
-    # what a call leaves out is not taken from the call before it
-    ("page_table", lambda x: x[4, 1].fill_(-7), "set 0: live entry 16 of page_table is -7, not"),
-]
-
-
-@pytest.mark.parametrize(("name", "how", "said"), SPOIL)
-@pytest.mark.usefixtures("few")
-def test_the_oracle_sees(name: str, how: Any, said: str | None) -> None:
-    (at,) = points("cpu", TINY[0], sizes=(64,))
-    make = contenders.table if name == "page_table" else contenders.csr
-    (each,) = make(at, contenders.Peers([]))
-
-    def spoilt(rows: torch.Tensor) -> None:
-        each.call(rows)
-        how(each.out[name])
-
-    wrong = oracle.differences(at, [contenders.Contender(OURS, spoilt, each.unit, each.out)])
-    assert len(wrong) == (said is not None)
-    assert said is None or wrong[OURS].startswith(said)
-
-
-@pytest.mark.kernel
-@pytest.mark.usefixtures("few")
-def test_the_floor_s_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (at,) = points(device, TINY[0], sizes=(64,))
-    out = at.ints(16)
-    monkeypatch.setattr(inputs.Inputs, "ints", lambda *_: out)
-    calls = session.least(at)
-    for rows in at.rows:
-        out.fill_(-7)
-        calls[EMPTY](rows)
-        assert out.tolist() == [-7] * 16
-        calls[CHAIN](rows)
-        assert out.tolist() == [int(at.source[rows[0], 699]), *[-7] * 15]
 
 
 def test_compiles_are_counted_and_another_listener_still_hears(monkeypatch: pytest.MonkeyPatch) -> None:

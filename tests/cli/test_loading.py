@@ -7,9 +7,9 @@ from pathlib import Path
 import peer_stubs
 import pytest
 
-from xkv.cli import loading
+from xkv.cli.bench import loading
 
-INDEX, READ, UTILS = peer_stubs.FILES
+INDEX = next(iter(peer_stubs.FILES))
 MODULE = """
 import missing_package
 import os.path
@@ -74,3 +74,29 @@ def test_a_function_that_is_not_there(name: str, tmp_path: Path) -> None:
 def test_no_file() -> None:
     assert loading.load(None) is None
     assert loading.load_function(None, "wanted") is None
+
+
+BAD = {
+    "syntax": (b"import math\n\ndef f(:\n", "3: cannot be imported: SyntaxError: "),
+    "NUL": (b"x = 1\0", "cannot be imported: "),
+    "not UTF-8": (b"x = '\xff'\n", "cannot be imported: "),
+    "missing": (b"import math\nimport no_module_of_ours\n", "2: cannot be imported: ModuleNotFoundError: "),
+    "raises": (b"x = 1\ny = x / 0\n", "2: cannot be imported: ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file(name: str, tmp_path: Path) -> None:
+    content, says = BAD[name]
+    file = tmp_path / "kv_indices.py"
+    file.write_bytes(content)
+    with pytest.raises(loading.PeerError) as info:
+        loading.load(file)
+    assert str(info.value).startswith(f"{file}:")
+    assert says in str(info.value)
+    if name in ("missing", "raises"):  # a function is cut out of it, without what it does not name
+        assert loading.load_function(file, "f") is None
+    else:
+        with pytest.raises(loading.PeerError) as info:
+            loading.load_function(file, "f")
+        assert says in str(info.value)

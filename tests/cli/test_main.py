@@ -44,7 +44,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
     for command in COMMANDS:
         assert f"\n    {command}  " in out
     assert "'xkv'" in err
-    for heavy in ("torch", "triton", "numpy", "tqdm", "tabulate"):
+    for heavy in ("torch", "triton", "numpy", "tqdm", "tabulate", "msgspec"):
         assert f"'{heavy}'" not in err
 
 
@@ -54,8 +54,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
         ("info", ("--kernels", "--arch")),
         ("demo", ("--trace", "--steps")),
         ("check", ("--device", "--quick")),
-        ("steps", ("--peers",)),
-        ("bench", ("--peers", "--trace", "--from")),
+        ("bench", ("--suite", "--peers", "--trace", "--from")),
     ],
 )
 def test_help_of_a_command(command: str, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

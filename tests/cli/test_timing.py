@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.cli import timing
+from xkv.cli.bench import timing
 
 
 class Fake:
@@ -42,27 +42,45 @@ class Fake:
         mark = SimpleNamespace(at=0.0)
         mark.record = lambda: (self.log.append("mark"), setattr(mark, "at", self.now))
         mark.elapsed_time = lambda other: other.at - mark.at
-        mark.query = lambda: self.done.pop(0)
+        mark.query = lambda: bool(self.done) and self.done.pop(0)
         return mark
 
-    def capture(self, call: Any, given: Any) -> Any:
-        name = call(given[0])
+    def capture(self, call: Any, steps: Any) -> Any:
+        name = call(steps[0])
 
         def replay() -> None:
             self.log.append(name)
-            self.now += self.ms[name] * len(given)
+            self.now += self.ms[name] * len(steps)
 
         return SimpleNamespace(replay=replay)
 
 
-def test_replays_us(monkeypatch: pytest.MonkeyPatch) -> None:
+CALLS = {"first": lambda n: "a", "second": lambda n: "b"}
+
+
+@pytest.mark.parametrize("held_up", [0, 1, 2, 9])
+@pytest.mark.parametrize("cold", [True, False])
+def test_device_rounds(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is busy until a replay is queued: if not, again with more before it, up to a limit."""
     gpu = Fake(monkeypatch, {"a": 0.002, "b": 0.5})
+    monkeypatch.setattr(timing, "_MOST_FILLS", 16)
+    gpu.done = [True] * held_up + [False]
     warm = [torch.zeros(3, 4, dtype=torch.int64)[:, :3], torch.zeros(5, dtype=torch.int64)]
-    calls = {"first": lambda n: "a", "second": lambda n: "b"}
-    found = timing.replays_us(calls, range(24), warm, 2)
-    each = ["flush 1048576", "read (3, 3)", "read (5,)", "mark"]
-    once = [*each, "a", "mark", *each, "b", "mark"]
-    assert gpu.log == ["a", "b", *once, *once, "sync"]
+    found = timing.device_rounds(CALLS, range(24), warm, 2, cold)
+
+    def once(name: str, fills: int) -> list[str]:
+        before = ["flush 1048576"] * fills + ["read (3, 3)", "read (5,)"] if cold else [name] * fills
+        return [*before, "mark", name, "mark"]
+
+    tries = (1, 4, 16)[0 if cold else 1 :]
+    first = [each for n in tries[: held_up + 1] for each in once("a", n)]
+    left = max(held_up - len(tries), 0)  # of the marks that say so: the next replays use them up
+    rest = []
+    for name in ("b", "a", "b"):
+        count = min(left, len(tries) - 1)
+        left -= min(left, len(tries))
+        rest += [each for n in tries[: count + 1] for each in once(name, n)]
+    assert gpu.log == ["a", "b", *first, *rest, "sync"]
     assert found == {"first": pytest.approx([2.0, 2.0]), "second": pytest.approx([500.0, 500.0])}
 
 
@@ -72,25 +90,11 @@ def test_host_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_CALLS", 3)
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock) * 1e-6)
-    found = timing.host_rounds({"a": (seen.append, [1, 2]), "b": (seen.append, "x")}, 2)
-    once = ["sync", 1, 2, 1, "sync", "x", "x", "x"]
+    calls = {"a": seen.append, "b": lambda x: seen.append(-x)}
+    found = timing.host_rounds(calls, [1, 2], 2)
+    once = ["sync", 1, 2, 1, "sync", -1, -2, -1]
     assert seen == [*once, *once, "sync"]
     assert found == {"a": pytest.approx([2.0, 2.0]), "b": pytest.approx([2.0, 2.0])}
-
-
-@pytest.mark.parametrize("held_up", [0, 1, 2, 3, 9])
-def test_device_us(held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU is busy until the last replay is queued: if not, again with more to do, up to a limit."""
-    gpu = Fake(monkeypatch, {"a": 0.002})
-    gpu.done = [True] * held_up + [False]
-    monkeypatch.setattr(timing, "_MOST_FILLS", timing._FILLS * 16)
-    plain = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, **options: plain(*size, **options | {"device": "cpu"}))
-    assert timing.device_us(lambda n: "a", range(16)) == pytest.approx(2.0)
-    replays = ["mark"] + ["a", "mark"] * (timing._WARM_REPLAYS + timing._REPLAYS)
-    fills = [timing._FILLS * 4**n for n in range(min(held_up, 2) + 1)]
-    tries = [each for n in fills for each in (*["flush 1048576"] * n, *replays, "sync")]
-    assert gpu.log == ["a", *tries]
 
 
 @pytest.mark.gpu
@@ -106,9 +110,11 @@ def test_on_the_gpu() -> None:
     for call in calls.values():
         call(sets[0])
     warm = [torch.zeros(8, dtype=torch.int64, device="cuda")]
-    found = timing.replays_us(calls, sets, warm, 9)
-    assert {name: len(us) for name, us in found.items()} == {"whole": 9, "half": 9}
+    for cold in (True, False):
+        found = timing.device_rounds(calls, sets, warm, 9, cold)
+        assert {name: len(us) for name, us in found.items()} == {"whole": 9, "half": 9}
+        assert all(0 < us < math.inf for us in [*found["whole"], *found["half"]])
     x = torch.zeros(8, dtype=torch.int64, device="cuda")
-    x.add_(1)
-    single = [timing.device_us(lambda _: x.add_(1), range(4)), timing.copy_gb_s(), timing.add_us()]
-    assert all(0 < value < math.inf for value in [*found["whole"], *found["half"], *single])
+    assert timing.launches(x.add_, 1) == 1
+    assert all(0 < us < math.inf for us in timing.host_rounds({"": x.add_}, [1], 3)[""])
+    assert 0 < timing.copy_gb_s() < math.inf

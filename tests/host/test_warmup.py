@@ -63,14 +63,16 @@ def test_a_second_warmup_finds_everything() -> None:
 @cuda
 @pytest.mark.slow
 def test_nothing_compiles_or_loads_in_5000_steps() -> None:
-    from xkv.cli.bench import compiles, contenders, inputs
+    from xkv.cli.bench import compiles, inputs
+    from xkv.cli.bench.cases import Case
+    from xkv.cli.bench.sglang import SGLang
     from xkv.cli.bench.workloads import Workload
 
     load = Workload("64 x 4K in 32K", (4096,) * 64, 32768)
-    at = inputs.make_inputs(load, 64, inputs.make_sources([load], "cuda")[32768])
+    at = inputs.make_inputs(Case("table", 64), load, inputs.make_sources([load], "cuda")[32768])
     with compiles.counted() as counts:
-        (ours,) = compiles.serving(at, contenders.Peers([]), counts, 5000)
-    assert ours == {"name": "xkv", "steps": 5000, "compiles": 0, "loads": 0}
+        (ours,) = compiles.serving(at, SGLang([]), counts, 5000)
+    assert (ours.name, ours.steps, ours.compiles, ours.loads) == ("xkv", 5000, 0, 0)
     assert counts  # the warm-up's own were seen
 
 

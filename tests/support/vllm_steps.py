@@ -3,11 +3,12 @@
     XKV_ENGINES=FOLDER python tests/support/vllm_steps.py
 
 FOLDER/vllm-0.33.0 is what `vllm_engine.py` reads. Device time is of a graph of calls over rotated tables,
-host time of calls without a sync, both as in `xkv steps`; every output is compared, too.
+host time of calls without a sync, both as in `xkv bench`; every output is compared, too.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ import torch
 from tabulate import tabulate
 from vllm_engine import ROOT, distribution, folder, installed, modules
 
-from xkv.cli import timing
+from xkv.cli.bench import timing
 
 DEVICE = torch.device("cuda")
 BLOCK = 16
 INPUTS = 16
+ROUNDS = 25
 
 
 class Step(NamedTuple):
@@ -139,8 +141,11 @@ def measured(step: Step) -> list[Any]:
         for call in step.calls:
             call()
         results.append([x.clone() for x in step.written])
-        figures = timing.measure(lambda call: call(), step.calls)
-        row += [figures.launches, round(figures.device_us, 1), round(figures.host_us, 1)]
+        issue = {"": lambda call: call()}
+        device = timing.device_rounds(issue, step.calls, step.written[:1], ROUNDS, cold=False)
+        host = timing.host_rounds(issue, step.calls, ROUNDS)
+        row.append(timing.launches(issue[""], step.calls[0]))
+        row += [round(statistics.median(found[""]), 1) for found in (device, host)]
     same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     return [*row, "equal" if same else "DIFFERENT"]
 
@@ -169,7 +174,9 @@ def main() -> int:
         vllm.plugins.load_general_plugins()
         rows = [measured(step) for step in steps(modules())]
     head = ["step", "theirs", "device us", "host us", "ours", "device us", "host us", ""]
-    print(timing.versions(), f"torch add_ {timing.add_us():.1f} us of host")
+    x = torch.zeros(256, dtype=torch.int32, device=DEVICE)
+    (add,) = timing.host_rounds({"": x.add_}, [1], ROUNDS).values()
+    print(timing.versions(), f"torch add_ {statistics.median(add):.1f} us of host")
     print(tabulate(rows, head, tablefmt="github"))
     return int(any(row[-1] != "equal" for row in rows))
 

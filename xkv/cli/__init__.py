@@ -1,1 +1,1 @@
-"""What `python -m xkv` runs: info, demo, check, bench and steps; and what they share."""
+"""What `python -m xkv` runs: info, demo, check and bench."""

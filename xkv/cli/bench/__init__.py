@@ -1,10 +1,9 @@
-"""`python -m xkv bench`: xkv's builders beside SGLang's kernels, on the device and on the host."""
+"""`python -m xkv bench`: xkv beside SGLang's kernels, single ops and whole metadata steps."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...platforms import detect
 from ..demo.traces import TraceError
-from ..loading import PeerError
-from . import reading, table, workloads
-from .records import SECTIONS
+from . import records, table, workloads
+from .cases import SECTIONS, SUITES, Case, cases
+from .loading import PeerError
 
 if TYPE_CHECKING:
+    from .records import Record
     from .workloads import Workload
 
 _ROUNDS, _QUICK_ROUNDS = 25, 7
@@ -37,27 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     many: dict[str, Any] = {"type": Path, "action": "append", "default": []}
+    add("--suite", choices=SUITES, help="single ops, or whole metadata steps of backends (default: both)")
     add("--peers", metavar="DIR", **many, help="an unpacked SGLang wheel, or its kernel files; repeatable")
     add("--trace", metavar="FILE", **many, help="adds decode batches of Mooncake's jsonl or Azure's csv")
-    add("--pages", metavar="N,N", help=f"page sizes in tokens (default: {_PAGES})")
+    add("--pages", metavar="N,N", help=f"page sizes of single ops in tokens (default: {_PAGES})")
     add("--only", metavar="NAME", nargs="+", help="these workloads, of those in the tables")
     add("--rounds", type=int, help=f"timed replays of each graph (default: {_ROUNDS})")
     add("--warm", action="store_true", help="does not overwrite L2 between replays; see below")
-    add("--quick", action="store_true", help="three workloads, two page sizes, few rounds: a minute")
+    add("--quick", action="store_true", help="few workloads, two page sizes, few rounds: a minute or two")
     add("--json", metavar="FILE", type=Path, help="writes the record there")
     add("--plot", metavar="FILE", type=Path, help="draws the tables there, such as bench.png")
     add("--from", metavar="JSON", type=Path, dest="record", help="measures nothing: shows this record again")
     parser.epilog = (
         "Device times are by replay of a CUDA graph of 24 launches, each on source rows of its own; before"
         " each replay L2 is overwritten, and the row indices and lengths are read again, as an engine has"
-        " just written them. The contenders' replays take turns. Every result is compared with plain"
-        " torch before it is timed. With --warm small batches find their rows in L2 from the second replay"
-        " on. The floor is an empty kernel plus the bytes at the speed of a copy."
+        " just written them. The providers' replays take turns. Host times are of calls without a sync."
+        " Every result is compared with plain torch before it is timed. With --warm small batches find"
+        " their rows in L2. The roofline is an empty kernel plus the bytes at the speed of a copy."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares and times all contenders, and prints the tables.
+    """Compares and times all providers, and prints the tables.
 
     Args:
         args: what add_arguments defines.
@@ -72,11 +73,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         if args.record is not None:
-            report = _read(args.record)
-            print(*table.text(report), sep="\n")
-            _draw(args.plot, report)
-            return _status(report["wrong"])
-        loads, sizes = _loads(args), _sizes(args)
+            record = _read(args.record)
+            print(*table.text(record), sep="\n")
+            return _finish(args, record)
+        points = _points(args)
     except _UsageError as error:
         return _fail(str(error))
     detect.platform()  # first of all that needs torch: says so where it is missing
@@ -84,52 +84,47 @@ def run(args: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         return _fail("kernels are timed on a GPU, and there is none")
-    return _measure(args, loads, sizes)
+    return _measure(args, points)
 
 
-def _measure(args: argparse.Namespace, loads: list[Workload], sizes: list[int]) -> int:
-    from .contenders import Peers
+def _measure(args: argparse.Namespace, points: list[tuple[Case, Workload]]) -> int:
     from .session import Plan, Session
+    from .sglang import Plugin, SGLang
 
+    rounds, widths, steps = (
+        (_QUICK_ROUNDS, _QUICK_WIDTHS, _QUICK_STEPS) if args.quick else (_ROUNDS, _WIDTHS, _STEPS)
+    )
+    if args.suite == "steps":
+        widths = 0
     try:
-        peers = Peers(args.peers)
+        kernels = SGLang(args.peers), Plugin(args.peers)
+        plan = Plan(points, *kernels, args.rounds or rounds, widths, steps, cold=not args.warm)
+        session = Session(plan, shlex.join(sys.argv))
     except PeerError as error:
         return _fail(f"--peers: {error}")
-    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
-    counted = (_QUICK_WIDTHS, _QUICK_STEPS) if args.quick else (_WIDTHS, _STEPS)
-    plan = Plan(loads, sizes, peers, rounds, *counted, warm=args.warm)
-    try:
-        session = Session(plan, shlex.join(sys.argv))
     except MemoryError as error:
         return _fail(str(error))
-    report, sections = session.report, {section.name: section for section in SECTIONS}
-    print(table.setting(report), flush=True)
+    record = session.record
+    print(table.setting(record), flush=True)
     tqdm = importlib.import_module("tqdm").tqdm
-    with tqdm(total=session.steps, unit="point", desc="xkv bench", file=sys.stderr) as bar:
+    with tqdm(total=len(session.points), unit="point", desc="xkv bench", file=sys.stderr) as bar:
         for part in session.run(bar):
-            lines = table.section_text(report, sections[part]) if part in sections else _rest(report)
+            lines = table.section_text(record, part) if part in SECTIONS else table.compiles_text(record)
             print(*lines, sep="\n", flush=True)
     if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    _draw(args.plot, report)
-    return _status(session.wrong)
+        records.write(record, args.json)
+    return _finish(args, record)
 
 
-def _rest(report: dict[str, Any]) -> list[str]:
-    return [*table.host_text(report), *table.compiles_text(report)]
-
-
-def _draw(file: Path | None, report: dict[str, Any]) -> None:
-    if file is not None and report["points"]:
+def _finish(args: argparse.Namespace, record: Record) -> int:
+    """Draws the figure, and says what is wrong."""
+    if args.plot is not None and record.points:
         from .plot import figure
 
-        figure(report).savefig(file)
-
-
-def _status(wrong: list[str]) -> int:
-    if wrong:
-        print("xkv bench: wrong, and not timed:", *wrong, sep="\n", file=sys.stderr)
-    return 1 if wrong else 0
+        figure(record).savefig(args.plot)
+    if record.wrong:
+        print("xkv bench: wrong, and not timed:", *record.wrong, sep="\n", file=sys.stderr)
+    return 1 if record.wrong else 0
 
 
 def _fail(message: str) -> int:
@@ -139,7 +134,8 @@ def _fail(message: str) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises _UsageError for what can be said without torch."""
-    for module in ("tabulate", "tqdm", *(["matplotlib"] if args.plot else [])):
+    needs = {"tabulate": True, "tqdm": True, "matplotlib": args.plot, "msgspec": args.record}
+    for module in (name for name, needed in needs.items() if needed):
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -156,6 +152,21 @@ def _check(args: argparse.Namespace) -> None:
         raise _UsageError(f"--rounds must be at least 1, not {args.rounds}")
 
 
+def _points(args: argparse.Namespace) -> list[tuple[Case, Workload]]:
+    """What is built, for which workload; suite by suite."""
+    suites, sizes, loads = [args.suite] if args.suite else SUITES, _sizes(args), _loads(args)
+    names = [load.name for load in loads if set(suites) & set(load.suites)]
+    if wrong := [name for name in args.only or () if name not in names]:
+        raise _UsageError(f"--only: there is no {wrong[0]!r} among {', '.join(map(repr, names))}")
+    return [
+        (case, load)
+        for suite in suites
+        for case in cases(suite, sizes)
+        for load in loads
+        if suite in load.suites and load.name in (args.only or names)
+    ]
+
+
 def _sizes(args: argparse.Namespace) -> list[int]:
     usual = _QUICK_PAGES if args.quick else _PAGES
     text: str = usual if args.pages is None else args.pages
@@ -166,7 +177,7 @@ def _sizes(args: argparse.Namespace) -> list[int]:
 
 
 def _loads(args: argparse.Namespace) -> list[Workload]:
-    loads = [each for each in workloads.WORKLOADS if not args.quick or each.name in workloads.QUICK]
+    loads = [each for each in workloads.WORKLOADS if each.quick or not args.quick]
     for file in args.trace:
         try:
             loads += workloads.from_trace(file)
@@ -174,18 +185,13 @@ def _loads(args: argparse.Namespace) -> list[Workload]:
             raise _UsageError(f"--trace: {file}: {error.strerror or error}") from error
         except (TraceError, ValueError) as error:
             raise _UsageError(f"--trace: {error}") from error
-    if args.only is None:
-        return loads
-    names = [each.name for each in loads]
-    if wrong := [name for name in args.only if name not in names]:
-        raise _UsageError(f"--only: there is no {wrong[0]!r} among {', '.join(map(repr, names))}")
-    return [each for each in loads if each.name in args.only]
+    return loads
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Record:
     try:
-        return reading.read(file)
+        return records.read(file)
     except OSError as error:
         raise _UsageError(f"--from: {file}: {error.strerror or error}") from error
-    except reading.RecordError as error:
+    except records.RecordError as error:
         raise _UsageError(f"--from: {error}") from error

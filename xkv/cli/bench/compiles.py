@@ -18,9 +18,11 @@ from torch import Tensor
 from ... import ops
 from ...metadata.builder import MetadataBuilder
 from ...precompile import warmup
-from . import contenders
+from .cases import KV_INDICES, OURS, SGLANG
 from .inputs import Inputs
-from .records import OURS, SEED
+from .providers import page_table
+from .records import Serving, Widths
+from .sglang import SGLang
 
 
 @contextmanager
@@ -53,80 +55,55 @@ def _name(src: Any) -> str:
     return str(src.name) if kernel is None else f"{Path(kernel.fn.__code__.co_filename).stem}.{src.name}"
 
 
-def widths(at: Inputs, peers: contenders.Peers, counts: Counter[str], number: int) -> list[dict[str, Any]]:
+def widths(at: Inputs, sglang: SGLang, counts: Counter[str], number: int) -> list[Widths]:
     """Builds tables of so many widths, each a page wider than the one before. Syncs.
 
     Args:
         at: what is read.
-        peers: what was found of the peers.
+        sglang: the kernels that were found.
         counts: of `counted`, which must be counting.
         number: widths.
 
     Returns:
-        For the seed, if it is there, and for ours: compiles, and milliseconds of a width's first call.
+        For SGLANG, if it is there, and for xkv.
     """
-    at = dataclasses.replace(at, lens=at.lens.int())  # so that neither has its kernel already
-    makers: dict[str, Callable[[Tensor], Callable[[Tensor], object]]] = {
-        OURS: lambda out: contenders.ours(at, out)
-    }
-    if peers.kv_indices is not None:
-        makers = {SEED: lambda out: contenders.seed(at, peers.kv_indices, out), **makers}
+    lens = at.lens[0].int()  # so that neither has its kernel already
     found = []
-    for name, make in makers.items():
+    for name, make in _makers(sglang).items():
         before, ms = counts.total(), []
         for width in range(at.width + 1, at.width + 1 + number):
-            call = make(at.ints(at.batch, width))
+            call = make(at, at.ints(at.batch, width))
             _sync(at)
             start = time.perf_counter()
-            call(at.rows[0])
+            call(at.index[0], lens)
             _sync(at)
             ms.append((time.perf_counter() - start) * 1e3)
-        found.append(
-            {
-                "name": name, "widths": number, "compiles": counts.total() - before,
-                "median_ms": round(statistics.median(ms), 3), "max_ms": round(max(ms), 3),
-            }
-        )  # fmt: skip
+        compiles = counts.total() - before
+        found.append(Widths(name, number, compiles, round(statistics.median(ms), 3), round(max(ms), 3)))
     return found
 
 
-def serving(at: Inputs, peers: contenders.Peers, counts: Counter[str], steps: int) -> list[dict[str, Any]]:
+def serving(at: Inputs, sglang: SGLang, counts: Counter[str], steps: int) -> list[Serving]:
     """Plays steps of a server: other batches, widths, int dtypes, page sizes and places in memory. Syncs.
 
     Args:
         at: whose source is read.
-        peers: what was found of the peers.
+        sglang: the kernels that were found.
         counts: of `counted`, which must be counting.
         steps: of each.
 
     Returns:
-        For the seed, if it is there, and for ours, which is warmed up first: compiles and loads.
+        For SGLANG, if it is there, and for xkv, which is warmed up first: compiles and loads.
     """
     sizes, widths_ = (64, 32, 16, 1), (61, 64, 100, 250, 256, 500)
     out = at.ints(at.batch + 1, max(widths_) + 2)
-    builder = MetadataBuilder(
-        "flashmla", at.source, max_batch_size=at.batch, max_context_len=at.load.capacity
-    )
+    builder = MetadataBuilder("flashmla", at.source, max_batch_size=at.batch, max_context_len=at.capacity)
     builder.warmup()
     for size in sizes:
-        warmup(ops.build_page_table, at.source, at.rows[0], at.lens, page_size=size, out=out[:-1])
+        warmup(ops.build_page_table, at.source, at.index[0], at.lens[0], page_size=size, out=out[:-1])
 
-    def ours(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:
-        ops.build_page_table(at.source, rows, lens, page_size=size, out=table)
-        builder.build(rows, lens)
-
-    def seed(rows: Tensor, lens: Tensor, table: Tensor, size: int) -> None:
-        file = peers.kv_indices
-        grid = len(rows), file.get_num_kv_index_blocks_flashmla(table.shape[1], size)
-        file.create_flashmla_kv_indices_triton[grid](
-            at.source, rows, lens, None, table, at.source.stride(0), table.stride(0), PAGED_SIZE=size
-        )
-
-    calls: dict[str, Callable[[Tensor, Tensor, Tensor, int], None]] = {OURS: ours}
-    if peers.kv_indices is not None:
-        calls = {SEED: seed, OURS: ours}
     found = []
-    for name, call in calls.items():
+    for name, make in _makers(sglang).items():
         rng, before = random.Random(0), counts.total()
         with loaded() as loads:
             for _ in range(steps):
@@ -134,14 +111,24 @@ def serving(at: Inputs, peers: contenders.Peers, counts: Counter[str], steps: in
                 size, shift, wide = rng.choice(sizes), rng.randint(0, 1), rng.random() < 0.5
                 rows, lens = (
                     x[shift : batch + shift].to(torch.int64 if wide else torch.int32)
-                    for x in (at.rows[0], at.lens.clamp(max=width * size))
+                    for x in (at.index[0], at.lens[0].clamp(max=width * size))
                 )
                 # a buffer of its own for each width, as engines size them, and views into it
                 table = out.view(-1)[: at.batch * width].view(at.batch, width)[shift : batch + shift]
-                call(rows, lens, table, size)
+                case = at.case._replace(page_size=size)
+                here = dataclasses.replace(at, case=case, index=rows[None], lens=lens[None])
+                make(here, table)(rows, lens)
+                if name == OURS:
+                    builder.build(rows, lens)
         _sync(at)
-        found.append({"name": name, "steps": steps, "compiles": counts.total() - before, "loads": len(loads)})
+        found.append(Serving(name, steps, counts.total() - before, len(loads)))
     return found
+
+
+def _makers(sglang: SGLang) -> dict[str, Callable[[Inputs, Tensor], Callable[[Tensor, Tensor], object]]]:
+    """By name, what makes a call that builds a page table; xkv last."""
+    found = {SGLANG: sglang.page_table} if sglang.has(KV_INDICES) else {}
+    return found | {OURS: page_table}
 
 
 @contextmanager

@@ -1,61 +1,64 @@
-"""A report as a figure."""
+"""A record as a figure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .records import OURS, SECTIONS, of_section
+from .cases import OURS, SECTIONS
+from .records import Point, Record
 
 _COLUMNS = 2
-_WIDTH, _LINE, _HEAD = 10.0, 0.22, 1.1  # inches: the figure, a workload, a panel's title and axis
-_FLOOR = "floor"
-_MARKS = dict(zip((OURS, _FLOOR), ("D", "|"), strict=True))
+_WIDTH, _LINE, _HEAD = 10.0, 0.22, 1.1  # inches: the figure, a row, a panel's title and axis
+_ROOFLINE = "roofline"
+_MARKS = {OURS: "D", _ROOFLINE: "|"}
 
 
-def figure(report: dict[str, Any]) -> Any:
-    """Draws a panel for each section and page size: time across, workloads down.
+def figure(record: Record) -> Any:
+    """Draws a panel for each section and page size, or workload of the steps: time across, points down.
 
     Args:
-        report: what `python -m xkv bench` writes to --json.
+        record: what `records.read` gave.
 
     Returns:
         A matplotlib Figure.
 
     Raises:
-        ValueError: the report has no points.
+        ValueError: the record has no points with a device time.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    panels = []
-    for section in SECTIONS:
-        points = of_section(report, section)
-        for size in dict.fromkeys(point.page_size for point in points):
-            panels.append((section, size, [point for point in points if point.page_size == size]))
+    panels = _panels(record)
     if not panels:
         raise ValueError("there are no points to plot")
     lines = -(-len(panels) // _COLUMNS)
-    rows = max(len(points) for _, _, points in panels)
+    rows = max(map(len, panels.values()))
     drawn = Figure(figsize=(_WIDTH, lines * (_HEAD + _LINE * rows) + 0.5), dpi=120, layout="constrained")
     axes = list(drawn.subplots(lines, min(_COLUMNS, len(panels)), squeeze=False).flat)
     series: dict[str, Any] = {}  # one for each name, whichever panels have it: the legend
-    for axis, (section, size, points) in zip(axes, panels, strict=False):
-        names = [point.workload for point in points]
-        shown = [name for name in (*section.peers, OURS) if any(name in p.us for p in points)]
-        for name in (*shown, _FLOOR):
-            known = [p.floor_us if name == _FLOOR else p.us.get(name) for p in points]
+    for axis, (title, points) in zip(axes, panels.items(), strict=False):
+        section = SECTIONS[points[0].section]
+        labels = [label for label in section.labels if label != section.panel]
+        for name in (*section.providers, _ROOFLINE):
+            known = [point.roofline_us if name == _ROOFLINE else point.us(name) for point in points]
             found = [(us, line) for line, us in enumerate(known) if us is not None]
-            look = {"marker": _MARKS.get(name, "o"), "color": _color(name), "s": 70 if name == _FLOOR else 22}
-            series[name] = axis.scatter(*zip(*found, strict=True), zorder=3, **look)
+            look = {
+                "marker": _MARKS.get(name, "o"),
+                "color": _color(name),
+                "s": 70 if name == _ROOFLINE else 22,
+            }
+            if found:
+                series[name] = axis.scatter(*zip(*found, strict=True), zorder=3, **look)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
+        names = [", ".join(str(getattr(point, label)) for label in labels) for point in points]
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.invert_yaxis()
         axis.grid(visible=True, which="both", axis="x", alpha=0.3)
         axis.grid(visible=True, axis="y", alpha=0.15)
-        axis.set_title(f"{section.name}, page size {size}", fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("us on the GPU", fontsize=8)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
@@ -63,7 +66,20 @@ def figure(report: dict[str, Any]) -> Any:
     return drawn
 
 
+def _panels(record: Record) -> dict[str, list[Point]]:
+    """By title, the points of a panel that have a device time."""
+    panels: dict[str, list[Point]] = {}
+    for name, section in SECTIONS.items():
+        for point in record.of_section(name):
+            if point.us(OURS) is not None:
+                title = f"{name}, {section.panel.replace('_', ' ')} {getattr(point, section.panel)}"
+                panels.setdefault(title, []).append(point)
+    return panels
+
+
 def _color(name: str) -> str:
     """The same in every panel."""
-    order = list(dict.fromkeys([OURS, *(peer for section in SECTIONS for peer in section.peers)]))
-    return "black" if name == _FLOOR else f"C{order.index(name)}"
+    order = list(
+        dict.fromkeys([OURS, *(each for section in SECTIONS.values() for each in section.providers)])
+    )
+    return "black" if name == _ROOFLINE else f"C{order.index(name)}"

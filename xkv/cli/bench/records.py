@@ -1,63 +1,43 @@
-"""What was measured, and what follows from it: ratios, means and the reason for a gap."""
+"""The record of a run: its classes are the schema of the JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import importlib
+import json
 import statistics
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Literal
 
-SEED = "seed"
-SERIAL = "serial"
-READ_TABLE = "read_table"
-TOKENS = "flashinfer"
-BLOCKS = "fi_blocks"
-OURS = "xkv"
-AGAIN = "again"  # the section's baseline, measured a second time
-EMPTY = "empty"
-CHAIN = "chain"
+from .cases import CHAIN, EMPTY, OURS, SECTIONS, SGLANG, SectionName
 
-NEAR = 1.6  # times the floor; a row above it gets a reason
+NEAR = 1.6  # times the roofline; a row above it gets a reason
+_LEAST, _LARGEST = 1e-6, 1e12  # of a time: ratios of such can be averaged
 
-NOTES = {
-    SEED: "SGLang 0.5.23's create_flashmla_kv_indices_triton, grid by the table's width",
-    SERIAL: "SGLang 0.5.12's, before PR #27320: one program a request",
-    READ_TABLE: "SGLang 0.5.23's build_kv_read_table (csr: _packed), through a map of the pool's pages",
-    TOKENS: "SGLang 0.5.23's create_flashinfer_kv_indices_triton, one program a request",
-    BLOCKS: "the same with TOKEN_BLOCK_PARALLEL, programs by kv_indices_num_token_blocks",
-}
+Column = Literal["launches", "device_us", "host_us", "host_min_us"]
+"""What is measured of a provider: launches of a call, medians over rounds of device and host, and a least."""
 
 
-class Section(NamedTuple):
-    """One of the tables.
-
-    Attributes:
-        name: "table" or "csr".
-        title: for the reader.
-        baseline: whom all ratios are to.
-        peers: who else there is, the baseline included.
-        sizes: page sizes that it is measured at; None: all that were asked for.
-        note: what else a reader should know.
-    """
-
-    name: str
-    title: str
-    baseline: str
-    peers: tuple[str, ...]
-    sizes: tuple[int, ...] | None = None
-    note: str = ""
+class RecordError(ValueError):
+    """A file that is no record; the message names it, the field, what was expected and what came."""
 
 
-SECTIONS = (
-    Section("table", "page tables", SEED, (SEED, SERIAL, READ_TABLE)),
-    Section(
-        "csr", "CSR indices, prefix sums and last page lengths", TOKENS, (TOKENS, BLOCKS, READ_TABLE),
-        (64, 1),
-        "theirs: torch ops for the sums (and, at page 64, the last page lengths), then one kernel, for a"
-        " stream of single tokens: what SGLang gives these backends at any page size",
-    ),
-)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where and with what it was measured; None: the run did not note it."""
+
+    gpu: str
+    driver: str
+    toolkit: str
+    xkv: str
+    torch: str
+    triton: str
+    python: str
+    l2: Literal["cold", "warm"]
+    rounds: int | None = None
+    copy_gb_s: float | None = None
+    date: str | None = None
+    command: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,60 +45,165 @@ class Point:
     """One row of a table.
 
     Attributes:
-        section: the section's name.
+        section: one of `cases.SECTIONS`.
         workload: the workload's name.
         page_size: tokens of a page.
         batch: requests.
         capacity: tokens that a row has room for.
+        times: by provider, what was measured of it.
+        backend: of a step, else "".
+        mode: of a step, else "".
+        note: what else a reader should know.
         entries: live entries of what is built.
         sets: sets of source rows that the launches of a graph took in turn.
         bytes_us: what reading and writing those entries takes at the speed of a large copy.
-        us: by contender, microseconds on the GPU, the median over rounds.
     """
 
-    section: str
+    section: SectionName
     workload: str
     page_size: int
     batch: int
     capacity: int
-    entries: int
-    sets: int
-    bytes_us: float
-    us: dict[str, float]
+    times: dict[str, dict[Column, int | float]]
+    backend: str = ""
+    mode: str = ""
+    note: str = ""
+    entries: int | None = None
+    sets: int | None = None
+    bytes_us: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no run has: a time of 0, none of xkv's."""
+        for name, columns in self.times.items():
+            for column, value in columns.items():
+                least = 0 if column == "launches" else _LEAST  # a profiler may not be let see them
+                if not least <= value <= _LARGEST:
+                    raise ValueError(f"times.{name}.{column} must be from {least} to 1e12, got {value}")
+        if OURS not in self.times:
+            raise ValueError(f"times has no {OURS!r}")
+        if self.bytes_us is not None and not 0 <= self.bytes_us <= _LARGEST:
+            raise ValueError(f"bytes_us must be from 0 to 1e12, got {self.bytes_us}")
 
     @property
     def name(self) -> str:
         """What tells it from the others of its section."""
-        return f"{self.workload}, page {self.page_size}"
+        return ", ".join(filter(None, (self.workload, self.backend, f"page {self.page_size}", self.mode)))
+
+    def us(self, name: str) -> float | None:
+        """Device microseconds of a provider, the median over rounds; None: it was not timed."""
+        return self.times.get(name, {}).get("device_us")
 
     @property
-    def floor_us(self) -> float:
+    def roofline_us(self) -> float | None:
         """An empty kernel, and the bytes at the speed of a copy."""
-        return self.us[EMPTY] + self.bytes_us
+        empty = self.us(EMPTY)
+        return None if empty is None or self.bytes_us is None else empty + self.bytes_us
 
     @property
-    def over_floor(self) -> float:
-        """Ours, in floors."""
-        return self.us[OURS] / self.floor_us
+    def over_roofline(self) -> float | None:
+        """xkv, in rooflines."""
+        return ratio(self.us(OURS), self.roofline_us)
+
+    @property
+    def over_sglang(self) -> float | None:
+        """How many times as long SGLANG takes."""
+        return ratio(self.us(SGLANG), self.us(OURS))
+
+    @property
+    def over_best(self) -> float | None:
+        """How many times as long the fastest of the others takes."""
+        others = (name for name in SECTIONS[self.section].providers if not name.startswith(OURS))
+        return ratio(min((us for name in others if (us := self.us(name))), default=None), self.us(OURS))
 
     @property
     def reason(self) -> str:
-        """Where ours is not near the floor, what the most of the time there must go to."""
-        if self.over_floor <= NEAR:
+        """Where xkv is not near the roofline, what the most of the time there must go to."""
+        empty, chain, over = self.us(EMPTY), self.us(CHAIN), self.over_roofline
+        if over is None or over <= NEAR or empty is None or chain is None or self.bytes_us is None:
             return ""
-        if self.us[CHAIN] - self.us[EMPTY] > self.bytes_us:
-            return f"latency: chain {self.us[CHAIN]:.1f} us of it"
+        if chain - empty > self.bytes_us:
+            return f"latency: chain {chain:.1f} us of it"
         return f"bytes: {self.bytes_us:.1f} us of it"
 
-    def over(self, section: Section) -> float | None:
-        """How many times as long the baseline takes; None: it is not there."""
-        base = self.us.get(section.baseline)
-        return None if base is None else base / self.us[OURS]
 
-    def over_best(self, section: Section) -> float | None:
-        """How many times as long the fastest peer takes; None: there is none."""
-        peers = [self.us[name] for name in section.peers if name in self.us]
-        return min(peers) / self.us[OURS] if peers else None
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """A provider's first calls for tables of so many widths: compiles, and milliseconds of each."""
+
+    name: str
+    widths: int
+    compiles: int
+    median_ms: float
+    max_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """A provider's steps of a server: kernels compiled and loaded in them."""
+
+    name: str
+    steps: int
+    compiles: int
+    loads: int
+
+
+@dataclasses.dataclass
+class Record:
+    """All that a run says.
+
+    Attributes:
+        setting: where and with what.
+        points: what was timed.
+        missing: the files of SGLang's that were not found.
+        wrong: a sentence for each provider and point whose result was wrong; nothing of it was timed.
+        compiles: kernels made in this run, by source file and name.
+        widths: what other table widths cost.
+        serving: what a server's steps compile.
+    """
+
+    setting: Setting
+    points: list[Point] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    compiles: dict[str, int] = dataclasses.field(default_factory=dict)
+    widths: list[Widths] = dataclasses.field(default_factory=list)
+    serving: list[Serving] = dataclasses.field(default_factory=list)
+
+    def of_section(self, name: SectionName) -> list[Point]:
+        """The section's points, those of one panel together."""
+        points = [point for point in self.points if point.section == name]
+        panel = SECTIONS[name].panel
+        panels = list(dict.fromkeys(getattr(point, panel) for point in points))
+        return sorted(points, key=lambda point: panels.index(getattr(point, panel)))
+
+
+def write(record: Record, file: Path) -> None:
+    """Writes a record as JSON, without what is None or empty of a point."""
+    data = dataclasses.asdict(record)
+    data["points"] = [{k: v for k, v in each.items() if v not in (None, "")} for each in data["points"]]
+    file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def read(file: Path) -> Record:
+    """Reads what `write` wrote.
+
+    Args:
+        file: the record.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: it is not JSON, or not of that shape.
+        OSError: it cannot be read.
+        ModuleNotFoundError: there is no msgspec.
+    """
+    decode = importlib.import_module("msgspec.json").decode
+    try:
+        record: Record = decode(file.read_bytes(), type=Record)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise RecordError(f"{file}: not a record of xkv bench: {error}") from error
+    return record
 
 
 def bytes_moved(entries: int, page_size: int) -> int:
@@ -126,45 +211,11 @@ def bytes_moved(entries: int, page_size: int) -> int:
     return entries * (min(64, 4 * page_size) + 4)
 
 
-def median_us(rounds: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each, to a nanosecond."""
-    return {name: round(statistics.median(values), 3) for name, values in rounds.items()}
+def median_us(rounds: list[float]) -> float:
+    """The median, to a nanosecond."""
+    return round(statistics.median(rounds), 3)
 
 
-def of_section(report: dict[str, Any], section: Section) -> list[Point]:
-    """The section's points in a report."""
-    points = [Point(**each) for each in report["points"]]
-    return [point for point in points if point.section == section.name]
-
-
-def geomean(values: Iterable[float]) -> float:
-    """Their geometric mean."""
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
-
-
-def summary(section: Section, points: list[Point]) -> list[str]:
-    """What a section comes to, in lines; none where there are no points."""
-    if not points:
-        return []
-    lines = []
-    ratios: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
-        (f"over {section.baseline}", lambda point: point.over(section)),
-        ("over the best peer", lambda point: point.over_best(section)),
-    )
-    for label, ratio in ratios:
-        found = [(value, point.name) for point in points if (value := ratio(point)) is not None]
-        if found:
-            least, where = min(found)
-            mean = geomean(value for value, _ in found)
-            lines.append(f"{label}: geometric mean {mean:.2f}x, least {least:.2f}x ({where})")
-    most, where = max((point.over_floor, point.name) for point in points)
-    mean = geomean(point.over_floor for point in points)
-    lines.append(f"times the floor: geometric mean {mean:.2f}, most {most:.2f} ({where})")
-    twice = [p.us[AGAIN] / p.us[section.baseline] for p in points if AGAIN in p.us]
-    if twice:
-        lines.append(
-            f"{section.baseline} again over itself: geometric mean {geomean(twice):.3f},"
-            f" {min(twice):.3f} to {max(twice):.3f}"
-        )
-    return lines
+def ratio(a: float | None, b: float | None) -> float | None:
+    """How many times b a is; None: one of them was not measured."""
+    return None if a is None or b is None else a / b

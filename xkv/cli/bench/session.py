@@ -1,26 +1,25 @@
-"""A run on a GPU: checks every contender, times them against each other, and keeps the record."""
+"""A run on a GPU: checks every provider, measures those that are right, and keeps the record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from torch import Tensor
-
-from .. import timing
-from . import compiles, contenders, floor, host, oracle, records
-from .contenders import Contender, Peers
+from ... import dispatch
+from . import compiles, oracle, providers, timing
+from .cases import OURS, Case
 from .inputs import Inputs, make_inputs, make_sources
-from .records import AGAIN, CHAIN, EMPTY, SECTIONS, Point, Section
+from .providers import Provider
+from .records import Column, Point, Record, Setting, bytes_moved, median_us
+from .sglang import Plugin, SGLang
 from .workloads import Workload
 
-_MAKERS: dict[str, Callable[[Inputs, Peers], list[Contender]]] = {
-    "table": contenders.table,
-    "csr": contenders.csr,
-}
-_HOST_LOAD = Workload("256 x 4K in 128K", (4096,) * 256, 1 << 17)
+_COMPILE_LOAD = Workload("256 x 4K in 128K", (4096,) * 256, 1 << 17)
+_COMPILE_CASE = Case("table", 64)
+
+Measured = Mapping[str, Mapping[Column, float]]
 
 
 @dataclass(frozen=True)
@@ -28,36 +27,62 @@ class Plan:
     """What is asked for.
 
     Attributes:
-        loads: the workloads.
-        sizes: page sizes in tokens.
-        peers: what was found of the peers.
-        rounds: timed replays of each graph.
-        widths: table widths that the compiles are counted over.
+        points: what is built, for which workload.
+        sglang: the kernels of SGLang's that were found.
+        plugin: the same, replaced by the plugin's.
+        rounds: timed replays of each graph, and repeats of each host time.
+        widths: table widths that the compiles are counted over; 0: they are not.
         steps: steps of a server that they are counted over.
         device: where it runs.
-        warm: whether L2 keeps what the replay before left there.
+        cold: whether L2 is overwritten before each replay.
     """
 
-    loads: Sequence[Workload]
-    sizes: Sequence[int]
-    peers: Peers
+    points: Sequence[tuple[Case, Workload]]
+    sglang: SGLang
+    plugin: Plugin
     rounds: int
     widths: int
     steps: int
     device: str = "cuda"
-    warm: bool = False
+    cold: bool = True
+
+
+def _launches(plan: Plan, at: Inputs, those: dict[str, Provider]) -> Measured:
+    return {name: {"launches": timing.launches(each.call, at.steps[0])} for name, each in those.items()}
+
+
+def _device(plan: Plan, at: Inputs, those: dict[str, Provider]) -> Measured:
+    calls = {name: each.call for name, each in those.items()}
+    found = timing.device_rounds(calls, at.launches, [at.index, at.lens], plan.rounds, plan.cold)
+    return {name: {"device_us": median_us(rounds)} for name, rounds in found.items()}
+
+
+def _host(plan: Plan, at: Inputs, those: dict[str, Provider]) -> Measured:
+    found = timing.host_rounds({name: each.call for name, each in those.items()}, at.steps, plan.rounds)
+    return {
+        name: {"host_us": median_us(rounds), "host_min_us": round(min(rounds), 3)}
+        for name, rounds in found.items()
+    }
+
+
+MEASURES: dict[str, Callable[[Plan, Inputs, dict[str, Provider]], Measured]] = {
+    "launches": _launches,
+    "device_us": _device,
+    "host_us": _host,
+}
+"""What is measured of a provider, all of them against each other."""
 
 
 class Session:
     """One run.
 
     Args:
-        plan: what is asked for.
+        plan: what is asked for; steps of backends that the platform has not are left out.
         command: the command line, for the record.
 
     Attributes:
-        report: what goes to --json; grows with each step.
-        wrong: what is wrong, a sentence each; nothing of it was timed.
+        record: grows with each point.
+        points: what is measured, in order.
 
     Raises:
         MemoryError: not even one batch of a workload fits; the message is for the user.
@@ -65,100 +90,75 @@ class Session:
 
     def __init__(self, plan: Plan, command: str) -> None:
         self._plan = plan
-        self.wrong: list[str] = []
-        self._sources = make_sources([*plan.loads, _HOST_LOAD], plan.device)
+        here = {"", *(spec.name for spec in dispatch.backends(plan.device))}
+        self.points = [(case, load) for case, load in plan.points if case.backend in here]
+        compiled = [_COMPILE_LOAD] * bool(plan.widths)
+        self._sources = make_sources([*(load for _, load in self.points), *compiled], plan.device)
         self._copy_gb_s = timing.copy_gb_s()
-        self.report: dict[str, Any] = {
-            "setting": {
-                **timing.versions(),
-                "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-                "command": command,
-                "rounds": plan.rounds,
-                "l2": "warm" if plan.warm else "cold",
-                "copy_gb_s": round(self._copy_gb_s, 1),
-            },
-            "absent": plan.peers.absent,
-            "points": [],
-            "host": [],
-            "stepless": [],
-            "compiles": {},
-            "widths": [],
-            "serving": [],
-            "wrong": self.wrong,
-        }
+        self.record = Record(
+            Setting(
+                **timing.versions(), l2="cold" if plan.cold else "warm", rounds=plan.rounds,
+                copy_gb_s=round(self._copy_gb_s, 1),
+                date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), command=command,
+            ),
+            missing=plan.sglang.missing,
+        )  # fmt: skip
 
     def run(self, bar: Any) -> Iterator[str]:
-        """Measures one part after the other. Syncs.
+        """Measures one point after the other. Syncs.
 
         Args:
             bar: a tqdm bar, or what has its update().
 
         Yields:
-            The name of each part, a section's or "host", once it is in the report.
+            The name of each section, once it is in the record; "compiles" at the end.
         """
+        plan, record = self._plan, self.record
         with compiles.counted() as counts:
-            for section in SECTIONS:
-                for load, size in self._points(section):
-                    self._measure(section, load, size)
-                    bar.update()
-                yield section.name
-            at = make_inputs(_HOST_LOAD, 64, self._sources[_HOST_LOAD.capacity])
-            self._host(at)
-            self.report["compiles"] = dict(sorted(counts.items()))
-            self.report["widths"] = compiles.widths(at, self._plan.peers, counts, self._plan.widths)
-            self.report["serving"] = compiles.serving(at, self._plan.peers, counts, self._plan.steps)
-            bar.update()
-            yield "host"
+            for number, (case, load) in enumerate(self.points):
+                self._measure(case, load)
+                bar.update()
+                if case.section not in {later.section for later, _ in self.points[number + 1 :]}:
+                    yield case.section
+            record.compiles.update(sorted(counts.items()))
+            if plan.widths and not record.wrong:  # nor is what is wrong timed here
+                at = make_inputs(_COMPILE_CASE, _COMPILE_LOAD, self._sources[_COMPILE_LOAD.capacity])
+                record.widths += compiles.widths(at, plan.sglang, counts, plan.widths)
+                record.serving += compiles.serving(at, plan.sglang, counts, plan.steps)
+            yield "compiles"
 
-    @property
-    def steps(self) -> int:
-        """How often `run` updates its bar."""
-        return sum(len(list(self._points(section))) for section in SECTIONS) + 1
-
-    def _points(self, section: Section) -> Iterator[tuple[Workload, int]]:
-        for size in self._plan.sizes:
-            if section.sizes is None or size in section.sizes:
-                for load in self._plan.loads:
-                    yield load, size
-
-    def _measure(self, section: Section, load: Workload, size: int) -> None:
-        at = make_inputs(load, size, self._sources[load.capacity])
-        found = _MAKERS[section.name](at, self._plan.peers)
-        wrong = oracle.differences(at, found)
-        self.wrong += [f"{section.name}, {load.name}, page {size}: {k}: {v}" for k, v in wrong.items()]
-        if wrong:
+    def _measure(self, case: Case, load: Workload) -> None:
+        plan, at = self._plan, make_inputs(case, load, self._sources[load.capacity])
+        right: dict[str, Provider] = {}
+        for name, make in providers.makers(at, plan.sglang, plan.plugin).items():
+            try:
+                provider = make()
+                wrong = oracle.difference(at, provider)
+            except Exception as error:  # whatever another project's kernel raises: it is reported
+                said = str(error).partition("\n")[0]
+                wrong = f"{type(error).__name__}: {said}"
+            if wrong:
+                where = ", ".join(
+                    filter(None, (case.section, load.name, case.backend, f"page {case.page_size}"))
+                )
+                self.record.wrong.append(f"{where}{f', {case.mode}' * bool(case.mode)}: {name}: {wrong}")
+            else:
+                right[name] = provider
+        if OURS not in right:
             return
-        calls = {each.name: each.call for each in found}
-        # a kernel against itself: how far apart equals can be
-        if section.baseline in calls:
-            calls[AGAIN] = calls[section.baseline]
-        calls |= least(at)
-        for name in (EMPTY, CHAIN):
-            calls[name](at.rows[0])  # compiles
-        rounds = timing.replays_us(
-            calls, at.launches, [at.index, at.lens], self._plan.rounds, not self._plan.warm
-        )
-        entries = load.entries(size)
-        bytes_us = records.bytes_moved(entries, size) / self._copy_gb_s / 1e3
-        point = Point(
-            section.name, load.name, size, load.batch, load.capacity, entries, len(at.index),
-            round(bytes_us, 3), records.median_us(rounds),
+        right |= providers.again(right) | providers.references(at)
+        times: dict[str, dict[Column, int | float]] = {name: {} for name in right}
+        for what, measure in MEASURES.items():
+            those = {name: each for name, each in right.items() if what in each.measured}
+            for each in those.values():
+                each.call(at.steps[0])  # compiles what has not been called
+            for name, found in measure(plan, at, those).items():
+                times[name].update(found)
+        bytes_us = bytes_moved(at.entries, case.page_size) / self._copy_gb_s / 1e3
+        self.record.points.append(
+            Point(
+                section=case.section, workload=load.name, page_size=case.page_size, batch=load.batch,
+                capacity=load.capacity, times=times, backend=case.backend, mode=case.mode, note=case.note,
+                entries=at.entries, sets=len(at.steps), bytes_us=round(bytes_us, 3),
+            )
         )  # fmt: skip
-        self.report["points"].append(asdict(point))
-
-    def _host(self, at: Inputs) -> None:
-        calls, wrong = host.work(at, self._plan.peers)
-        self.wrong += [f"host, {what}" for what in wrong]
-        self.report["stepless"] = host.left_out(at.source.device)
-        if not wrong:
-            self.report["host"] = host.rows(calls, self._plan.rounds)
-
-
-def least(at: Inputs) -> dict[str, Callable[[Tensor], object]]:
-    """The kernels of `floor`, on a point's inputs."""
-    out = at.ints(16)
-
-    def chain(rows: Tensor) -> None:
-        floor.chain[1,](at.source, at.source.stride(0), rows, at.lens, out, num_warps=1)
-
-    return {EMPTY: lambda rows: floor.empty[1,](out), CHAIN: chain}

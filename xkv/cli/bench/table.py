@@ -1,100 +1,135 @@
-"""A report as text."""
+"""A record as text."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .records import NOTES, OURS, SECTIONS, Point, Section, of_section, summary
+from .cases import ADD, AGAIN, SECTIONS, SGLANG, Section, SectionName
+from .records import Point, Record, ratio
+
+_HEADERS = {
+    "page_size": "page", "launches": "launches", "device_us": "device us", "host_us": "host us",
+    "over_sglang": f"over\n{SGLANG}", "over_best": "over\nbest", "roofline_us": "roofline",
+    "over_roofline": "times\nroofline", "reason": "",
+}  # fmt: skip
 
 
-def text(report: dict[str, Any]) -> Iterator[str]:
-    """Yields all that a report says, for the reader.
-
-    Args:
-        report: what `python -m xkv bench` writes to --json.
-
-    Yields:
-        Blocks of lines.
-    """
-    yield setting(report)
+def text(record: Record) -> Iterator[str]:
+    """Yields all that a record says, for the reader, in blocks of lines."""
+    yield setting(record)
     for section in SECTIONS:
-        yield from section_text(report, section)
-    yield from host_text(report)
-    yield from compiles_text(report)
+        yield from section_text(record, section)
+    yield from compiles_text(record)
 
 
-def setting(report: dict[str, Any]) -> str:
-    """Where and with what it was measured, and who is left out."""
-    at = report["setting"]
+def setting(record: Record) -> str:
+    """Where and with what it was measured, and what was not there."""
+    at = record.setting
+    copy = "" if at.copy_gb_s is None else f"a copy moves {at.copy_gb_s:.0f} GB/s; "
+    rounds = "medians" if at.rounds is None else f"medians over {at.rounds} rounds"
     lines = [
-        f"{at['gpu']} (driver {at['driver']}), torch {at['torch']}, triton {at['triton']},"
-        f" xkv {at['xkv']}, {at['date']}",
-        f"a copy moves {at['copy_gb_s']:.0f} GB/s; medians over {at['rounds']} rounds, L2 {at['l2']}",
+        f"{at.gpu} (driver {at.driver}), torch {at.torch}, triton {at.triton}, xkv {at.xkv}"
+        + (f", {at.date}" if at.date else ""),
+        f"{copy}{rounds}, L2 {at.l2}",
     ]
-    lines += [f"left out: {name}, there is no {file}" for name, file in report["absent"].items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"left out: what needs {file}" for file in record.missing])
 
 
-def section_text(report: dict[str, Any], section: Section) -> Iterator[str]:
+def section_text(record: Record, name: SectionName) -> Iterator[str]:
     """A section's table and what it comes to; nothing where it has no points."""
-    points = of_section(report, section)
+    section, points = SECTIONS[name], record.of_section(name)
     if not points:
         return
-    peers = [name for name in section.peers if any(name in point.us for point in points)]
+    columns = [
+        (column, provider)
+        for column in section.columns
+        for provider in section.providers
+        if any(column in point.times.get(provider, {}) for point in points)
+    ]
+    derived = [each for each in section.derived if any(getattr(point, each) is not None for point in points)]
+    shown = {provider for _, provider in columns}
     yield "\n".join(
-        [f"\n{section.title}: us on the GPU", *(f"{name}: {NOTES[name]}" for name in peers)]
+        [f"\n{section.title}"]
+        + [f"{provider}: {what}" for provider, what in section.providers.items() if provider in shown]
         + [section.note] * bool(section.note)
     )
-    headers = [
-        "workload", "page", *peers, OURS,
-        f"over\n{section.baseline}", "over\nbest", "floor", "times\nfloor", "",
-    ]  # fmt: skip
-    yield _tabulate([_cells(point, section, peers) for point in points], headers, ".2f")
-    yield "\n".join(summary(section, points))
+    headers = [_HEADERS.get(label, label) for label in section.labels]
+    headers += [f"{_HEADERS[column]}\n{provider}" for column, provider in columns]
+    headers += [_HEADERS[each] for each in derived]
+    lines = [
+        [getattr(point, label) for label in section.labels]
+        + [point.times.get(provider, {}).get(column) for column, provider in columns]  # type: ignore[call-overload]
+        + [getattr(point, each) for each in derived]
+        for point in points
+    ]
+    yield _tabulate(lines, headers, ".2f")
+    notes = {
+        f"{point.backend}, page {point.page_size}, {point.mode}: {point.note}": point for point in points
+    }
+    yield from summary(points, section)
+    yield from (note for note, point in notes.items() if point.note)
 
 
-def _cells(point: Point, section: Section, peers: list[str]) -> list[Any]:
-    return [
-        point.workload, point.page_size, *(point.us.get(name) for name in peers), point.us[OURS],
-        point.over(section), point.over_best(section), point.floor_us, point.over_floor, point.reason,
-    ]  # fmt: skip
-
-
-def host_text(report: dict[str, Any]) -> Iterator[str]:
-    """What the host pays for a call."""
-    rows = report["host"]
-    if rows:
-        yield "\nhost: us to issue one call, without a sync"
-        headers = ["call", "median", "min", "over seed's\nkernel[grid]"]
-        lines = [[row["name"], row["median"], row["min"], row["over_seed"]] for row in rows]
-        yield _tabulate(lines, headers, ".2f")
-        yield from (f"left out: {name}, no backend of this platform" for name in report["stepless"])
-
-
-def compiles_text(report: dict[str, Any]) -> Iterator[str]:
+def compiles_text(record: Record) -> Iterator[str]:
     """What was compiled on the way, and what other table widths cost."""
-    if report["compiles"]:
+    if record.compiles:
         yield "\ncompiles: kernels made in this run, by source file and name"
-        yield _tabulate(report["compiles"].items(), ["kernel", "compiles"], ".0f")
-    if report["widths"]:
+        yield _tabulate(record.compiles.items(), ["kernel", "compiles"], ".0f")
+    if record.widths:
         yield "\nthe same call for tables of other widths: ms of each width's first call"
-        yield _tabulate(
-            [[r["name"], r["widths"], r["compiles"], r["median_ms"], r["max_ms"]] for r in report["widths"]],
-            ["", "widths", "compiles", "median ms", "max ms"],
-            ".2f",
-        )
-    if report["serving"]:
-        yield "\na server's steps, each of other batch, widths, dtypes, page size; ours warmed up before"
-        yield _tabulate(
-            [[r["name"], r["steps"], r["compiles"], r["loads"]] for r in report["serving"]],
-            ["", "steps", "compiles", "loads"],
-            ".0f",
-        )
+        yield _tabulate(map(_values, record.widths), ["", "widths", "compiles", "median ms", "max ms"], ".2f")
+    if record.serving:
+        yield "\na server's steps, each of other batch, widths, dtypes, page size; xkv warmed up before"
+        yield _tabulate(map(_values, record.serving), ["", "steps", "compiles", "loads"], ".0f")
+
+
+def _values(row: Any) -> list[Any]:
+    return list(vars(row).values())
 
 
 def _tabulate(lines: Any, headers: list[str], form: str) -> str:
     tabulate = importlib.import_module("tabulate").tabulate
     made: str = tabulate(lines, headers, "simple", floatfmt=form, missingval="-")
     return made
+
+
+_RATIOS: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "over_sglang": (f"over {SGLANG}", min, "least {:.2f}x"),
+    "over_best": ("over the best of the others", min, "least {:.2f}x"),
+    "over_roofline": ("times the roofline", max, "most {:.2f}x"),
+}
+
+
+def summary(points: list[Point], section: Section) -> list[str]:
+    """What a section comes to, in lines; none where nothing was timed."""
+    lines = []
+    for name in filter(_RATIOS.__contains__, section.derived):
+        label, extreme, said = _RATIOS[name]
+        found = [(value, point.name) for point in points if (value := getattr(point, name)) is not None]
+        if found:
+            value, where = extreme(found)
+            mean = statistics.geometric_mean(each for each, _ in found)
+            lines.append(f"{label}: geometric mean {mean:.2f}x, {said.format(value)} ({where})")
+    twice = [value for point in points if (value := ratio(point.us(AGAIN), point.us(SGLANG))) is not None]
+    if twice:
+        mean, least, most = statistics.geometric_mean(twice), min(twice), max(twice)
+        lines.append(f"{SGLANG} again over itself: geometric mean {mean:.3f}, {least:.3f} to {most:.3f}")
+    return lines + _host(points, section)
+
+
+def _host(points: list[Point], section: Section) -> list[str]:
+    """What the host pays for a call, as far as the table has no column for it."""
+    names = dict.fromkeys(name for point in points for name in point.times)
+    us = {
+        name: [p.times[name]["host_us"] for p in points if "host_us" in p.times.get(name, {})]
+        for name in names
+    }
+    shown = [
+        f"{name} {statistics.median(found):.1f}"
+        for name, found in us.items()
+        if found and (name == ADD or "host_us" not in section.columns)
+    ]
+    return [f"us of the host a call, without a sync, the median: {', '.join(shown)}"] if shown else []

@@ -1,0 +1,171 @@
+"""Launches, device time and host time of something done again and again on a GPU.
+
+The kernels at hand take 2 to 40 us, so that events around one launch would measure the host: device
+times come from a CUDA graph of many, each on other data.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ... import __version__
+
+T = TypeVar("T")
+Calls = Mapping[str, Callable[[T], object]]
+
+# of up to 10 launches: more would fill the queue, and the host would wait for the GPU
+_CALLS = 100
+_FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
+_MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
+_COPY = 1 << 30  # bytes
+_COPIES, _WARM_COPIES = 40, 5
+
+
+def launches(call: Callable[[T], object], one: T) -> int:
+    """Counts the kernels, copies and fills of one call. Syncs."""
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        call(one)
+        torch.cuda.synchronize()
+    # a GPU of either vendor is "CUDA" here
+    return sum(event.device_type.name == "CUDA" for event in profile.events())
+
+
+def capture(call: Callable[[T], object], inputs: Sequence[T]) -> Any:
+    """Captures a CUDA graph of one call for each input; what they compile must be compiled. Syncs."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for one in inputs:
+            call(one)
+    return graph
+
+
+def device_rounds(
+    calls: Calls[T], inputs: Sequence[T], warm: Sequence[Tensor], rounds: int, cold: bool = True
+) -> dict[str, list[float]]:
+    """Times calls on the GPU against each other, in graphs of one launch for each input.
+
+    In every round each graph is replayed once, in turn. The GPU is kept busy until a replay is queued: else
+    the host's time to queue it would be measured.
+
+    Args:
+        calls: by name, what issues one on the current stream; compiled, does not sync.
+        inputs: about 24, of the same shapes on other data.
+        warm: small integer tensors that an engine has just written, and few: the host queues a read of
+            each while L2 is being overwritten.
+        rounds: timed replays of each graph.
+        cold: whether L2 is overwritten before each replay, and then ``warm`` read; else the same graph is
+            replayed before, so that L2 keeps what it leaves there.
+
+    Returns:
+        By name, microseconds of one call in each round. Syncs.
+    """
+    graphs = {name: capture(call, inputs) for name, call in calls.items()}
+    marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
+    flush = torch.empty(_FLUSH if cold else 0, dtype=torch.uint8, device=warm[0].device)
+    for graph in graphs.values():
+        graph.replay()  # the first replay also uploads it
+    copies = [torch.empty_like(x) for x in warm]
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            fills = 1 if cold else 4
+            while True:
+                for _ in range(fills):
+                    if cold:
+                        flush.zero_()
+                    else:
+                        graph.replay()
+                for x, copy in zip(warm if cold else (), copies, strict=False):
+                    torch.add(x, 0, out=copy)
+                begin, end = _event(), _event()
+                begin.record()
+                graph.replay()
+                end.record()
+                # a host that was held up is given longer, up to where it is clearly not the fills
+                if not begin.query() or fills >= _MOST_FILLS:
+                    break
+                fills *= 4
+            marks[name].append((begin, end))
+    torch.cuda.synchronize()
+    return {
+        name: [begin.elapsed_time(end) * 1e3 / len(inputs) for begin, end in pairs]
+        for name, pairs in marks.items()
+    }
+
+
+def host_rounds(calls: Calls[T], inputs: Sequence[T], rounds: int) -> dict[str, list[float]]:
+    """Times the issue of calls, in turn, without a sync between those of one round.
+
+    Args:
+        calls: by name, what issues one on the current stream; compiled, does not sync.
+        inputs: what they are called with in turn.
+        rounds: repeats of each.
+
+    Returns:
+        By name, host microseconds of one call in each round. Syncs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    arguments = [inputs[i % len(inputs)] for i in range(_CALLS)]
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, call in calls.items():
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for one in arguments:
+                    call(one)
+                times[name].append((time.perf_counter() - start) * 1e6 / _CALLS)
+    finally:
+        gc.enable()
+        torch.cuda.synchronize()
+    return times
+
+
+def copy_gb_s() -> float:
+    """Measures a large copy from the GPU to itself, in GB/s, bytes read and written together. Syncs."""
+    source = torch.ones(_COPY, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    marks = [_event() for _ in range(_WARM_COPIES + _COPIES + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        target.copy_(source)
+        mark.record()
+    torch.cuda.synchronize()
+    ms: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+    return 2 * _COPY / statistics.median(ms[_WARM_COPIES:]) / 1e6
+
+
+def _event() -> Any:
+    event: Any = torch.cuda.Event
+    return event(enable_timing=True)
+
+
+def versions() -> dict[str, str]:
+    """What a record of timings names: the GPU, its driver, and the versions of what ran."""
+    import triton
+
+    toolkit = torch.version.cuda or torch.version.hip or "none"
+    return {
+        "gpu": torch.cuda.get_device_name(), "driver": _driver(), "toolkit": toolkit,
+        "xkv": __version__, "torch": torch.__version__, "triton": triton.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return (said.splitlines() or ["unknown"])[0]
