@@ -79,7 +79,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 
 @pytest.mark.parametrize("num_page", [1 << n for n in range(13)])
 def test_any_tile_size(num_page: int, device: str) -> None:
-    """NUM_PAGE_PER_BLOCK is free of the page size: the seed's was 4096 // page_size."""
+    """NUM_PAGE_PER_BLOCK is free of the page size: SGLang's was 4096 // page_size."""
     row = tuning.Tuning("strided_far", None, num_page, 4, 2, 1, 2, num_page, 1, 16, False, "test")
     lens = 5 if num_page < 8 else 150
     case = CASES["skewed"]

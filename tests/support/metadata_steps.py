@@ -49,7 +49,7 @@ def check(builder, meta, rows, begins: list[int], ends: list[int], window_map=No
     build = Build(
         builder.req_to_token.cpu(), rows.cpu(), torch.tensor(ends), TABLE if table else CSR, page_size,
         builder.source_page_size, page_size, (view,), min_last_page_len=spec.min_last_page_len,
-        missing_id=spec.fill_id, pad_value=0 if spec.tail_tokens else None,
+        missing_id=spec.pad_id, pad_value=0 if spec.pad_to_tokens else None,
         pad_to_multiple_of=spec.pad_to_multiple_of(page_size),
     )  # fmt: skip
     oracle.run(build)

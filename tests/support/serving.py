@@ -86,7 +86,7 @@ class Reader:
 def readers(engine: Engine) -> list[Reader]:
     """A backend of page tables, one of CSR, and one of tokens with a sliding window."""
     specs = dispatch.specs_of(xkv.platform(engine.device).vendor)
-    table = next(name for name, spec in specs.items() if spec.form == "table" and spec.tail_tokens)
+    table = next(name for name, spec in specs.items() if spec.form == "table" and spec.pad_to_tokens)
     csr = next(name for name, spec in specs.items() if spec.form == "csr")
     found = []
     for name, options in ((table, {}), (csr, {}), ("triton", {"sliding_window": WINDOW})):

@@ -6,19 +6,19 @@ _LENGTHS = ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q")
 
 SPECS = (
     BackendSpec(
-        "flashmla", "table", (64,), 64, _LENGTHS, tail_tokens=64,
+        "flashmla", "table", (64,), 64, _LENGTHS, pad_to_tokens=64,
         why="Hopper. Any row stride; entry 0 of every row is read even if the row is empty, and a negative"
         " one faults in the FP8 path (vLLM #35969)",
     ),
     BackendSpec(
         "cutlass_mla", "table", POWERS_OF_TWO[:8], 128, _LENGTHS,
-        width_tokens=128, packed=True, tail_tokens=128,
+        width_tokens=128, packed=True, pad_to_tokens=128,
         why="sm100. The width must be a multiple of 128 / page_size pages, rows must be packed, and a table"
         " wider than needed changes the KV split; entries within the 128-token tile may be read",
     ),
     BackendSpec(
         "trtllm_mla", "table", (32, 64), 64, _LENGTHS,
-        width_tokens=128, packed=True, tail_tokens=128,
+        width_tokens=128, packed=True, pad_to_tokens=128,
         why="sm100, trtllm-gen and CuTe DSL. As cutlass_mla; CuTe DSL reads up to the 128-token tile",
     ),
     BackendSpec(

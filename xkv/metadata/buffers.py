@@ -147,7 +147,7 @@ class Buffers:
             shape = (config.max_tokens // config.page_size + 2 * max_batch_size * (config.page_size > 1),)
         for view in views:
             # valid ids, and lengths of 0 until the first build
-            view.out = torch.full(shape, spec.fill_id, dtype=getattr(torch, spec.id_dtype), device=device)
+            view.out = torch.full(shape, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
             for name in (*spec.outputs, "kv_start_offset"):
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))

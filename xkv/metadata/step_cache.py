@@ -87,8 +87,8 @@ class StepCache:
             max_seq_len=config.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
             starts_are_aligned=not spec.skips_tokens,
             query_sign=inputs[4], min_seq_len=spec.min_seq_len,
-            min_last_page_len=spec.min_last_page_len, missing_id=spec.fill_id,
-            pad_value=spec.fill_id if spec.tail_tokens else None,
+            min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
+            pad_value=spec.pad_id if spec.pad_to_tokens else None,
             pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), status=self._status.word,
         )  # fmt: skip
         return Step(build, inputs, self._status if self._always_check else None)

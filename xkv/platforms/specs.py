@@ -21,9 +21,9 @@ class BackendSpec:
         id_dtype: "int32" or "int64". Lengths and prefix sums are int32 for every backend.
         width_tokens: a row's width is rounded up to a multiple of this many tokens. 1: no rule.
         packed: the row stride must equal the width.
-        tail_tokens: rows are padded with ``fill_id`` to a multiple of this many tokens, and an empty row to
+        pad_to_tokens: rows are padded with ``pad_id`` to a multiple of this many tokens, and an empty row to
             the first. 0: no padding; the backend tolerates stale entries.
-        fill_id: a valid id, for padding and for tokens without an id.
+        pad_id: a valid id, for padding and for tokens without an id.
         min_seq_len: lengths written are at least this, for backends that do not support empty rows.
         min_last_page_len: last page lengths written are at least this.
         skips_tokens: whether the backend can skip the first ``Metadata.kv_start_offset`` tokens of a row's
@@ -50,8 +50,8 @@ class BackendSpec:
     id_dtype: Literal["int32", "int64"] = "int32"
     width_tokens: int = 1
     packed: bool = False
-    tail_tokens: int = 0
-    fill_id: int = 0
+    pad_to_tokens: int = 0
+    pad_id: int = 0
     min_seq_len: int = 0
     min_last_page_len: int = 0
     skips_tokens: bool = False
@@ -59,7 +59,7 @@ class BackendSpec:
 
     def pad_to_multiple_of(self, page_size: int) -> int | None:
         """Returns the pages that rows are padded to a multiple of; None: no padding."""
-        return max(self.tail_tokens // page_size, 1) if self.tail_tokens else None
+        return max(self.pad_to_tokens // page_size, 1) if self.pad_to_tokens else None
 
     def width(self, max_context_len: int, page_size: int) -> int:
         """Returns the pages per row, rounded up as ``width_tokens`` requires."""

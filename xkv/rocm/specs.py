@@ -12,7 +12,7 @@ SPECS = (
     ),
     BackendSpec(
         "aiter_unified", "table", POWERS_OF_TWO[:8], 16,
-        ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q"), width_tokens=64, tail_tokens=64,
+        ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q"), width_tokens=64, pad_to_tokens=64,
         why="Aiter unified attention and gluon PA read rows unmasked to the 64-token tile (vLLM #53658):"
         " row storage is padded to it and holds 0 there",
     ),

@@ -88,8 +88,8 @@ class BuilderCase(Case):
             query_lens=queries, query_sign=family.query_sign,
             query_len=sizes.query_len if queries is None else 0, min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, window_is_prefix_only=spec.window_is_prefix_only,
-            starts_are_aligned=not spec.skips_tokens, missing_id=spec.fill_id,
-            pad_value=spec.fill_id if spec.tail_tokens else None,
+            starts_are_aligned=not spec.skips_tokens, missing_id=spec.pad_id,
+            pad_value=spec.pad_id if spec.pad_to_tokens else None,
             pad_to_multiple_of=spec.pad_to_multiple_of(family.page_size), status=t["status"],
         )  # fmt: skip
 

@@ -122,7 +122,7 @@ def families(vendor: str) -> list[Family]:
     turns = cycle((I32, I64))
     for spec in dispatch.specs_of(vendor).values():
         for mode, options, sign in _MODES:
-            always = ["status", "pad_value"] if spec.tail_tokens else ["status"]
+            always = ["status", "pad_value"] if spec.pad_to_tokens else ["status"]
             found.append(
                 Family(
                     spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,

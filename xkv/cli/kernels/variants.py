@@ -46,7 +46,7 @@ def of_spec(spec: BackendSpec, batch: int) -> Build:
     _give(build, spec.outputs)
     build.status = meta(1, dtype=I64)
     build.pad_to_multiple_of = spec.pad_to_multiple_of(spec.page_size)
-    build.pad_value = spec.fill_id if spec.tail_tokens else None
+    build.pad_value = spec.pad_id if spec.pad_to_tokens else None
     return build
 
 

@@ -1,4 +1,4 @@
-"""What the seed's kernel means, entry for entry: SGLang's create_flashmla_kv_indices_triton.
+"""What SGLang's kernel of PR #27320 means, entry for entry: create_flashmla_kv_indices_triton.
 
 Its serial version, before PR #27320: one program a request copies ``cdiv(len, PAGED_SIZE)`` entries,
 ``req_to_token[row, start + i * PAGED_SIZE] // PAGED_SIZE``, and touches nothing else.
@@ -34,7 +34,7 @@ def test_equals_the_serial_kernel(data: st.DataObject, page_size: int) -> None:
     each = lambda element: data.draw(st.lists(element, min_size=batch, max_size=batch))  # noqa: E731
     rows = each(st.integers(0, 5))
     pages = each(st.integers(0, WIDTH // page_size // 2))
-    starts = [n * page_size for n in pages]  # the seed's callers start at pages
+    starts = [n * page_size for n in pages]  # SGLang's callers start at pages
     lens = [data.draw(st.integers(0, WIDTH - start)) for start in starts]
     source = building.paged_source(
         data.draw(st.randoms(use_true_random=False)), 6, WIDTH, page_size, 1, torch.int32, device
