@@ -116,7 +116,7 @@ def test_random(seed: int, device: str) -> None:
         rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([1, 1, 2, 4]),
         rng.choice([4, 16]), False, "test",
     )  # fmt: skip
-    launched = partial(launch.launch, row=row, where=xkv.platform(device))
+    launched = partial(launch.launch, tuning=row, target=xkv.platform(device))
     building.any_launch(seed, seed % 2 == 1, launched, device).check()
 
 
@@ -124,7 +124,7 @@ def test_random(seed: int, device: str) -> None:
 @pytest.mark.parametrize("seed", range(1, 40, 2))
 def test_hostile_data_as_on_amd(seed: int, device: str) -> None:
     """Reports are reduced before they are written there."""
-    launched = partial(launch.launch, row=ROWS[seed % 4 == 1], where=Platform("hip", "gfx942", 64, 4))
+    launched = partial(launch.launch, tuning=ROWS[seed % 4 == 1], target=Platform("hip", "gfx942", 64, 4))
     building.any_launch(seed, True, launched, device).check()
 
 
