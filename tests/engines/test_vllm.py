@@ -192,8 +192,9 @@ def test_the_side_by_side(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPat
     """Its calls reach both kernels and are compared; what it times is for a GPU."""
     monkeypatch.setattr(vllm_steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(vllm_steps, "INPUTS", 2)
-    figures = SimpleNamespace(launches=1, device_us=0.0, host_us=0.0)
-    monkeypatch.setattr(vllm_steps.timing, "measure", lambda call, inputs: figures)
+    monkeypatch.setattr(vllm_steps.timing, "launches", lambda *_: 1)
+    for name in ("device_rounds", "host_rounds"):
+        monkeypatch.setattr(vllm_steps.timing, name, lambda *_, **__: {"": [0.0]})
     steps = [
         *vllm_steps.slots(engine, "s", [40, 7], [3, 1], 1), *vllm_steps.slots(engine, "s", [9], [1], 2),
         *vllm_steps.gather(engine, "g", [40, 7], 2), *vllm_steps.pages(engine, "p", [40, 7]),
