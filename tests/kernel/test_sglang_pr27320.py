@@ -22,8 +22,8 @@ def serial(
     out: torch.Tensor, page_size: int,
 ) -> None:  # fmt: skip
     for pid, (row, length, start) in enumerate(zip(rows, lens, starts, strict=True)):
-        for i in range(-(-length // page_size)):
-            out[pid, i] = req_to_token[row][start + i * page_size] // page_size
+        ids = req_to_token[row][start : start + length : page_size]
+        out[pid, : len(ids)] = torch.tensor([x // page_size for x in ids], dtype=out.dtype)
 
 
 @settings(max_examples=60)
