@@ -291,15 +291,15 @@ MUTATIONS = [
     ),
     Mutation(
         "start of page indices", VLLM,
-        "count = tl.where(given < 0, 0, tl.minimum(end - begin, width))",
+        "count = tl.where(row_start < 0, 0, tl.minimum(end - begin, width))",
         "count = tl.minimum(end - begin, width)",
         "a row that begins before the page indices is written from their first on", "copy_page_indices",
         "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
         "width of page indices", VLLM,
-        "count = tl.where(given < 0, 0, tl.minimum(end - begin, width))",
-        "count = tl.where(given < 0, 0, end - begin)",
+        "count = tl.where(row_start < 0, 0, tl.minimum(end - begin, width))",
+        "count = tl.where(row_start < 0, 0, end - begin)",
         "a row of page indices takes the next request's blocks", "copy_page_indices",
         "tests/engines/test_vllm_hostile.py",
     ),

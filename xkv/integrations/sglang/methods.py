@@ -17,12 +17,12 @@ from .page_tables import tables
 
 def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """TRTLLM MLA, eager: a new page table, -1 past the live pages."""
-    given = named(original, args, kwargs)
-    self, batch, width = given["self"], given["batch_size"], given["max_blocks"]
+    bound = by_name(original, args, kwargs)
+    self, batch, width = bound["self"], bound["batch_size"], bound["max_blocks"]
     if _plain(original, self):
         source = self.req_to_token
-        out = torch.empty((batch, width), dtype=torch.int32, device=given["device"])
-        call = (source, given["req_pool_indices"], given["seq_lens"], None, None, None, out, None)
+        out = torch.empty((batch, width), dtype=torch.int32, device=bound["device"])
+        call = (source, bound["req_pool_indices"], bound["seq_lens"], None, None, None, out, None)
         if tables(call, batch, source.stride(0), width, self.page_size, 0, 0, -1):
             return out
     return original(*args, **kwargs)
@@ -30,8 +30,8 @@ def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: 
 
 def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """TRTLLM MLA in a graph, decode and verify: the page table and the int32 lengths."""
-    given = named(original, args, kwargs)
-    self, batch, mode = given["self"], given["bs"], given["forward_mode"]
+    bound = by_name(original, args, kwargs)
+    self, batch, mode = bound["self"], bound["bs"], bound["forward_mode"]
     meta = self.decode_cuda_graph_metadata[batch]
     verify = mode.is_target_verify()
     # before 0.5.17, whose metadata has the global lengths, decode writes no lengths
@@ -40,7 +40,7 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
         return original(*args, **kwargs)
     source, out = self.req_to_token, meta.block_kv_indices
     call = (
-        source, given["req_pool_indices"], given["seq_lens"], None, None, meta.seq_lens_k, None, None, out,
+        source, bound["req_pool_indices"], bound["seq_lens"], None, None, meta.seq_lens_k, None, None, out,
         None,
     )  # fmt: skip
     more = self.num_draft_tokens if verify else 0
@@ -61,7 +61,7 @@ def page_per_block(original: Callable[..., int]) -> Callable[..., int]:
     return pages
 
 
-def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; versions differ in their order."""
     names = method.__code__.co_varnames
     return dict(zip(names, args, strict=False)) | kwargs  # the names of its locals follow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...launch.triton_launcher import launch_hooks_active
 from .kv_indices import indices_and_sums
-from .methods import named
+from .methods import by_name
 from .recorded_launches import RecordedLaunches, launch_recorded
 
 _EXTENDS = ("EXTEND", "MIXED")  # of SGLang's ForwardMode: prefill, with decodes among it or not
@@ -29,24 +29,29 @@ _NAMES = (
 
 def fill_kv_indptr_and_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Prefix sums of the lengths, and the slots of each row: decode, verify, extend, in graphs and not."""
-    given = named(original, args, kwargs)
-    self, batch, lens, out = given["self"], given["bs"], given["seq_lens"], given["kv_indices"]
-    indptr = given.get("kv_indptr")
+    bound = by_name(original, args, kwargs)
+    self, batch, lens, out = (
+        bound["self"],
+        bound["bs"],
+        bound["seq_lens"],
+        bound["kv_indices"],
+    )
+    indptr = bound.get("kv_indptr")
     indptr = self.kv_indptr[: batch + 1] if indptr is None else indptr
     if _translates(self) or lens.shape[0] != batch or indptr.shape[0] != batch + 1:
         return original(*args, **kwargs)
     if batch and out.numel() == 0:  # nothing cached, as in a first prefill: all lengths are 0
         indptr.zero_()
         return indptr
-    if _sums(self, batch, lens, given["req_pool_indices"], indptr, out):
+    if _sums(self, batch, lens, bound["req_pool_indices"], indptr, out):
         return indptr
     return original(*args, **kwargs)
 
 
 def init_forward_metadata(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A whole eager step that extends, without a sliding window: one launch for two cumsums and a kernel."""
-    given = named(original, args, kwargs)
-    self, forward = given["self"], given["forward_batch"]
+    bound = by_name(original, args, kwargs)
+    self, forward = bound["self"], bound["forward_batch"]
     batch, prefixes, queries = forward.batch_size, forward.extend_prefix_lens_cpu, forward.extend_seq_lens_cpu
     if (
         forward.forward_mode.name not in _EXTENDS or batch < 1 or prefixes is None or queries is None
@@ -89,9 +94,14 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     The graph runner has one buffer of rows and one of lengths, so that a step of a batch size that was there
     before is the same two calls: they are kept, and launched as they are.
     """
-    given = named(original, args, kwargs)
-    self, batch, rows, lens = given["self"], given["bs"], given["req_pool_indices"], given["seq_lens"]
-    if not given["forward_mode"].is_decode_or_idle() or given["spec_info"] is not None or batch < 1:
+    bound = by_name(original, args, kwargs)
+    self, batch, rows, lens = (
+        bound["self"],
+        bound["bs"],
+        bound["req_pool_indices"],
+        bound["seq_lens"],
+    )
+    if not bound["forward_mode"].is_decode_or_idle() or bound["spec_info"] is not None or batch < 1:
         return original(*args, **kwargs)
     buffers = self.req_to_token, self.kv_indptr, self.cuda_graph_kv_indices, self.cuda_graph_num_kv_splits
     key = batch, rows.data_ptr(), lens.data_ptr(), rows.dtype, lens.dtype, rows.shape, lens.shape

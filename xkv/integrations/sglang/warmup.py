@@ -61,7 +61,7 @@ def warm(runner: Any) -> int:
     """Compiles and loads what the backends of a model runner can need; returns how many kernels that were."""
     begin, count, done = time.perf_counter(), 0, []
     for backend in _backends(vars(runner), _DEPTH):
-        for name in (kind.__name__ for kind in type(backend).__mro__ if kind.__module__.startswith(_WITHIN)):
+        for name in (cls.__name__ for cls in type(backend).__mro__ if cls.__module__.startswith(_WITHIN)):
             if name in _NEEDS:
                 try:
                     count += _NEEDS[name](_with_table(backend))

@@ -79,10 +79,10 @@ def copy_page_indices(
     src = table_ptr + b.to(tl.int64) * stride
     column = start + tl.arange(0, BLOCK)
     ids = tl.load(src + column, mask=(part == 0) & (column < width), other=0)
-    given = tl.load(sums_ptr + b).to(tl.int64)
-    begin = _inside(given, capacity)
+    row_start = tl.load(sums_ptr + b).to(tl.int64)
+    begin = _inside(row_start, capacity)
     end = _inside(tl.load(sums_ptr + b + 1).to(tl.int64), capacity)
-    count = tl.where(given < 0, 0, tl.minimum(end - begin, width))
+    count = tl.where(row_start < 0, 0, tl.minimum(end - begin, width))
     tl.store(out_ptr + begin + column, ids, mask=(part == 0) & (column < count))
     if part == 0:
         start += parts * BLOCK
@@ -122,7 +122,7 @@ def slot_mappings(
 
 @triton.jit
 def _inside(start, capacity):
-    """A start that was given, cut to the buffer: nobody vouches for it, and a sum with it may not wrap."""
+    """A start as the engine gives it, clipped to the buffer, so that a sum with it cannot wrap."""
     return tl.minimum(tl.maximum(start, 0), capacity)
 
 

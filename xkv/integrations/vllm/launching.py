@@ -42,12 +42,12 @@ class Launcher:
             numbers: those that follow.
             constexprs: its last ones.
         """
-        kind = (device, constexprs, *[None if x is None else x.dtype for x in tensors])
-        call = None if launch_hooks_active() else self._calls.get(kind)
+        signature = (device, constexprs, *[None if x is None else x.dtype for x in tensors])
+        call = None if launch_hooks_active() else self._calls.get(signature)
         if call is None:
             with LOADING:
                 self._front_door(device, grid, (*tensors, *numbers, *constexprs))
-                self._record(kind, device, (*tensors, *numbers, *constexprs))
+                self._record(signature, device, (*tensors, *numbers, *constexprs))
             return
         if torch._C._cuda_getDevice() != device:
             with torch.cuda.device(device):
@@ -89,7 +89,7 @@ class Launcher:
         with torch.cuda.device(device):
             self._jit()[grid](*args, **self._options)
 
-    def _record(self, kind: Any, device: int, args: tuple[Any, ...]) -> None:
+    def _record(self, signature: Any, device: int, args: tuple[Any, ...]) -> None:
         """Keeps how what was launched just now is launched cheaply, where that is known."""
         if device < 0:
             return
@@ -97,7 +97,7 @@ class Launcher:
             kernel = self._jit().warmup(*args, grid=(1,), **self._options)  # compiled already
         call = record(kernel, len(args))
         if call is not None:
-            self._calls[kind] = call
+            self._calls[signature] = call
 
 
 def served(x: Tensor) -> int | None:

@@ -80,14 +80,14 @@ def constexprs(window: bool, cp_size: int, pad: int) -> tuple[Any, ...]:
 
 
 @functools.cache
-def pad_of(kind: Any) -> int | None:
+def pad_of(tables_class: Any) -> int | None:
     """What that ``BlockTables`` pads slots with; None: it is not one that is known."""
     for name, codes in _METHODS.items():
-        method = getattr(kind, name, None)
+        method = getattr(tables_class, name, None)
         # its own code: a wrapper would be taken for what it wraps
         if not inspect.isfunction(method) or code(inspect.getsource(method.__code__)) not in codes:
             return None
-    scope = vars(kind)["compute_slot_mappings"].__globals__
+    scope = vars(tables_class)["compute_slot_mappings"].__globals__
     if not all(replacing.replaced(scope[name]) for name in _KERNELS):
         return None
     pad: int = scope["PAD_SLOT_ID"]

@@ -69,10 +69,10 @@ def slot_mapping(runner: Any) -> None:
         if device is None:
             return
         at, positions = (getattr(x, "gpu", x).dtype for x in (runner.query_start_loc, runner.positions))
-        given = (table.slot_mapping.gpu.dtype, None, at, positions, table.block_table.gpu.dtype)
+        dtypes = (table.slot_mapping.gpu.dtype, None, at, positions, table.block_table.gpu.dtype)
         for ranks in {1, table.dcp_world_size}:
             shape = tables.slots_constexprs(False, ranks, _PAD)
-            tables.slots.prepare(device, (*given, None, None, None, None), 8, shape)
+            tables.slots.prepare(device, (*dtypes, None, None, None, None), 8, shape)
 
 
 def page_indices(runner: Any) -> None:
