@@ -30,12 +30,7 @@ _NAMES = (
 def fill_kv_indptr_and_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Prefix sums of the lengths, and the slots of each row: decode, verify, extend, in graphs and not."""
     bound = by_name(original, args, kwargs)
-    self, batch, lens, out = (
-        bound["self"],
-        bound["bs"],
-        bound["seq_lens"],
-        bound["kv_indices"],
-    )
+    self, batch, lens, out = bound["self"], bound["bs"], bound["seq_lens"], bound["kv_indices"]
     indptr = bound.get("kv_indptr")
     indptr = self.kv_indptr[: batch + 1] if indptr is None else indptr
     if _translates(self) or lens.shape[0] != batch or indptr.shape[0] != batch + 1:
@@ -95,12 +90,7 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     before is the same two calls: they are kept, and launched as they are.
     """
     bound = by_name(original, args, kwargs)
-    self, batch, rows, lens = (
-        bound["self"],
-        bound["bs"],
-        bound["req_pool_indices"],
-        bound["seq_lens"],
-    )
+    self, batch, rows, lens = bound["self"], bound["bs"], bound["req_pool_indices"], bound["seq_lens"]
     if not bound["forward_mode"].is_decode_or_idle() or bound["spec_info"] is not None or batch < 1:
         return original(*args, **kwargs)
     buffers = self.req_to_token, self.kv_indptr, self.cuda_graph_kv_indices, self.cuda_graph_num_kv_splits
