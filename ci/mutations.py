@@ -122,7 +122,7 @@ MUTATIONS = [
     Mutation(
         "a negative query length not reported", ROWS, "(reason == 0) & (query_len < 0), BAD_QUERY",
         "(reason == 0) & (query_len < -(1 << 29)), BAD_QUERY",
-        "prefix sums leave query tokens out, and nobody knows", "random",
+        "prefix sums leave query tokens out, and nobody knows", "curated and negative and query",
     ),
     Mutation(
         "start not cut", ROWS, "start = clip(kv_start, start, end)", "start = tl.minimum(kv_start, end)",

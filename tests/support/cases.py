@@ -102,6 +102,10 @@ CASES = {
         "ragged verify", lambda P: [P - 1, P, 0], {"query_lens": lambda P: [3, 0, 5]},
         fields={"query_sign": 1},
     ),
+    "negative query lengths": Case(
+        "they count as 0 and are reported", lambda P: [P - 1, P, 0], {"query_lens": lambda P: [2, -1, 5]},
+        fields={"query_sign": 1},
+    ),
     "beyond the source": Case(
         "a length past the table is cut", lambda P: [10**6, 5, 2**31 - 1], width=40
     ),
