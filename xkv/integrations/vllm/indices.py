@@ -17,14 +17,14 @@ from ...launch.guards import addresses
 from ...launch.triton_launcher import launch_hooks_active
 from ...params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 from ..repeats import Repeats
-from .launching import Launcher, served
+from .launching import PROGRAMS, Launcher, parts, served
 
 _BLOCK_SIZES = {1 << n for n in range(11)}
 # Blocks of a row in flight, and programs that rows are shared out over: more where a row can be very long.
 # H200, 256 rows of ~256 blocks in tables of 8192 and of 65536: 1.1 and 1.7 us, vLLM's own 1.3; if one of them
 # has all of the 65536: 5.9, with 264 programs 15.5, vLLM's own 21
 _COPIED = 1024
-_LONG, _PROGRAMS, _PROGRAMS_LONG = 16384, 264, 1024
+_LONG, _PROGRAMS = 16384, 264
 PAGES_CONSTEXPRS = (_COPIED,)
 pages = Launcher("copy_page_indices")
 
@@ -60,10 +60,10 @@ def copy_page_indices(
         or cu_num_blocks.shape[0] <= batch
     ):
         return False
-    programs = _PROGRAMS_LONG if width > _LONG else _PROGRAMS
-    parts = min(programs // batch, -(-width // _COPIED)) or 1
+    programs = PROGRAMS if width > _LONG else _PROGRAMS
+    row_parts = parts(batch, 1, -(-width // _COPIED), programs)
     pages(
-        device, (batch, parts, 1), (page_indices, block_table, cu_num_blocks),
+        device, (batch, row_parts, 1), (page_indices, block_table, cu_num_blocks),
         (block_table_stride, width, page_indices.shape[0]), PAGES_CONSTEXPRS,
     )  # fmt: skip
     return True

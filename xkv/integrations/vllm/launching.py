@@ -106,15 +106,15 @@ def served(x: Tensor) -> int | None:
     return device if device >= 0 or compile.interpreted() else None
 
 
-def parts(rows: int, groups: int, most: int) -> int:
-    """Programs that share a row: so many that a few rows fill a GPU, and not more than ``most``."""
-    return min(_PROGRAMS // (rows * groups or 1), most) or 1
+PROGRAMS = 1024  # fill a GPU, also where most of them have nothing to do
+_READS = 64
+
+
+def parts(rows: int, groups: int, most: int, programs: int = PROGRAMS) -> int:
+    """Programs that share a row: about ``programs`` for all rows, and not more than ``most`` for one."""
+    return min(programs // (rows * groups or 1), most) or 1
 
 
 def few_parts(rows: int, groups: int, most: int) -> int:
     """The same, where each program reads over PCIe: not more reads than a wave of programs, or than rows."""
-    return min(_READS // (rows * groups or 1), most) or 1
-
-
-_PROGRAMS = 1024
-_READS = 64
+    return parts(rows, groups, most, _READS)
