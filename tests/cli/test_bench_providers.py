@@ -13,11 +13,9 @@ import torch
 from benching import PEERS, TINY, make_inputs, needs_peers
 
 import xkv
-from xkv.cli.bench import inputs, oracle, providers
+from xkv.cli.bench import inputs, kernels, least, oracle, predecessor, providers
 from xkv.cli.bench.cases import (
-    CHAIN,
     DRAFTS,
-    EMPTY,
     KV_INDICES,
     OURS,
     PLUGIN,
@@ -220,14 +218,40 @@ def test_every_step_is_compared() -> None:
 
 
 @pytest.mark.kernel
-def test_the_kernels_of_the_roofline(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = make_inputs(TABLE, TINY[0], device)
-    found = providers.references(at)
-    out = (found[CHAIN].results or {})["ids"]
-    for step in at.steps:
-        out.fill_(-7)
-        found[CHAIN].call(step)
-        assert out.tolist() == [int(at.source[step.rows[0], 699]), *[-7] * 15]
-        before = out.clone()
-        found[EMPTY].call(step)
-        assert torch.equal(out, before)
+@pytest.mark.parametrize("case", OPS, ids=lambda case: f"{case.section}-{case.page_size}")
+def test_the_kernels_of_least(case: Case, device: str) -> None:
+    """All of them build the point; a width that is no multiple of 4 too."""
+    for load in (*TINY, Workload("odd", (150, 33), 161 * case.page_size + 1)):
+        at = make_inputs(case, load, device)
+        found = least.candidates(at, made(at)[OURS].results or {})
+        assert len(found) == 8
+        assert {name: oracle.difference(at, each) for name, each in found.items()} == dict.fromkeys(found, "")
+
+
+@pytest.mark.kernel
+def test_least_sums_a_batch_in_chunks(device: str) -> None:
+    at = make_inputs(CSR, Workload("many", (3, 70) * 130, 90), device)
+    found = least.candidates(at, made(at)[OURS].results or {})
+    one = dataclasses.replace(at, steps=at.steps[:1])
+    assert oracle.difference(one, found["1 programs a row, 512 entries, 4 warps"]) == ""
+
+
+def test_whole_steps_have_no_least() -> None:
+    assert least.candidates(make_inputs(STEPS[0], TINY[1], "cpu"), {}) == {}
+
+
+@pytest.mark.kernel
+def test_the_kernel_before_changes_nothing(device: str) -> None:
+    for size in (1, 700):
+        lens = torch.arange(size, device=device)
+        predecessor.add(lens)
+        predecessor.early(lens, use_pdl=False)
+        assert torch.equal(lens, torch.arange(size, device=device))
+
+
+@pytest.mark.kernel
+def test_the_kernel_before_adds(device: str) -> None:
+    """That it is no empty kernel: another value than 0 arrives."""
+    lens = torch.arange(5, device=device)
+    kernels.early_add[(1,)](lens, 3, 4, TILE=8, USE_PDL=False)
+    assert lens.tolist() == [3, 4, 5, 6, 4]

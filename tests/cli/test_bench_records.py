@@ -68,7 +68,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("points/0/page_size", GONE, "Object missing required field `page_size` - at `$.points[0]`"),
     ("points/0/page_size", 64.5, "Expected `int`, got `float` - at `$.points[0].page_size`"),
     ("points/0/batch", True, "Expected `int`, got `bool` - at `$.points[0].batch`"),
-    ("points/0/bytes_us", -1, "bytes_us must be from 0 to 1e12, got -1.0 - at `$.points[0]`"),
+    ("points/0/max_len", 1.5, "Expected `int | null`, got `float` - at `$.points[0].max_len`"),
+    ("points/0/least", 3, "Expected `str`, got `int` - at `$.points[0].least`"),
+    ("points/0/times/xkv/back_us", 0, f"times.xkv.back_us {RANGE} 0 - at `$.points[0]`"),
+    ("setting/predecessor", "late", "Invalid enum value 'late' - at `$.setting.predecessor`"),
+    ("setting/issued", "hand", "Invalid enum value 'hand' - at `$.setting.issued`"),
+    ("setting/predecessor", GONE, ""),
     ("points/0/times/xkv", GONE, "times has no 'xkv' - at `$.points[0]`"),
     ("points/0/times/xkv/device_us", 0, f"times.xkv.device_us {RANGE} 0 - at `$.points[0]`"),
     (
@@ -171,8 +176,11 @@ def test_any_bytes(tmp_path: Path, capsys: Any, content: bytes) -> None:
     ("name", "points"), [("bench-h100-cold", 80), ("bench-h100-warm", 80), ("steps-h100", 30)]
 )
 def test_what_is_published(name: str, points: int, capsys: Any) -> None:
-    """The records are read, and the page shows what they print."""
-    assert len(records.read(DOCS / f"{name}.json").points) == points
+    """The records are read, and the page shows what they print; they are of before there was "in place"."""
+    record = records.read(DOCS / f"{name}.json")
+    assert len(record.points) == points
+    assert not any(point.in_place for point in record.points)
+    assert any(point.us("xkv") for point in record.points)
     assert main(["bench", "--from", str(DOCS / f"{name}.json")]) == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "\n".join(printed) in (DOCS / f"{name.split('-')[0]}.md").read_text()

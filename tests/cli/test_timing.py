@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from xkv.cli.bench import timing
+from xkv.cli.bench.predecessor import PREDECESSORS
+from xkv.platforms import detect
 
 
 class Fake:
@@ -18,6 +21,7 @@ class Fake:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ms: dict[str, float]) -> None:
         self.log: list[str] = []
         self.now, self.ms = 0.0, ms
+        self.graph: list[str] | None = None
         self.done: list[bool] = []  # what marks say in turn when asked whether the GPU has passed them
         monkeypatch.setattr(timing, "_FLUSH", 1 << 20)
         monkeypatch.setattr(timing, "_event", self.event)
@@ -45,28 +49,41 @@ class Fake:
         mark.query = lambda: bool(self.done) and self.done.pop(0)
         return mark
 
+    def kernel(self, name: str) -> Any:
+        """What launches one: at once, or into the graph that is being captured."""
+
+        def call(n: Any) -> None:
+            if self.graph is not None:
+                self.graph.append(name)
+            else:
+                self.log.append(f"{name} {n}")
+                self.now += self.ms[name]
+
+        return call
+
     def capture(self, call: Any, steps: Any) -> Any:
-        name = call(steps[0])
+        self.graph = graph = []
+        for one in steps:
+            call(one)
+        self.graph = None
 
         def replay() -> None:
-            self.log.append(name)
-            self.now += self.ms[name] * len(steps)
+            self.log.append("".join(dict.fromkeys(graph)))
+            self.now += sum(self.ms[name] for name in graph)
 
         return SimpleNamespace(replay=replay)
 
 
-CALLS = {"first": lambda n: "a", "second": lambda n: "b"}
-
-
 @pytest.mark.parametrize("held_up", [0, 1, 2, 9])
 @pytest.mark.parametrize("cold", [True, False])
-def test_device_rounds(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_to_back(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU is busy until a replay is queued: if not, again with more before it, up to a limit."""
     gpu = Fake(monkeypatch, {"a": 0.002, "b": 0.5})
     monkeypatch.setattr(timing, "_MOST_FILLS", 16)
     gpu.done = [True] * held_up + [False]
     warm = [torch.zeros(3, 4, dtype=torch.int64)[:, :3], torch.zeros(5, dtype=torch.int64)]
-    found = timing.device_rounds(CALLS, range(24), warm, 2, cold)
+    calls = {"first": gpu.kernel("a"), "second": gpu.kernel("b")}
+    found = timing.back_to_back(calls, range(24), warm, 2, cold)
 
     def once(name: str, fills: int) -> list[str]:
         before = ["flush 1048576"] * fills + ["read (3, 3)", "read (5,)"] if cold else [name] * fills
@@ -82,6 +99,48 @@ def test_device_rounds(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch
         rest += [each for n in tries[: count + 1] for each in once(name, n)]
     assert gpu.log == ["a", "b", *first, *rest, "sync"]
     assert found == {"first": pytest.approx([2.0, 2.0]), "second": pytest.approx([500.0, 500.0])}
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_in_place(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs less the kernels before alone, whose graph is replayed in every round too."""
+    gpu = Fake(monkeypatch, {"-": 0.001, "a": 0.002, "b": 0.5})
+    warm = [torch.zeros(5, dtype=torch.int64)]
+    calls = {"first": gpu.kernel("a"), "second": gpu.kernel("b")}
+    found = timing.in_place(calls, gpu.kernel("-"), range(24), warm, 2, cold)
+    assert found == {"first": pytest.approx([2.0, 2.0]), "second": pytest.approx([500.0, 500.0])}
+    graphs = ["-", "-a", "-b"]
+    assert [each for each in gpu.log if each in graphs][:3] == graphs  # uploads
+    triples = zip(gpu.log, gpu.log[1:], gpu.log[2:], strict=False)
+    assert [each for begin, each, end in triples if begin == end == "mark"] == graphs * 2
+    assert gpu.log[0] == "- 0"  # compiles the kernel before, which nothing else has called
+
+
+def test_in_place_takes_the_median_of_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow replay of the kernels alone moves no call's time."""
+    times = iter([[3.0, 99.0, 2.0, 3.5, 2.5], [10.0, 11.0, 12.0, 2.0, 10.0]])
+    monkeypatch.setattr(timing, "_rounds", lambda calls, *more: {name: next(times) for name in calls})
+    found = timing.in_place({"x": lambda n: None}, lambda n: None, range(2), [], 5)
+    assert found == {"x": [7.0, 8.0, 9.0, -1.0, 7.0]}
+
+
+@pytest.mark.parametrize("held_up", [0, 1])
+def test_on_a_stream(held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU overwrites L2 until all pairs of a round are queued: if not, again with more of it."""
+    gpu = Fake(monkeypatch, {"-": 0.001, "a": 0.002})
+    warm = [torch.zeros(5, dtype=torch.int64)]
+    gpu.done = [True] * held_up + [False]
+    found = timing.in_place({"x": gpu.kernel("a")}, gpu.kernel("-"), range(3), warm, 1, stream=True)
+    assert found == {"x": pytest.approx([2.0])}
+    alone, pairs = ["- 0", "- 1", "- 2"], ["- 0", "a 0", "- 1", "a 1", "- 2", "a 2"]
+
+    def once(queued: list[str], fills: int) -> list[str]:
+        return [*["flush 1048576"] * fills, "read (5,)", "mark", *queued, "mark"]
+
+    again = once(alone, 64) * held_up
+    assert gpu.log == ["- 0", *alone, *pairs, *once(alone, 16), *again, *once(pairs, 16), "sync"]
+    with pytest.raises(ValueError, match="cold must be True"):
+        timing.back_to_back({}, [], warm, 1, cold=False, stream=True)
 
 
 def test_host_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +169,18 @@ def test_on_the_gpu() -> None:
     for call in calls.values():
         call(sets[0])
     warm = [torch.zeros(8, dtype=torch.int64, device="cuda")]
-    for cold in (True, False):
-        found = timing.device_rounds(calls, sets, warm, 9, cold)
+    ways = [(True, False), (False, False), (True, True)]
+    for cold, stream in ways:
+        found = timing.back_to_back(calls, sets, warm, 9, cold, stream)
         assert {name: len(us) for name, us in found.items()} == {"whole": 9, "half": 9}
         assert all(0 < us < math.inf for us in [*found["whole"], *found["half"]])
+    befores = [name for name in PREDECESSORS if name == "add" or detect.platform().supports_pdl]
+    for before, (cold, stream) in itertools.product(befores, ways):
+        add = PREDECESSORS[before]
+        found = timing.in_place(calls, lambda x: add(warm[0]), sets, warm, 9, cold, stream)  # noqa: B023
+        assert {name: len(us) for name, us in found.items()} == {"whole": 9, "half": 9}
+        assert all(math.isfinite(us) for us in [*found["whole"], *found["half"]])
+    assert not warm[0].any()
     x = torch.zeros(8, dtype=torch.int64, device="cuda")
     assert timing.launches(x.add_, 1) == 1
     assert all(0 < us < math.inf for us in timing.host_rounds({"": x.add_}, [1], 3)[""])

@@ -44,16 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="NAME", nargs="+", help="these workloads, of those in the tables")
     add("--rounds", type=int, help=f"timed replays of each graph (default: {_ROUNDS})")
     add("--warm", action="store_true", help="does not overwrite L2 between replays; see below")
+    add("--predecessor", choices=("add", "early"), default="add", help="the kernel before; see below")
+    add("--stream", action="store_true", help="issues calls on a stream instead of replaying graphs")
     add("--quick", action="store_true", help="few workloads, two page sizes, few rounds: a minute or two")
     add("--json", metavar="FILE", type=Path, help="writes the record there")
     add("--plot", metavar="FILE", type=Path, help="draws the tables there, such as bench.png")
     add("--from", metavar="JSON", type=Path, dest="record", help="measures nothing: shows this record again")
     parser.epilog = (
-        "Device times are by replay of a CUDA graph of 24 launches, each on source rows of its own; before"
-        " each replay L2 is overwritten, and the row indices and lengths are read again, as an engine has"
-        " just written them. The providers' replays take turns. Host times are of calls without a sync."
+        "Device times are in place: a CUDA graph of 24 pairs, an in-place add on the lengths and the call,"
+        " less a graph of the 24 adds; each pair on source rows of its own. Back to back is a graph of the"
+        " calls alone. With --predecessor early the add is a Triton kernel that lets the next one start at"
+        " once. Before each replay L2 is overwritten, and the row indices and lengths are read again, as an"
+        " engine has just written them. The replays take turns. Host times are of calls without a sync."
         " Every result is compared with plain torch before it is timed. With --warm small batches find"
-        " their rows in L2. The roofline is an empty kernel plus the bytes at the speed of a copy."
+        " their rows in L2. 'least' is the fastest of a few kernels that do just this point, unchecked."
     )
 
 
@@ -84,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         return _fail("kernels are timed on a GPU, and there is none")
+    where = detect.platform()
+    if args.predecessor == "early" and not where.supports_pdl:
+        return _fail(f"--predecessor early needs programmatic dependent launch, which {where} has not")
     return _measure(args, points)
 
 
@@ -98,7 +105,10 @@ def _measure(args: argparse.Namespace, points: list[tuple[Case, Workload]]) -> i
         widths = 0
     try:
         kernels = SGLang(args.peers), Plugin(args.peers)
-        plan = Plan(points, *kernels, args.rounds or rounds, widths, steps, cold=not args.warm)
+        plan = Plan(
+            points, *kernels, args.rounds or rounds, widths, steps, cold=not args.warm,
+            predecessor=args.predecessor, stream=args.stream,
+        )  # fmt: skip
         session = Session(plan, shlex.join(sys.argv))
     except PeerError as error:
         return _fail(f"--peers: {error}")
@@ -148,6 +158,8 @@ def _check(args: argparse.Namespace) -> None:
     for folder in args.peers:
         if not folder.is_dir():
             raise _UsageError(f"--peers: there is no folder {folder}")
+    if args.stream and args.warm:
+        raise _UsageError("--stream queues calls while L2 is being overwritten: it does not go with --warm")
     if args.rounds is not None and args.rounds < 1:
         raise _UsageError(f"--rounds must be at least 1, not {args.rounds}")
 

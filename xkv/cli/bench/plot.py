@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cases import OURS, SECTIONS
+from .cases import LEAST, OURS, SECTIONS
 from .records import Point, Record
 
 _COLUMNS = 2
 _WIDTH, _LINE, _HEAD = 10.0, 0.22, 1.1  # inches: the figure, a row, a panel's title and axis
-_ROOFLINE = "roofline"
-_MARKS = {OURS: "D", _ROOFLINE: "|"}
+_MARKS = {OURS: "D", LEAST: "|"}
 
 
 def figure(record: Record) -> Any:
@@ -39,13 +38,13 @@ def figure(record: Record) -> Any:
     for axis, (title, points) in zip(axes, panels.items(), strict=False):
         section = SECTIONS[points[0].section]
         labels = [label for label in section.labels if label != section.panel]
-        for name in (*section.providers, _ROOFLINE):
-            known = [point.roofline_us if name == _ROOFLINE else point.us(name) for point in points]
+        for name in section.providers:
+            known = [point.us(name) for point in points]
             found = [(us, line) for line, us in enumerate(known) if us is not None]
             look = {
                 "marker": _MARKS.get(name, "o"),
                 "color": _color(name),
-                "s": 70 if name == _ROOFLINE else 22,
+                "s": 70 if name == LEAST else 22,
             }
             if found:
                 series[name] = axis.scatter(*zip(*found, strict=True), zorder=3, **look)
@@ -59,7 +58,7 @@ def figure(record: Record) -> Any:
         axis.grid(visible=True, which="both", axis="x", alpha=0.3)
         axis.grid(visible=True, axis="y", alpha=0.15)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("us on the GPU", fontsize=8)
+        axis.set_xlabel(f"us on the GPU, {'in place' if points[0].in_place else 'back to back'}", fontsize=8)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     drawn.legend(series.values(), series.keys(), loc="outside upper center", ncols=len(series))
@@ -73,6 +72,7 @@ def _panels(record: Record) -> dict[str, list[Point]]:
         for point in record.of_section(name):
             if point.us(OURS) is not None:
                 title = f"{name}, {section.panel.replace('_', ' ')} {getattr(point, section.panel)}"
+                title += "" if point.in_place else ", back to back"
                 panels.setdefault(title, []).append(point)
     return panels
 
@@ -82,4 +82,5 @@ def _color(name: str) -> str:
     order = list(
         dict.fromkeys([OURS, *(each for section in SECTIONS.values() for each in section.providers)])
     )
-    return "black" if name == _ROOFLINE else f"C{order.index(name)}"
+    order.remove(LEAST)
+    return "black" if name == LEAST else f"C{order.index(name)}"

@@ -12,20 +12,8 @@ from torch import Tensor
 
 from ... import dispatch, ops
 from ...metadata.builder import MetadataBuilder
-from . import roofline, sequences
-from .cases import (
-    ADD,
-    AGAIN,
-    CHAIN,
-    EMPTY,
-    OURS,
-    PLUGIN,
-    READ_TABLE,
-    REPLAY,
-    SGLANG,
-    SGLANG_512,
-    TOKEN_BLOCKS,
-)  # fmt: skip
+from . import sequences
+from .cases import ADD, AGAIN, OURS, PLUGIN, READ_TABLE, REPLAY, SGLANG, SGLANG_512, TOKEN_BLOCKS
 from .inputs import Inputs, Step
 from .sglang import READ_TABLES, SERIAL, Plugin, SGLang
 
@@ -52,7 +40,7 @@ class Provider:
     results: Results | None = None
     writes: Sequence[Tensor] = ()
     fields: Sequence[str] = ()
-    measured: tuple[str, ...] = ("launches", "device_us", "host_us")
+    measured: tuple[str, ...] = ("launches", "device_us", "back_us", "host_us")
 
 
 Makers = dict[str, Callable[[], Provider]]
@@ -174,22 +162,16 @@ def _steps(at: Inputs, sglang: SGLang, plugin: Plugin) -> Makers:
     return made | {OURS: build, REPLAY: replay}
 
 
-def references(at: Inputs) -> dict[str, Provider]:
-    """What stands beside the providers at every point: the kernels of `roofline`, and a torch add_."""
-    out, x = at.ints(16), at.ints(256)
+def references(at: Inputs, found: Mapping[str, Provider]) -> dict[str, Provider]:
+    """What stands beside the providers at every point.
 
-    def chain(step: Step) -> None:
-        roofline.chain[1,](at.source, at.source.stride(0), step.rows, step.lens, out, num_warps=1)
+    Args:
+        at: what they read.
+        found: the providers.
 
-    return {
-        EMPTY: Provider(lambda step: roofline.empty[1,](out), measured=("device_us",)),
-        CHAIN: Provider(chain, results={"ids": out}, measured=("device_us",)),
-        ADD: Provider(lambda step: x.add_(1), measured=("host_us",)),
-    }
-
-
-def again(providers: dict[str, Provider]) -> dict[str, Provider]:
-    """SGLang's once more, where it is there: how far apart equals can be."""
-    if SGLANG not in providers:
-        return {}
-    return {AGAIN: Provider(providers[SGLANG].call, measured=("device_us",))}
+    Returns:
+        SGLang's once more, where it is there: how far apart equals can be; and a torch add_, for the host.
+    """
+    x = at.ints(256)
+    twice = {AGAIN: Provider(found[SGLANG].call, measured=("device_us",))} if SGLANG in found else {}
+    return twice | {ADD: Provider(lambda step: x.add_(1), measured=("host_us",))}

@@ -9,13 +9,14 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
-from .cases import CHAIN, EMPTY, OURS, SECTIONS, SGLANG, SectionName
+from .cases import LEAST, OURS, SECTIONS, SGLANG, SectionName
 
-NEAR = 1.6  # times the roofline; a row above it gets a reason
-_LEAST, _LARGEST = 1e-6, 1e12  # of a time: ratios of such can be averaged
+SHORTEST = 1e-6  # us: ratios of such times can be averaged
+_LARGEST = 1e12
 
-Column = Literal["launches", "device_us", "host_us", "host_min_us"]
-"""What is measured of a provider: launches of a call, medians over rounds of device and host, and a least."""
+Column = Literal["launches", "device_us", "back_us", "host_us", "host_min_us"]
+"""What is measured of a provider: launches of a call; medians over rounds of the GPU's time in place, of that
+back to back, and of the host's; the host's least."""
 
 
 class RecordError(ValueError):
@@ -24,7 +25,12 @@ class RecordError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where and with what it was measured; None: the run did not note it."""
+    """Where and with what it was measured; None: the run did not note it.
+
+    Attributes:
+        predecessor: the kernel before, of the times in place: one of `predecessor.PREDECESSORS`.
+        issued: whether calls came from a graph, or were issued on a stream.
+    """
 
     gpu: str
     driver: str
@@ -34,6 +40,8 @@ class Setting:
     triton: str
     python: str
     l2: Literal["cold", "warm"]
+    predecessor: Literal["add", "early"] | None = None
+    issued: Literal["graph", "stream"] | None = None
     rounds: int | None = None
     copy_gb_s: float | None = None
     date: str | None = None
@@ -56,7 +64,9 @@ class Point:
         note: what else a reader should know.
         entries: live entries of what is built.
         sets: sets of source rows that the launches of a graph took in turn.
-        bytes_us: what reading and writing those entries takes at the speed of a large copy.
+        min_len: tokens of the shortest request.
+        max_len: of the longest.
+        least: which of the kernels of `least` was the fastest.
     """
 
     section: SectionName
@@ -70,39 +80,43 @@ class Point:
     note: str = ""
     entries: int | None = None
     sets: int | None = None
-    bytes_us: float | None = None
+    min_len: int | None = None
+    max_len: int | None = None
+    least: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no run has: a time of 0, none of xkv's."""
         for name, columns in self.times.items():
             for column, value in columns.items():
-                least = 0 if column == "launches" else _LEAST  # a profiler may not be let see them
-                if not least <= value <= _LARGEST:
-                    raise ValueError(f"times.{name}.{column} must be from {least} to 1e12, got {value}")
+                lowest = 0 if column == "launches" else SHORTEST  # a profiler may not be let see them
+                if not lowest <= value <= _LARGEST:
+                    raise ValueError(f"times.{name}.{column} must be from {lowest} to 1e12, got {value}")
         if OURS not in self.times:
             raise ValueError(f"times has no {OURS!r}")
-        if self.bytes_us is not None and not 0 <= self.bytes_us <= _LARGEST:
-            raise ValueError(f"bytes_us must be from 0 to 1e12, got {self.bytes_us}")
 
     @property
     def name(self) -> str:
         """What tells it from the others of its section."""
         return ", ".join(filter(None, (self.workload, self.backend, f"page {self.page_size}", self.mode)))
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it was timed in place; if not, its ratios are those of the times back to back."""
+        return any("device_us" in columns for columns in self.times.values())
+
+    @property
+    def imbalanced(self) -> bool:
+        """Whether lengths differ by more than 2x: a kernel without load balancing is no bound there."""
+        return self.min_len is not None and self.max_len is not None and self.max_len > 2 * self.min_len
+
     def us(self, name: str) -> float | None:
         """Device microseconds of a provider, the median over rounds; None: it was not timed."""
-        return self.times.get(name, {}).get("device_us")
+        return self.times.get(name, {}).get("device_us" if self.in_place else "back_us")
 
     @property
-    def roofline_us(self) -> float | None:
-        """An empty kernel, and the bytes at the speed of a copy."""
-        empty = self.us(EMPTY)
-        return None if empty is None or self.bytes_us is None else empty + self.bytes_us
-
-    @property
-    def over_roofline(self) -> float | None:
-        """xkv, in rooflines."""
-        return ratio(self.us(OURS), self.roofline_us)
+    def over_least(self) -> float | None:
+        """xkv, in times that the fastest of the kernels without any check takes."""
+        return ratio(self.us(OURS), self.us(LEAST))
 
     @property
     def over_sglang(self) -> float | None:
@@ -112,18 +126,9 @@ class Point:
     @property
     def over_best(self) -> float | None:
         """How many times as long the fastest of the others takes."""
-        others = (name for name in SECTIONS[self.section].providers if not name.startswith(OURS))
+        names = SECTIONS[self.section].providers
+        others = (name for name in names if not name.startswith(OURS) and name != LEAST)
         return ratio(min((us for name in others if (us := self.us(name))), default=None), self.us(OURS))
-
-    @property
-    def reason(self) -> str:
-        """Where xkv is not near the roofline, what the most of the time there must go to."""
-        empty, chain, over = self.us(EMPTY), self.us(CHAIN), self.over_roofline
-        if over is None or over <= NEAR or empty is None or chain is None or self.bytes_us is None:
-            return ""
-        if chain - empty > self.bytes_us:
-            return f"latency: chain {chain:.1f} us of it"
-        return f"bytes: {self.bytes_us:.1f} us of it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,11 +209,6 @@ def read(file: Path) -> Record:
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise RecordError(f"{file}: not a record of xkv bench: {error}") from error
     return record
-
-
-def bytes_moved(entries: int, page_size: int) -> int:
-    """The least that DRAM moves: a 64-byte piece a page, or a token's id, and an id written."""
-    return entries * (min(64, 4 * page_size) + 4)
 
 
 def median_us(rounds: list[float]) -> float:

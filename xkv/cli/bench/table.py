@@ -11,10 +11,13 @@ from .cases import ADD, AGAIN, SECTIONS, SGLANG, Section, SectionName
 from .records import Point, Record, ratio
 
 _HEADERS = {
-    "page_size": "page", "launches": "launches", "device_us": "device us", "host_us": "host us",
-    "over_sglang": f"over\n{SGLANG}", "over_best": "over\nbest", "roofline_us": "roofline",
-    "over_roofline": "times\nroofline", "reason": "",
+    "page_size": "page", "launches": "launches", "device_us": "in place us", "back_us": "back to back us",
+    "host_us": "host us", "over_sglang": f"over\n{SGLANG}", "over_best": "over\nbest",
+    "over_least": "times\nleast",
 }  # fmt: skip
+_BEFORE = {"add": "torch's add_ on the lengths", "early": "an add that lets the next kernel start early"}
+_ISSUED = {"graph": "from a graph", "stream": "issued on a stream"}
+_BACK = "measured back to back alone"
 
 
 def text(record: Record) -> Iterator[str]:
@@ -33,8 +36,10 @@ def setting(record: Record) -> str:
     lines = [
         f"{at.gpu} (driver {at.driver}), torch {at.torch}, triton {at.triton}, xkv {at.xkv}"
         + (f", {at.date}" if at.date else ""),
-        f"{copy}{rounds}, L2 {at.l2}",
+        f"{copy}{rounds}, L2 {at.l2}{'' if at.issued is None else f', {_ISSUED[at.issued]}'}",
     ]
+    if at.predecessor is not None:
+        lines.append(f"in place: each after {_BEFORE[at.predecessor]}, less the same number of those alone")
     return "\n".join(lines + [f"left out: what needs {file}" for file in record.missing])
 
 
@@ -55,6 +60,7 @@ def section_text(record: Record, name: SectionName) -> Iterator[str]:
         [f"\n{section.title}"]
         + [f"{provider}: {what}" for provider, what in section.providers.items() if provider in shown]
         + [section.note] * bool(section.note)
+        + [f"{_BACK}, and so are the ratios"] * any(_back_alone(point) for point in points)
     )
     headers = [_HEADERS.get(label, label) for label in section.labels]
     headers += [f"{_HEADERS[column]}\n{provider}" for column, provider in columns]
@@ -99,25 +105,37 @@ def _tabulate(lines: Any, headers: list[str], form: str) -> str:
 _RATIOS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "over_sglang": (f"over {SGLANG}", min, "least {:.2f}x"),
     "over_best": ("over the best of the others", min, "least {:.2f}x"),
-    "over_roofline": ("times the roofline", max, "most {:.2f}x"),
+    "over_least": ("times the least", max, "most {:.2f}x"),
 }
+
+
+def _back_alone(point: Point) -> bool:
+    return not point.in_place and any("back_us" in columns for columns in point.times.values())
 
 
 def summary(points: list[Point], section: Section) -> list[str]:
     """What a section comes to, in lines; none where nothing was timed."""
     lines = []
-    for name in filter(_RATIOS.__contains__, section.derived):
-        label, extreme, said = _RATIOS[name]
-        found = [(value, point.name) for point in points if (value := getattr(point, name)) is not None]
-        if found:
-            value, where = extreme(found)
-            mean = statistics.geometric_mean(each for each, _ in found)
-            lines.append(f"{label}: geometric mean {mean:.2f}x, {said.format(value)} ({where})")
+    for name in section.derived:
+        lines += _averaged(points, name)
+        if name == "over_least" and any(point.imbalanced for point in points):
+            balanced = [point for point in points if not point.imbalanced]
+            lines += _averaged(balanced, name, ", where no length is more than twice another")
     twice = [value for point in points if (value := ratio(point.us(AGAIN), point.us(SGLANG))) is not None]
     if twice:
         mean, least, most = statistics.geometric_mean(twice), min(twice), max(twice)
         lines.append(f"{SGLANG} again over itself: geometric mean {mean:.3f}, {least:.3f} to {most:.3f}")
     return lines + _host(points, section)
+
+
+def _averaged(points: list[Point], name: str, where: str = "") -> list[str]:
+    label, extreme, said = _RATIOS[name]
+    found = [(value, point.name) for point in points if (value := getattr(point, name)) is not None]
+    if not found:
+        return []
+    value, at = extreme(found)
+    mean = statistics.geometric_mean(each for each, _ in found)
+    return [f"{label}{where}: geometric mean {mean:.2f}x, {said.format(value)} ({at})"]
 
 
 def _host(points: list[Point], section: Section) -> list[str]:

@@ -1,11 +1,12 @@
 """Launches, device time and host time of something done again and again on a GPU.
 
 The kernels at hand take 2 to 40 us, so that events around one launch would measure the host: device
-times come from a CUDA graph of many, each on other data.
+times come from many launches in a row, each on other data, in a CUDA graph or queued on a stream.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import platform
@@ -28,6 +29,8 @@ Calls = Mapping[str, Callable[[T], object]]
 _CALLS = 100
 _FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
 _MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
+_STREAM_FILLS = 16  # 3 ms: the host queues 24 pairs of launches in about 1 ms, and whole steps in a few
+_ALONE = ""  # the kernels before, among the names of calls
 _COPY = 1 << 30  # bytes
 _COPIES, _WARM_COPIES = 40, 5
 
@@ -51,46 +54,103 @@ def capture(call: Callable[[T], object], inputs: Sequence[T]) -> Any:
     return graph
 
 
-def device_rounds(
-    calls: Calls[T], inputs: Sequence[T], warm: Sequence[Tensor], rounds: int, cold: bool = True
+def in_place(
+    calls: Calls[T],
+    before: Callable[[T], object],
+    inputs: Sequence[T],
+    warm: Sequence[Tensor],
+    rounds: int,
+    cold: bool = True,
+    stream: bool = False,
 ) -> dict[str, list[float]]:
-    """Times calls on the GPU against each other, in graphs of one launch for each input.
+    """Times calls on the GPU against each other where an engine has them: after a kernel that is not theirs.
 
-    In every round each graph is replayed once, in turn. The GPU is kept busy until a replay is queued: else
-    the host's time to queue it would be measured.
+    What counts is a graph of pairs, the kernel before and the call, less a graph of the kernels before alone.
+    All these graphs are replayed once a round, in turn. From every round the same is taken, the median of the
+    kernels alone over all rounds: the noise of a single replay of theirs would be added to every call's.
 
     Args:
         calls: by name, what issues one on the current stream; compiled, does not sync.
-        inputs: about 24, of the same shapes on other data.
+        before: issues the kernel before; it may compile at its first call.
+        inputs: about 24, of the same shapes on other data; both are called with each.
         warm: small integer tensors that an engine has just written, and few: the host queues a read of
             each while L2 is being overwritten.
         rounds: timed replays of each graph.
         cold: whether L2 is overwritten before each replay, and then ``warm`` read; else the same graph is
             replayed before, so that L2 keeps what it leaves there.
+        stream: issues the calls on the current stream instead of replaying a graph; needs ``cold``.
+
+    Returns:
+        By name, microseconds of one call in each round; noise may take them below 0. Syncs.
+    """
+
+    def pair(call: Callable[[T], object], one: T) -> None:
+        before(one)
+        call(one)
+
+    work = {_ALONE: before} | {name: functools.partial(pair, call) for name, call in calls.items()}
+    before(inputs[0])
+    found = _rounds(work, inputs, warm, rounds, cold, stream)
+    alone = statistics.median(found.pop(_ALONE))
+    return {name: [us - alone for us in times] for name, times in found.items()}
+
+
+def back_to_back(
+    calls: Calls[T],
+    inputs: Sequence[T],
+    warm: Sequence[Tensor],
+    rounds: int,
+    cold: bool = True,
+    stream: bool = False,
+) -> dict[str, list[float]]:
+    """Times calls on the GPU, each after itself: what lets the next one begin early gains by it.
+
+    Args:
+        calls: as those of `in_place`, and so are the others.
+        inputs: likewise.
+        warm: likewise.
+        rounds: likewise.
+        cold: likewise.
+        stream: likewise.
 
     Returns:
         By name, microseconds of one call in each round. Syncs.
     """
-    graphs = {name: capture(call, inputs) for name, call in calls.items()}
+    return _rounds(calls, inputs, warm, rounds, cold, stream)
+
+
+def _rounds(
+    calls: Calls[T], inputs: Sequence[T], warm: Sequence[Tensor], rounds: int, cold: bool, stream: bool
+) -> dict[str, list[float]]:
+    """By name, microseconds of one call in each round; replays take turns.
+
+    The GPU is kept busy until a replay is queued: else the host's time to queue it would be measured.
+    """
+    if stream and not cold:
+        raise ValueError("calls on a stream are queued while L2 is being overwritten: cold must be True")
+    play = {
+        name: functools.partial(_issue, call, inputs) if stream else capture(call, inputs).replay
+        for name, call in calls.items()
+    }
     marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in calls}
     flush = torch.empty(_FLUSH if cold else 0, dtype=torch.uint8, device=warm[0].device)
-    for graph in graphs.values():
-        graph.replay()  # the first replay also uploads it
+    for replay in play.values():
+        replay()  # the first replay of a graph also uploads it
     copies = [torch.empty_like(x) for x in warm]
     for _ in range(rounds):
-        for name, graph in graphs.items():
-            fills = 1 if cold else 4
+        for name, replay in play.items():
+            fills = (_STREAM_FILLS if stream else 1) if cold else 4
             while True:
                 for _ in range(fills):
                     if cold:
                         flush.zero_()
                     else:
-                        graph.replay()
+                        replay()
                 for x, copy in zip(warm if cold else (), copies, strict=False):
                     torch.add(x, 0, out=copy)
                 begin, end = _event(), _event()
                 begin.record()
-                graph.replay()
+                replay()
                 end.record()
                 # a host that was held up is given longer, up to where it is clearly not the fills
                 if not begin.query() or fills >= _MOST_FILLS:
@@ -102,6 +162,11 @@ def device_rounds(
         name: [begin.elapsed_time(end) * 1e3 / len(inputs) for begin, end in pairs]
         for name, pairs in marks.items()
     }
+
+
+def _issue(call: Callable[[T], object], inputs: Sequence[T]) -> None:
+    for one in inputs:
+        call(one)
 
 
 def host_rounds(calls: Calls[T], inputs: Sequence[T], rounds: int) -> dict[str, list[float]]:
