@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import json
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peer_stubs
 import pytest
-import torch
-from benching import PEERS, TINY, needs_peers, write_trace
+from benching import LEASTS, PEERS, TINY, needs_peers, run, timed, write_trace
 
-import xkv
-from xkv.cli import bench
-from xkv.cli.bench import inputs, least, predecessor, providers, records, session, timing, workloads
+from xkv.cli.bench import inputs, least, providers, records
 from xkv.cli.bench.cases import (
     ADD,
     AGAIN,
@@ -34,98 +28,13 @@ from xkv.cli.bench.cases import (
     STEPS,
     TOKEN_BLOCKS,
 )  # fmt: skip
-from xkv.cli.bench.sglang import Plugin, SGLang
-from xkv.cli.bench.workloads import Workload
-from xkv.launch import compile
 from xkv.platforms import detect
-from xkv.platforms.detect import CPU, Platform
 
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
+pytest_plugins = ("bench_gpu",)
 plots = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs matplotlib")
 reads = pytest.mark.skipif(not find_spec("msgspec"), reason="needs msgspec")
-US = {SGLANG: 8.0, AGAIN: 8.1, SGLANG_512: 6.0, READ_TABLE: 4.0, TOKEN_BLOCKS: 7.0, OURS: 2.0, LEAST: 1.6,
-      "slow": 1.75, "quick": 1.5, "lost": -0.1}  # fmt: skip
-LEASTS = ["slow", "quick", "lost"]
-
-
-def run(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.run(parser.parse_args(argv))
-
-
-@pytest.fixture
-def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """As if there were a GPU: on the CPU, in little, with made-up times; what was asked to be timed."""
-    if compile.interpreted():
-        pytest.skip("slow in the interpreter, and says no more")
-    seen: dict[str, Any] = {"device": [], "back": [], "host": [], "rounds": [], "before": 0}
-
-    def in_place(
-        calls: Any, before: Any, launches: Any, warm: Any, rounds: int, cold: bool, stream: bool
-    ) -> dict[str, list[float]]:
-        seen["cold"], seen["stream"] = cold, stream
-        assert len(launches) == inputs.LAUNCHES
-        for one in launches:
-            before(one)
-        seen["device"].append(list(calls))
-        seen["rounds"].append(rounds)
-        return {name: [US[name]] * rounds for name in calls}
-
-    def back_to_back(
-        calls: Any, launches: Any, warm: Any, rounds: int, cold: bool, stream: bool
-    ) -> dict[str, list[float]]:
-        assert (cold, stream) == (seen["cold"], seen["stream"])
-        assert len(launches) == inputs.LAUNCHES
-        seen["back"].append(list(calls))
-        return {name: [US[name] / 2] * rounds for name in calls}
-
-    def candidates(at: Any, results: Any) -> Any:
-        """In place of Triton kernels: xkv's op."""
-        if at.case.backend:
-            return {}
-        ours = providers.makers(at, SGLang([]), Plugin([]))[OURS]()
-        ours = dataclasses.replace(ours, measured=("device_us", "back_us"))
-        return dict.fromkeys(LEASTS, ours)
-
-    def early(lens: Any) -> None:
-        seen["before"] += 1
-
-    def host_rounds(calls: Any, steps: Any, rounds: int) -> dict[str, list[float]]:
-        seen["host"].append(list(calls))
-        return {name: [1.0, 5.0, 4.0] for name in calls}
-
-    monkeypatch.setattr(inputs, "LAUNCHES", 2)
-    monkeypatch.setattr(bench, "_STEPS", 6)
-    monkeypatch.setattr(bench, "_QUICK_STEPS", 3)
-    monkeypatch.setattr(workloads, "WORKLOADS", TINY)
-    monkeypatch.setattr(session, "_COMPILE_LOAD", Workload("compiles", (60, 130), 200))
-    monkeypatch.setattr(session, "Plan", functools.partial(session.Plan, device="cpu"))
-    monkeypatch.setattr(detect, "platform", lambda: Platform("cuda", "sm90", 32, 132))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(timing, "in_place", in_place)
-    monkeypatch.setattr(timing, "back_to_back", back_to_back)
-    monkeypatch.setattr(least, "candidates", candidates)
-    monkeypatch.setitem(predecessor.PREDECESSORS, "early", early)
-    monkeypatch.setattr(timing, "host_rounds", host_rounds)
-    monkeypatch.setattr(timing, "launches", lambda call, step: 3)
-    monkeypatch.setattr(timing, "copy_gb_s", lambda: 2000.0)
-    monkeypatch.setattr(
-        xkv.MetadataBuilder, "capture",
-        lambda self, size, **options: SimpleNamespace(replay=lambda: self.build(**options)),
-    )  # fmt: skip
-    names = ("gpu", "driver", "toolkit", "xkv", "torch", "triton", "python")
-    monkeypatch.setattr(timing, "versions", lambda: dict.fromkeys(names, "made up"))
-    return seen
-
-
-def timed(seen: dict[str, Any]) -> list[list[str]]:
-    """Who was timed in place at each point; before the first one, and of least's, who was tried."""
-    first, *rest = seen["device"]
-    assert OURS in first
-    assert LEAST not in first
-    return [names for names in rest if names != LEASTS]
 
 
 @reads
@@ -292,20 +201,6 @@ def test_another_kernel_before_and_a_stream(small_gpu: dict[str, Any], tmp_path:
     assert small_gpu["before"] == len(small_gpu["device"]) * inputs.LAUNCHES
 
 
-@pytest.mark.parametrize(
-    "where", [Platform("cuda", "sm80", 32, 108), Platform("rocm", "gfx942", 64, 304)], ids=str
-)
-def test_an_early_kernel_before_needs_programmatic_dependent_launch(
-    where: Platform, small_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr(detect, "platform", lambda: where)
-    assert run("--predecessor", "early", "--suite", "ops") == 2
-    assert capsys.readouterr().err == (
-        f"xkv bench: --predecessor early needs programmatic dependent launch, which {where} has not\n"
-    )
-    assert small_gpu["device"] == []
-
-
 def test_quick_trace_and_suite(small_gpu: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     file = write_trace(tmp_path / "mine.jsonl", (20, 10))
     argv = ["--trace", str(file), "--only", "one", "mine, 32", "--quick", "--warm", "--suite"]
@@ -318,63 +213,6 @@ def test_quick_trace_and_suite(small_gpu: dict[str, Any], tmp_path: Path, capsys
         assert ("whole metadata steps" in out) == (suite == "steps")
         assert ("a server's steps" in out) == (suite == "ops")
     assert not small_gpu["cold"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ((), "kernels are timed on a GPU, and there is none"),
-        (("--peers", "/nowhere"), "--peers: there is no folder /nowhere"),
-        (("--json", "/nowhere/b.json"), "--json: there is no folder /nowhere"),
-        pytest.param(("--plot", "/nowhere/b.png"), "--plot: there is no folder /nowhere", marks=plots),
-        pytest.param(("--plot", "bench"), "--plot must end in .png, .svg or .pdf, not ''", marks=plots),
-        (("--stream", "--warm"), "--stream queues calls while L2 is being overwritten: it does not go with "),
-        (("--rounds", "0"), "--rounds must be at least 1, not 0"),
-        (("--pages", "64,48"), "--pages takes 1, 2, 4, 8, 16, 32, 64, 128, not '48'"),
-        (("--pages", ""), "--pages takes 1, 2, 4, 8, 16, 32, 64, 128, not ''"),
-        (("--quick", "--only", "1 x 1M"), "--only: there is no '1 x 1M' among '1 x 128K', "),
-        (
-            ("--suite", "steps", "--only", "1 x 1M"),
-            "--only: there is no '1 x 1M' among '256 x ~4K in 128K', ",
-        ),
-        (("--trace", "/nowhere/t"), "--trace: /nowhere/t: No such file or directory"),
-        (("--trace", "{folder}/empty"), "--trace: {folder}/empty:1: the file is empty"),
-        (("--trace", "{folder}/prefill"), "--trace: {folder}/prefill: no request decodes within 131068 "),
-        pytest.param(("--from", "/nowhere/b"), "--from: /nowhere/b: No such file or directory", marks=reads),
-        pytest.param(("--from", "{folder}/empty"), "--from: {folder}/empty: not a record of ", marks=reads),
-    ],
-)
-def test_what_does_not_allow_a_run(
-    argv: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    (tmp_path / "empty").touch()
-    write_trace(tmp_path / "prefill", (10, 0))
-    monkeypatch.setattr(detect, "platform", lambda: CPU)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run(*(each.format(folder=tmp_path) for each in argv)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"xkv bench: {said.format(folder=tmp_path)}")
-    assert err.count("\n") == 1
-
-
-def test_a_peer_that_cannot_be_imported(small_gpu: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "kv_indices.py").write_text("import math\nimport no_module_of_ours\n")
-    assert run("--peers", str(tmp_path)) == 2
-    says = f"xkv bench: --peers: {tmp_path}/kv_indices.py:2: cannot be imported: ModuleNotFoundError: "
-    assert capsys.readouterr().err.startswith(says)
-
-
-@pytest.mark.parametrize(
-    ("module", "argv"),
-    [("tabulate", ()), ("tqdm", ()), ("matplotlib", ("--plot", "b.png")), ("msgspec", ("--from", "b.json"))],
-)
-def test_without_a_module(
-    module: str, argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    assert run(*argv) == 2
-    assert capsys.readouterr().err == f"xkv bench: {module} is missing; pip install 'xkv[bench]'\n"
 
 
 @pytest.mark.gpu
@@ -396,10 +234,8 @@ def test_on_the_gpu(stream: tuple[str, ...], peers: tuple[str, ...], tmp_path: P
     # how long anything takes depends on what else runs on the GPU: that it was timed is all that is asked
     for point in report["points"]:
         times = point["times"]
-        single = {OURS} if point["section"] == "steps" else {OURS, LEAST}
         # a time in place is a difference, and may be lost in noise
-        assert min(times[name]["back_us"] for name in single & times.keys()) > 0, point
-        assert OURS in times, point
+        assert min(times[name]["back_us"] for name in {OURS, LEAST} & times.keys()) > 0, point
         assert times[OURS]["launches"] == 1, point
         assert point["section"] == "steps" or (SGLANG in times) == bool(peers)
         if point["section"] == "steps":

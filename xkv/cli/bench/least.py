@@ -33,13 +33,13 @@ class Shape(NamedTuple):
     @property
     def name(self) -> str:
         """For the record."""
-        programs = "a program a tile" if self.programs is None else f"{self.programs} programs a row"
-        return f"{programs}, {self.tile} entries, {self.num_warps} warps"
+        count = "a program a tile" if self.programs is None else f"programs a row: {self.programs}"
+        return f"{count}, {self.tile} entries, {self.num_warps} warps"
 
 
 _TABLE = (
     Shape(None, 128, 4), Shape(None, 256, 4), Shape(None, 512, 4), Shape(None, 1024, 4), Shape(None, 2048, 8),
-    Shape(1, 512, 4), Shape(1, 1024, 8), Shape(4, 512, 4),
+    Shape(None, 4096, 8), Shape(1, 1024, 8), Shape(8, 2048, 8),
 )  # fmt: skip
 _CSR = (
     Shape(None, 256, 4), Shape(None, 1024, 4), Shape(None, 2048, 8), Shape(1, 512, 4), Shape(1, 2048, 8),
