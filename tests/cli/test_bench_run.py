@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -171,21 +170,17 @@ def test_xkv_wrong_is_not_timed(
 
 
 def test_a_wrong_least_is_named_and_not_timed(
-    small_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    small_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     right = least.candidates
-
-    def spoilt(at: Any, results: Any) -> Any:
-        made = right(at, results)
-        made["quick"] = dataclasses.replace(made["quick"], call=lambda step: None)
-        return made
-
-    monkeypatch.setattr(least, "candidates", spoilt)
-    assert run("--only", "one", "--pages", "64", "--suite", "ops") == 1
-    assert (
-        "table, one, page 64: least: step 0: page_table: live entry 0 is -7, not" in capsys.readouterr().err
-    )
+    quick = {"quick": providers.Provider(lambda step: None, measured=("device_us",))}
+    monkeypatch.setattr(least, "candidates", lambda at, results: right(at, results) | quick)
+    file = tmp_path / "bench.json"
+    assert run("--only", "one", "--pages", "1", "--suite", "ops", "--json", str(file)) == 1
+    said = capsys.readouterr().err
+    assert "table, one, page 1: least: step 0: there is neither page_table nor kv_indices" in said
     assert timed(small_gpu) == [[OURS], [OURS]]
+    assert ["least" in point for point in json.loads(file.read_text())["points"]] == [False, False]
 
 
 def test_another_kernel_before_and_a_stream(small_gpu: dict[str, Any], tmp_path: Path, capsys: Any) -> None:

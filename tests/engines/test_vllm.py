@@ -193,7 +193,7 @@ def test_the_side_by_side(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(vllm_steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(vllm_steps, "INPUTS", 2)
     monkeypatch.setattr(vllm_steps.timing, "launches", lambda *_: 1)
-    for name in ("device_rounds", "host_rounds"):
+    for name in ("back_to_back", "host_rounds"):
         monkeypatch.setattr(vllm_steps.timing, name, lambda *_, **__: {"": [0.0]})
     steps = [
         *vllm_steps.slots(engine, "s", [40, 7], [3, 1], 1), *vllm_steps.slots(engine, "s", [9], [1], 2),

@@ -142,7 +142,7 @@ def measured(step: Step) -> list[Any]:
             call()
         results.append([x.clone() for x in step.written])
         issue = {"": lambda call: call()}
-        device = timing.device_rounds(issue, step.calls, step.written[:1], ROUNDS, cold=False)
+        device = timing.back_to_back(issue, step.calls, step.written[:1], ROUNDS, cold=False)
         host = timing.host_rounds(issue, step.calls, ROUNDS)
         row.append(timing.launches(issue[""], step.calls[0]))
         row += [round(statistics.median(found[""]), 1) for found in (device, host)]

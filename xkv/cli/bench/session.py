@@ -184,7 +184,7 @@ class Session:
                 section=case.section, workload=load.name, page_size=case.page_size, batch=load.batch,
                 capacity=load.capacity, times=times, backend=case.backend, mode=case.mode, note=case.note,
                 entries=at.entries, sets=len(at.steps), min_len=int(at.lens.min()),
-                max_len=int(at.lens.max()), least="".join(fastest),
+                max_len=int(at.lens.max()), least="".join(fastest) if LEAST in right else "",
             )
         )  # fmt: skip
 

@@ -30,7 +30,7 @@ _CALLS = 100
 _FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
 _MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
 _STREAM_FILLS = 16  # 3 ms: the host queues 24 pairs of launches in about 1 ms, and whole steps in a few
-_ALONE = ""  # the kernels before, among the names of calls
+_ALONE = "the kernels before"  # among the names of calls
 _COPY = 1 << 30  # bytes
 _COPIES, _WARM_COPIES = 40, 5
 
