@@ -95,11 +95,13 @@ def record(kernel: Any, count: int) -> Call | None:
 def launch_hooks_active() -> bool:
     """Whether Triton must make every launch itself: a profiler's launch hooks, debug mode, pre-run hooks."""
     knobs, before_launches = _hooks()
-    enter, leave = knobs.launch_enter_hook, knobs.launch_exit_hook
     try:
-        return bool(enter.calls or leave.calls or knobs.debug or before_launches)
+        if knobs.launch_enter_hook.calls or knobs.launch_exit_hook.calls or knobs.debug or before_launches:
+            return True
     except AttributeError:  # in other versions a hook, or None, in place of a chain of hooks
-        return any(getattr(x, "calls", x) for x in (enter, leave)) or bool(knobs.debug or before_launches)
+        hooks = knobs.launch_enter_hook, knobs.launch_exit_hook
+        return any(getattr(x, "calls", x) for x in hooks) or bool(knobs.debug or before_launches)
+    return False
 
 
 @functools.cache
