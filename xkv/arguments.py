@@ -152,6 +152,8 @@ def extent(x: Tensor) -> int:
 
 def tensor_and_int(value: int | Tensor) -> tuple[Tensor | None, int]:
     """Splits an argument: (tensor, 0) for one value per row, (None, int) for one value for all rows."""
+    if type(value) is int:  # as in most calls; isinstance of a Tensor takes long for what is none
+        return None, value
     return (value, 0) if isinstance(value, Tensor) else (None, value)
 
 

@@ -18,6 +18,8 @@ from . import compile, memory
 from .grid import schedule_sizes
 from .launch import CompiledLaunch
 
+# The arguments of a launcher's call, the list among them that holds the kernel's, and what launches it.
+PreparedCall = tuple[list[Any], list[Any], CompiledLaunch]
 _MAX_SCHEDULES = 4096  # that an entry keeps: a tuple and a few ints each
 MAX_ENTRIES = 256  # that one cache keeps; an engine has a few dtypes of a few calls
 
@@ -29,11 +31,14 @@ class CacheEntry:
         build: a build of this signature.
         pointers: the kernel's names of the tensors whose addresses `launch` takes.
         sizes: the kernel's names of the integers that it takes.
+
+    Attributes:
+        positions: the indices among a call's arguments of the pointers, the sizes and the own tiles.
     """
 
     __slots__ = (
-        "_access_pattern", "_compiled", "_host_inputs", "_names", "_num_views", "_positions", "_prepared",
-        "_schedules", "_target", "_writes_sums",
+        "_access_pattern", "_compiled", "_host_inputs", "_names", "_num_views", "_prepared", "_schedules",
+        "_target", "_writes_sums", "positions",
     )  # fmt: skip
 
     def __init__(self, build: Build, pointers: Iterable[str], sizes: Iterable[str]) -> None:
@@ -42,16 +47,16 @@ class CacheEntry:
         self._target = platform(build.req_to_token.device)
         self._host_inputs = memory.inputs_on_host(build)
         self._names = (*pointers, *sizes, "own_tiles")
-        self._positions: list[int] = []
+        self.positions: list[int] = []
         self._compiled: dict[Any, CompiledLaunch] = {}
         self._schedules: dict[tuple[int, int], Any] = {}
-        self._prepared: dict[int, tuple[list[Any], list[Any], CompiledLaunch]] = {}
+        self._prepared: dict[int, PreparedCall] = {}
 
     def add(self, compiled: CompiledLaunch) -> None:
         """Adds the compiled launch of a build of this signature."""
         if compiled.fast_path:
             schedule = compiled.schedule
-            self._positions = [compiled.first + compile.positions()[name] for name in self._names]
+            self.positions = [compiled.first + compile.positions()[name] for name in self._names]
             # set last: an interrupt may come between any two lines
             self._compiled[compiled.tuning, schedule.balance, schedule.int64_tiles] = compiled
 
@@ -78,10 +83,10 @@ class CacheEntry:
             batch: requests.
             row_items: upper bound of the entries in one row.
         """
-        found = self.call(pointers, sizes, batch, row_items)
+        found = self.prepare(pointers, sizes, batch, row_items)
         if found is None:
             return False
-        call, compiled = found
+        call, _, compiled = found
         compiled.launch(call)
         return True
 
@@ -89,13 +94,21 @@ class CacheEntry:
         self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
     ) -> tuple[list[Any], CompiledLaunch] | None:
         """Returns the call that `launch` makes, which may be repeated as it is, and its `CompiledLaunch`."""
+        found = self.prepare(pointers, sizes, batch, row_items)
+        return None if found is None else (found[0], found[2])
+
+    def prepare(
+        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
+    ) -> PreparedCall | None:
+        """Returns the call that `launch` makes, with the list that holds its arguments."""
         found = self._schedules.get((batch, row_items)) or self._schedule(batch, row_items)
         if found is None:
             return None
         grid, own_tiles, compiled = found
-        return compiled.make_call(self._positions, (*pointers, *sizes, own_tiles), grid)[0], compiled
+        call, args = compiled.make_call(self.positions, (*pointers, *sizes, own_tiles), grid)
+        return call, args, compiled
 
-    def prepared(self, batch: int, row_items: int) -> tuple[list[Any], list[Any], Any] | None:
+    def prepared(self, batch: int, row_items: int) -> PreparedCall | None:
         """Returns the one call kept for this batch size, its arguments, and its `CompiledLaunch`.
 
         For one thread at a time, which writes its inputs into the arguments. None if no kernel is compiled
@@ -103,14 +116,12 @@ class CacheEntry:
         """
         found = self._prepared.get(batch)
         if found is None:
-            schedule = self._schedules.get((batch, row_items)) or self._schedule(batch, row_items)
-            if schedule is None:
+            found = self.prepare((), (batch,), batch, row_items)
+            if found is None:
                 return None
-            grid, own_tiles, compiled = schedule
             if len(self._prepared) >= _MAX_SCHEDULES:
                 self._prepared.clear()
-            call, args = compiled.make_call(self._positions, (batch, own_tiles), grid)
-            found = self._prepared[batch] = call, args, compiled
+            self._prepared[batch] = found
         return found
 
 

@@ -1,4 +1,8 @@
-"""The ops' launch cache: calls of one signature differ in sizes and data alone."""
+"""The ops' launch cache: calls of one signature differ in sizes and data alone.
+
+Engines repeat calls of the same sizes, mostly with new tensors. Such a call is told by one guard; its sizes
+are not looked at again.
+"""
 
 from __future__ import annotations
 
@@ -10,45 +14,53 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .. import torch_library
-from ..params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE, Build
+from ..params import ROW_MAX, TABLE, Build
 from . import launch
-from .cache import CacheEntry, LaunchCache, fits_int32
+from .cache import CacheEntry, LaunchCache, PreparedCall
 from .guards import addresses, make_guard, refuse
+from .op_sizes import INDPTR, OPTIONAL, OUT, POINTERS, Measured, OpSizes
 from .triton_launcher import launch_hooks_active
 
-# The tensors of a call, by the kernel's names. Maps and status, which are not per request, come last.
-POINTERS = (
-    "src_ptr", "rows_ptr", "lens_ptr", "out_ptr", "indptr_ptr", "last_ptr",
-    "delta_ptr", "query_ptr", "start_ptr", "offset_ptr", "token_map_ptr", "page_map_ptr", "status_ptr",
-)  # fmt: skip
-_OUT, _INDPTR, _OPTIONAL, _OFFSET, _TOKEN_MAP, _PAGE_MAP = 3, 4, 6, 9, 10, 11
-_OUTPUTS = (3, 4, 5, _OFFSET)
-_SIZES = ("delta", "batch", "src_stride", "src_rows", "src_tokens", "out_stride", "capacity")
 _MAX_SIGNATURES = 1024  # an engine has a few
-
-# the kernel's sizes without the delta; all tensors' lengths in bytes; upper bound of the entries in one row
-_Measured = tuple[list[int], list[int], int]
+_MAX_SAME_SIZES = 1024  # that a signature keeps: an engine has a few batch sizes
 
 
-class _LastCall(NamedTuple):
-    """The last call of a signature.
+class _LastEntry(NamedTuple):
+    """The launch cache's entry of a signature's last call.
 
     Attributes:
-        guard: guard of its tensors.
-        entry: its entry in the launch cache.
+        guard: guard of that call's tensors, whatever their sizes.
+        entry: the entry.
         item_sizes: bytes per element of each tensor.
-        exact_guard: guard of its tensors' sizes too: engines repeat calls of the same sizes.
-        measured: what `Signature._measure` returned for those sizes.
     """
 
     guard: Callable[..., bool]
-    entry: CacheEntry | None
+    entry: CacheEntry
     item_sizes: list[int]
-    exact_guard: Callable[..., bool]
-    measured: _Measured | None
 
 
-_NO_CALL = _LastCall(refuse, None, [], refuse, None)
+class _SameSizes(NamedTuple):
+    """Calls of a signature with the same dtypes, sizes and strides.
+
+    Attributes:
+        guard: guard of their tensors; refuses everything until such a call has come twice.
+        entry: their entry in the launch cache.
+        measured: their sizes.
+        apart: for each output, and each tensor that it must not overlap: their indices, and the bounds
+            between which the second address minus the first is if they overlap, in bytes.
+        unused: calls to write addresses into, each taken from here by one thread at a time.
+    """
+
+    guard: Callable[..., bool]
+    entry: CacheEntry
+    measured: Measured
+    apart: list[tuple[int, int, int, int]]
+    unused: list[PreparedCall]
+
+    def prepare(self, pointers: Sequence[int]) -> PreparedCall | None:
+        """Returns a call to write into; None if no kernel is compiled for these sizes."""
+        sizes, batch, row_items = self.measured.sizes, self.measured.batch, self.measured.row_items
+        return self.entry.prepare(pointers, (0, *sizes), batch, row_items)
 
 
 class Signature:
@@ -62,32 +74,23 @@ class Signature:
     """
 
     __slots__ = (
-        "_apart", "_entries", "_last_call", "_last_sizes", "_names", "_num_leading", "_sizes", "form",
-        "has_pad_value", "page_size", "present", "source_page_size",
+        "_by_numel", "_entries", "_form", "_last", "_last_entry", "_num_leading",
+        "_op_sizes", "_present",
     )  # fmt: skip
 
     def __init__(
         self, present: Sequence[bool], form: int, page_size: int, source_page_size: int, has_pad_value: bool
     ) -> None:
-        self.form, self.has_pad_value = form, has_pad_value
-        self.page_size, self.source_page_size = page_size, source_page_size
-        self.present = [n for n, is_present in enumerate(present) if is_present]
+        self._form = form
+        self._present = [n for n, is_present in enumerate(present) if is_present]
         # if the first few are present and no others: how many; otherwise 0
-        self._num_leading = len(self.present) if self.present == [*range(len(self.present))] else 0
-        outputs = [k for k, n in enumerate(self.present) if n in _OUTPUTS]
-        # each output, and what it must not overlap: all inputs, and the outputs before it
-        self._apart = [
-            (k, [n for n in range(len(self.present)) if n < k or (n > k and n not in outputs)])
-            for k in outputs
-        ]
-        self._names = [POINTERS[n] for n in self.present]
-        maps = [
-            name for name, n in (("token_map_len", _TOKEN_MAP), ("page_map_len", _PAGE_MAP)) if present[n]
-        ]
-        self._sizes = (*_SIZES, *maps)
+        count = len(self._present)
+        self._num_leading = count if self._present == [*range(count)] else 0
+        self._op_sizes = OpSizes(self._present, form, page_size, source_page_size, has_pad_value)
         self._entries = LaunchCache()
-        self._last_call = _NO_CALL
-        self._last_sizes: list[int] = []  # of the last call that was measured
+        self._last_entry: _LastEntry | None = None
+        self._last: _SameSizes | None = None
+        self._by_numel: dict[tuple[int, ...], _SameSizes] = {}
 
     def launch(self, inputs: tuple[Any, ...], delta: int, bound: int | None) -> bool:
         """Launches a call whose signature is cached; returns False if it is not, or needs the full checks.
@@ -97,97 +100,84 @@ class Signature:
             delta: tokens added to every length.
             bound: tokens of the longest row (tables) or of all rows together. None: no bound.
         """
-        tensors = inputs[: self._num_leading] if self._num_leading else [inputs[n] for n in self.present]
-        last = self._last_call  # read once: other threads may replace it
+        tensors = inputs[: self._num_leading] if self._num_leading else [inputs[n] for n in self._present]
+        same = self._last  # read once: other threads may replace it
         try:
             pointers = addresses(tensors)
-            same = last.exact_guard(*tensors)
-            if not same and not last.guard(*tensors):
-                last = self._lookup(tensors)
-            if last.entry is None or launch_hooks_active():
+            if same is None or not same.guard(*tensors):
+                same = self._find(tensors)
+            if same is None or launch_hooks_active():
                 return False
         except (AttributeError, RuntimeError, TypeError):
             return False  # not a tensor, or one without memory: the full checks name it
         if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:
             return False
-        measured = last.measured if same and bound is None else self._measure(inputs, tensors, last, bound)
-        if measured is None:
-            return False
-        sizes, lengths, row_items = measured
-        for k, others in self._apart:  # no output may overlap another tensor
-            low = pointers[k]
-            high = low + lengths[k]
-            for n in others:
-                begin = pointers[n]
-                if begin < high and low < begin + lengths[n]:
-                    return False
-        if not same and bound is None:
-            if sizes == self._last_sizes:  # the second time in a row: likely to repeat
-                exact_guard = make_guard(tensors, sizes=True)
-                self._last_call = last._replace(exact_guard=exact_guard, measured=measured)
-            self._last_sizes = sizes
-        return last.entry.launch(pointers, (delta, *sizes), sizes[0], row_items)
-
-    def _measure(
-        self, inputs: tuple[Any, ...], tensors: Sequence[Tensor], last: _LastCall, bound: int | None
-    ) -> _Measured | None:
-        """Returns the call's sizes; None if they are inconsistent, which the full checks report."""
-        # .shape and .stride() take half the time of .size(n) and .stride(n)
-        source, rows, lens, out = tensors[:4]
-        (batch,), (num_rows,), item_sizes = lens.shape, rows.shape, last.item_sizes
-        (source_rows, width), stride = source.shape, source.stride()[0]
-        tokens = width * self.source_page_size
-        if num_rows != batch or not 0 < batch <= MAX_BATCH or tokens > ROW_MAX or source_rows > INT32_MAX:
-            return None
-        max_tokens = tokens
-        if self.form == TABLE:
-            (out_rows, out_width), out_stride = out.shape, out.stride()[0]
-            if out_rows < batch or out_width > INT32_MAX or (out_rows > 1 and out_stride < out_width):
-                return None
-            out_bytes = ((out_rows - 1) * out_stride + out_width) * item_sizes[3]
-            if bound is not None:
-                if type(bound) is not int or not 0 <= bound <= min(out_width * self.page_size, ROW_MAX):
-                    return None
-                max_tokens = min(tokens, bound)
-        else:
-            (out_width,), out_stride = out.shape, 0
-            if out_width > INT32_MAX:
-                return None
-            out_bytes = out_width * item_sizes[3]
-            if bound is not None and not (type(bound) is int and 0 <= bound <= out_width * self.page_size):
-                return None
-        capacity = min(out_width, CAPACITY_MAX)
-        row_items = capacity
-        if not self.has_pad_value and self.form != SLOTS:
-            row_items = min(capacity, tokens // self.page_size + 1)
-        sizes = [batch, stride, source_rows, max_tokens, out_stride, capacity]
-        source_bytes = ((source_rows - 1) * stride + width) * item_sizes[0]
-        lengths = [source_bytes, batch * item_sizes[1], batch * item_sizes[2], out_bytes]
-        if len(tensors) > 4 and not self._measure_optional(inputs, batch, last, sizes, lengths):
-            return None
-        return sizes, lengths, row_items
-
-    def _measure_optional(
-        self, inputs: tuple[Any, ...], batch: int, last: _LastCall, sizes: list[int], lengths: list[int]
-    ) -> bool:
-        """Appends sizes, and lengths in bytes, of all but the first four tensors; False if inconsistent."""
-        for k, n in enumerate(self.present[4:], 4):
-            (size,) = inputs[n].shape
-            lengths.append(size * last.item_sizes[k])
-            if n in _OUTPUTS:
-                if size < batch + (n == _INDPTR):
-                    return False
-            elif n in (_TOKEN_MAP, _PAGE_MAP):
-                sizes.append(size)
-            elif size != (batch if n < _OFFSET else 1):
+        _, entry, measured, apart, unused = same
+        src_tokens = measured.src_tokens
+        if bound is not None:
+            if type(bound) is not int or not 0 <= bound <= measured.max_bound:
                 return False
-        return fits_int32(*sizes[len(_SIZES) - 1 :])
+            if self._form == TABLE:
+                src_tokens = min(src_tokens, bound)
+        for output, other, low, high in apart:
+            if low < pointers[other] - pointers[output] < high:
+                return False
+        try:
+            prepared = unused.pop()
+        except IndexError:  # the first call, or other threads have all of them
+            found = same.prepare(pointers)
+            if found is None:
+                return False
+            prepared = found
+        call, args, compiled = prepared
+        for n, value in zip(entry.positions, (*pointers, delta)):  # noqa: B905 (strict costs time)
+            args[n] = value
+        args[entry.positions[len(pointers) + 4]] = src_tokens
+        compiled.launch(call)
+        unused.append(prepared)
+        return True
 
-    def _lookup(self, tensors: Sequence[Tensor]) -> _LastCall:
+    def _find(self, tensors: Sequence[Tensor]) -> _SameSizes | None:
+        """Returns what is known of calls of these sizes, after the last call's guard has refused them.
+
+        None if the call has no entry, or its sizes are inconsistent.
+        """
+        numel = tuple([x.numel() for x in tensors])
+        known = self._by_numel.get(numel)
+        if known is None or not known.guard(*tensors):
+            last = self._last_entry
+            if last is None or not last.guard(*tensors):
+                last = self._lookup(tensors)
+            measured = None if last is None else self._op_sizes.measure(tensors, last.item_sizes)
+            if last is None or measured is None:
+                return None
+            if known is not None and known.entry is last.entry and known.measured == measured:
+                # the second time: likely to come again
+                known = known._replace(guard=make_guard(tensors, sizes=True))
+            else:
+                known = _SameSizes(refuse, last.entry, measured, self._apart(measured.lengths), [])
+            if len(self._by_numel) >= _MAX_SAME_SIZES:
+                self._by_numel.clear()
+            self._by_numel[numel] = known
+        self._last = known
+        return known
+
+    def _apart(self, lengths: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """Returns what `_SameSizes.apart` says, for tensors of these lengths in bytes."""
+        outputs = self._op_sizes.outputs
+        # an output overlaps no input, and no output before it
+        return [
+            (k, n, -lengths[n], lengths[k])
+            for k in outputs
+            for n in range(len(lengths))
+            if n < k or (n > k and n not in outputs)
+        ]
+
+    def _lookup(self, tensors: Sequence[Tensor]) -> _LastEntry | None:
         """Looks the entry up by the tensors' Python attributes, after the guard has refused them."""
         entry = self._entries.get(_key(tensors))
         if entry is None or any(x.size(-1) > 1 and x.stride(-1) != 1 for x in tensors):
-            return _NO_CALL
+            return None
         return self._remember(tensors, entry)
 
     def run(self, build: Build, inputs: tuple[Any, ...]) -> None:
@@ -198,14 +188,15 @@ class Signature:
         compiled = launch.run(build)
         if compiled is None or self is UNCACHED:
             return
-        tensors = [inputs[n] for n in self.present]
-        entry = self._entries.add(_key(tensors), build, compiled, self._names, self._sizes)
+        tensors = [inputs[n] for n in self._present]
+        names = [POINTERS[n] for n in self._present]
+        entry = self._entries.add(_key(tensors), build, compiled, names, ("delta", *self._op_sizes.names))
         if entry is not None:
             self._remember(tensors, entry)
 
-    def _remember(self, tensors: Sequence[Tensor], entry: CacheEntry) -> _LastCall:
+    def _remember(self, tensors: Sequence[Tensor], entry: CacheEntry) -> _LastEntry:
         item_sizes = [x.element_size() for x in tensors]
-        self._last_call = last = _LastCall(make_guard(tensors), entry, item_sizes, refuse, None)
+        self._last_entry = last = _LastEntry(make_guard(tensors), entry, item_sizes)
         return last
 
 
@@ -229,7 +220,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
     Returns:
         The signature; `UNCACHED` if the call allocates or is traced, or an option is of a wrong type.
     """
-    if inputs[_OUT] is None or is_dynamo_compiling():
+    if inputs[OUT] is None or is_dynamo_compiling():
         return UNCACHED
     try:
         return _signature(required_only or tuple([x is not None for x in inputs]), form, *options)
@@ -240,7 +231,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
 @functools.lru_cache(maxsize=_MAX_SIGNATURES, typed=True)
 def _signature(present: Any, form: int, page_size: int, unit: int, pad_value: Any, *_: Any) -> Signature:
     if present is True:
-        present = [n < (_INDPTR if form == TABLE else _OPTIONAL) for n in range(len(POINTERS))]
+        present = [n < (INDPTR if form == TABLE else OPTIONAL) for n in range(len(POINTERS))]
     return Signature(present, form, page_size, unit, pad_value is not None)
 
 
