@@ -45,10 +45,12 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
         AttributeError: an argument is not a tensor.
         RuntimeError: a tensor has no memory of its own (fake, batched), or no strides (sparse, nested).
     """
+    found = []
     for x in tensors:
         if x.is_nested:  # data_ptr() raises for the others
             raise RuntimeError("a nested tensor has no sizes")
-    return [x.data_ptr() for x in tensors]
+        found.append(x.data_ptr())
+    return found
 
 
 def run_untraced(function: Callable[..., Any]) -> None:

@@ -16,9 +16,10 @@ from torch.compiler import is_dynamo_compiling
 from .. import torch_library
 from ..params import ROW_MAX, TABLE, Build
 from . import launch
-from .cache import CacheEntry, LaunchCache, PreparedCall
-from .guards import addresses, make_guard, refuse
-from .op_sizes import INDPTR, OPTIONAL, OUT, POINTERS, Measured, OpSizes
+from .cache import CacheEntry, LaunchCache
+from .guards import addresses, make_guard
+from .op_sizes import OUT, POINTERS, REQUIRED, SRC_TOKENS, OpSizes
+from .same_sizes import SameSizes
 from .triton_launcher import launch_hooks_active
 
 _MAX_SIGNATURES = 1024  # an engine has a few
@@ -37,30 +38,6 @@ class _LastEntry(NamedTuple):
     guard: Callable[..., bool]
     entry: CacheEntry
     item_sizes: list[int]
-
-
-class _SameSizes(NamedTuple):
-    """Calls of a signature with the same dtypes, sizes and strides.
-
-    Attributes:
-        guard: guard of their tensors; refuses everything until such a call has come twice.
-        entry: their entry in the launch cache.
-        measured: their sizes.
-        apart: for each output, and each tensor that it must not overlap: their indices, and the bounds
-            between which the second address minus the first is if they overlap, in bytes.
-        unused: calls to write addresses into, each taken from here by one thread at a time.
-    """
-
-    guard: Callable[..., bool]
-    entry: CacheEntry
-    measured: Measured
-    apart: list[tuple[int, int, int, int]]
-    unused: list[PreparedCall]
-
-    def prepare(self, pointers: Sequence[int]) -> PreparedCall | None:
-        """Returns a call to write into; None if no kernel is compiled for these sizes."""
-        sizes, batch, row_items = self.measured.sizes, self.measured.batch, self.measured.row_items
-        return self.entry.prepare(pointers, (0, *sizes), batch, row_items)
 
 
 class Signature:
@@ -89,8 +66,8 @@ class Signature:
         self._op_sizes = OpSizes(self._present, form, page_size, source_page_size, has_pad_value)
         self._entries = LaunchCache()
         self._last_entry: _LastEntry | None = None
-        self._last: _SameSizes | None = None
-        self._by_numel: dict[tuple[int, ...], _SameSizes] = {}
+        self._last: SameSizes | None = None
+        self._by_numel: dict[tuple[int, ...], SameSizes] = {}
 
     def launch(self, inputs: tuple[Any, ...], delta: int, bound: int | None) -> bool:
         """Launches a call whose signature is cached; returns False if it is not, or needs the full checks.
@@ -112,32 +89,16 @@ class Signature:
             return False  # not a tensor, or one without memory: the full checks name it
         if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:
             return False
-        _, entry, measured, apart, unused = same
-        src_tokens = measured.src_tokens
+        sizes, _, _, max_bound = same.measured
+        src_tokens = sizes[SRC_TOKENS]
         if bound is not None:
-            if type(bound) is not int or not 0 <= bound <= measured.max_bound:
+            if type(bound) is not int or not 0 <= bound <= max_bound:
                 return False
             if self._form == TABLE:
                 src_tokens = min(src_tokens, bound)
-        for output, other, low, high in apart:
-            if low < pointers[other] - pointers[output] < high:
-                return False
-        try:
-            prepared = unused.pop()
-        except IndexError:  # the first call, or other threads have all of them
-            found = same.prepare(pointers)
-            if found is None:
-                return False
-            prepared = found
-        call, args, compiled = prepared
-        for n, value in zip(entry.positions, (*pointers, delta)):  # noqa: B905 (strict costs time)
-            args[n] = value
-        args[entry.positions[len(pointers) + 4]] = src_tokens
-        compiled.launch(call)
-        unused.append(prepared)
-        return True
+        return same.launch(pointers, delta, src_tokens)
 
-    def _find(self, tensors: Sequence[Tensor]) -> _SameSizes | None:
+    def _find(self, tensors: Sequence[Tensor]) -> SameSizes | None:
         """Returns what is known of calls of these sizes, after the last call's guard has refused them.
 
         None if the call has no entry, or its sizes are inconsistent.
@@ -152,26 +113,14 @@ class Signature:
             if last is None or measured is None:
                 return None
             if known is not None and known.entry is last.entry and known.measured == measured:
-                # the second time: likely to come again
-                known = known._replace(guard=make_guard(tensors, sizes=True))
+                known.guard = make_guard(tensors, sizes=True)  # the second time: likely to come again
             else:
-                known = _SameSizes(refuse, last.entry, measured, self._apart(measured.lengths), [])
-            if len(self._by_numel) >= _MAX_SAME_SIZES:
-                self._by_numel.clear()
-            self._by_numel[numel] = known
+                known = SameSizes(last.entry, measured, self._op_sizes.outputs)
+                if len(self._by_numel) >= _MAX_SAME_SIZES:
+                    self._by_numel.clear()
+                self._by_numel[numel] = known
         self._last = known
         return known
-
-    def _apart(self, lengths: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """Returns what `_SameSizes.apart` says, for tensors of these lengths in bytes."""
-        outputs = self._op_sizes.outputs
-        # an output overlaps no input, and no output before it
-        return [
-            (k, n, -lengths[n], lengths[k])
-            for k in outputs
-            for n in range(len(lengths))
-            if n < k or (n > k and n not in outputs)
-        ]
 
     def _lookup(self, tensors: Sequence[Tensor]) -> _LastEntry | None:
         """Looks the entry up by the tensors' Python attributes, after the guard has refused them."""
@@ -231,7 +180,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
 @functools.lru_cache(maxsize=_MAX_SIGNATURES, typed=True)
 def _signature(present: Any, form: int, page_size: int, unit: int, pad_value: Any, *_: Any) -> Signature:
     if present is True:
-        present = [n < (INDPTR if form == TABLE else OPTIONAL) for n in range(len(POINTERS))]
+        present = [n in REQUIRED[form] for n in range(len(POINTERS))]
     return Signature(present, form, page_size, unit, pad_value is not None)
 
 

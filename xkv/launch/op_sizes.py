@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE
+from ..params import CAPACITY_MAX, CSR, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE
 from .cache import fits_int32
 
 # The tensors of a call, by the kernel's names. Maps and status, which are not per request, come last.
@@ -15,16 +15,18 @@ POINTERS = (
     "src_ptr", "rows_ptr", "lens_ptr", "out_ptr", "indptr_ptr", "last_ptr",
     "delta_ptr", "query_ptr", "start_ptr", "offset_ptr", "token_map_ptr", "page_map_ptr", "status_ptr",
 )  # fmt: skip
-OUT, INDPTR, OPTIONAL, OFFSET, TOKEN_MAP, PAGE_MAP = 3, 4, 6, 9, 10, 11
-OUTPUTS = (3, 4, 5, OFFSET)
+OUT, INDPTR, LAST, QUERY, OFFSET, TOKEN_MAP, PAGE_MAP = 3, 4, 5, 7, 9, 10, 11
+OUTPUTS = (OUT, INDPTR, LAST, OFFSET)
+REQUIRED = {TABLE: (0, 1, 2, OUT), CSR: (0, 1, 2, OUT, INDPTR, LAST), SLOTS: (0, 1, 2, OUT, QUERY)}  # by form
 _SIZES = ("batch", "src_stride", "src_rows", "src_tokens", "out_stride", "capacity")
+SRC_TOKENS = 3
 
 
 class Measured(NamedTuple):
     """The sizes of a call.
 
     Attributes:
-        sizes: the integers of `OpSizes.names`.
+        sizes: the integers of `OpSizes.names`; the first is the batch size.
         lengths: of each tensor, bytes.
         row_items: upper bound of the entries in one row.
         max_bound: tokens, the largest ``max_seq_len`` or ``max_tokens`` that the output has room for.
@@ -34,16 +36,6 @@ class Measured(NamedTuple):
     lengths: list[int]
     row_items: int
     max_bound: int
-
-    @property
-    def batch(self) -> int:
-        """Requests."""
-        return self.sizes[0]
-
-    @property
-    def src_tokens(self) -> int:
-        """Tokens that a row of the source has room for."""
-        return self.sizes[3]
 
 
 class OpSizes:

@@ -80,9 +80,17 @@ def build_slot_mapping(
         req_to_token, req_pool_indices, seq_lens, out, None, None,
         deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
     )  # fmt: skip
-    signature = op_calls.lookup(
-        inputs, False, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size, missing_id
+    required_only = (
+        query_lens is not None
+        and deltas is None
+        and token_map is None
+        and page_map is None
+        and status is None
     )
+    signature = op_calls.lookup(
+        inputs, required_only, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
+        missing_id,
+    )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = arguments.checked_build(
