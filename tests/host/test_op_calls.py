@@ -124,6 +124,48 @@ def test_a_call_of_other_sizes_is_a_call_like_it(
     assert len(made) <= 4
 
 
+@pytest.mark.parametrize("options", [{}, {"kv_start": 1}], ids=lambda o: "".join(o) or "plain")
+@pytest.mark.parametrize("op", ["build_page_table", "build_kv_indices", "build_slot_mapping"])
+def test_a_call_of_sizes_that_came_before(
+    op: str, options: dict[str, Any], made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turn, with new tensors, deltas and bounds: nothing of another call of these sizes is left in it."""
+    if op == "build_slot_mapping":
+        options = {}
+    rng = random.Random(op)
+    bound = "max_seq_len" if op == "build_page_table" else "max_tokens"
+    shapes = [random_call(rng, op, **options) for _ in range(3)]
+    for call in shapes * 3:
+        getattr(xkv, op)(**call)
+    known = len(made)
+    for _ in range(40):
+        call = copied(rng.choice(shapes)) | {"seq_lens_delta": rng.randint(-3, 9)}
+        call.pop("max_seq_len", None)
+        if rng.random() < 0.5:
+            call[bound] = rng.randint(0, 40)
+        count = len(made.launched)
+        getattr(xkv, op)(**call)
+        assert (len(made), len(made.launched)) == (known, count + 1)
+        builds: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "run", builds.append)
+            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
+            getattr(xkv, op)(**call)
+        assert made.launched[-1] == arguments(builds[0])
+
+
+def copied(call: dict[str, Any]) -> dict[str, Any]:
+    """The same call with tensors of their own, of the same sizes and strides."""
+
+    def copy(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return xkv.KVIndices(*map(copy, x)) if isinstance(x, xkv.KVIndices) else x
+        whole = torch.zeros(max(1, x.shape[0]) * x.stride(0), dtype=x.dtype)
+        return on_gpu(whole.as_strided(x.shape, x.stride()))
+
+    return {name: copy(x) for name, x in call.items()}
+
+
 def test_every_pointer_of_a_stream(made: Made) -> None:
     source, rows, lens, _ = inputs()
     ints = lambda n: on_gpu(torch.zeros(n, dtype=torch.int32))  # noqa: E731
@@ -244,6 +286,15 @@ def test_overlap_is_looked_for_in_every_call(made: Made) -> None:
     xkv.build_page_table(source, beside, lens, page_size=64, out=on_gpu(inside))
     assert len(made) == 1
     assert len(made[0].launched) == 1
+    for other in ([overlapping, lens], [rows, overlapping]):  # sizes that came before
+        with pytest.raises(ValueError, match="out must not share memory"):
+            xkv.build_page_table(source, *map(on_gpu, other), page_size=64, out=on_gpu(inside))
+    whole = on_gpu(torch.zeros(4 * 640, dtype=torch.int32))
+    for _ in range(3):
+        xkv.build_page_table(whole.view(4, 640), rows, lens, page_size=64, out=out)
+    with pytest.raises(ValueError, match="out must not share memory"):
+        xkv.build_page_table(whole.view(4, 640), rows, lens, page_size=64, out=whole[-30:].view(3, 10))
+    assert len(made) == 1
 
 
 def test_outputs_may_not_overlap_one_another(made: Made) -> None:
@@ -252,8 +303,12 @@ def test_outputs_may_not_overlap_one_another(made: Made) -> None:
     xkv.build_kv_indices(source, rows, lens, page_size=64, out=xkv.KVIndices(ints(4), ints(30), ints(3)))
     shared = ints(40)
     out = xkv.KVIndices(on_gpu(shared[:4]), on_gpu(shared[3:33]), ints(3))
-    with pytest.raises(ValueError, match=r"out\.kv_indices must not share memory"):
-        xkv.build_kv_indices(source, rows, lens, page_size=64, out=out)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"out\.kv_indices must not share memory"):
+            xkv.build_kv_indices(source, rows, lens, page_size=64, out=out)
+        for _ in range(3):  # then of sizes that came before
+            apart = xkv.KVIndices(ints(4), ints(30), ints(3))
+            xkv.build_kv_indices(source, rows, lens, page_size=64, out=apart)
 
 
 def test_launch_hooks_see_every_launch(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,10 +407,11 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
     assert len(launched) == 1
 
 
+@pytest.mark.parametrize("few_batches", [False, True])
 @pytest.mark.parametrize("name", ["flashmla", "flash_attention", "flashinfer_mla", "triton"])
 @pytest.mark.parametrize("window", [None, 100])
 def test_a_step_of_another_batch_is_a_step_like_it(
-    name: str, window: int | None, made: Made, monkeypatch: pytest.MonkeyPatch
+    name: str, window: int | None, few_batches: bool, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A builder's launch is the same as without its caches: every argument, and the grid."""
     rng, ints = random.Random(name), lambda *shape: on_gpu(torch.zeros(*shape, dtype=torch.int32))
@@ -364,7 +420,7 @@ def test_a_step_of_another_batch_is_a_step_like_it(
     builder._on_cpu = False
     fast = 0
     for _ in range(120):
-        batch = rng.randint(1, 64)
+        batch = rng.choice([3, 17, 64]) if few_batches else rng.randint(1, 64)
         inputs: dict[str, Any] = {"req_pool_indices": ints(batch), "seq_lens": ints(batch)}
         inputs["seq_lens_delta"] = rng.choice([0, rng.randint(0, 9), ints(batch)])
         inputs["query_lens"] = rng.choice([1, rng.randint(1, 9), ints(batch)])

@@ -159,7 +159,7 @@ class MetadataBuilder:
         )  # fmt: skip
         step = self._recent
         if ints_only and step is not None and max_tokens is None:
-            batch = step.launch(req_pool_indices, seq_lens, self.max_batch_size, seq_lens_delta, query_lens)
+            batch = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
             if batch is not None:
                 return self._cached.get((batch, False, False)) or self._metadata(batch, False, False, None)
         inputs: Inputs = (

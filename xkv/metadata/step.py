@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..launch import compile, launch, verify
-from ..launch.cache import CacheEntry
+from ..launch.cache import CacheEntry, PreparedCall
 from ..launch.guards import make_guard, refuse
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import CSR, INT32_MAX, ROW_MAX, Build
@@ -17,6 +18,23 @@ from ..status import Status
 # query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: making a NamedTuple inside a compiled
 # function ends its graph with an error (torch 2.11).
 Inputs = tuple[Tensor, Tensor, int | Tensor, int | Tensor, int, Tensor | None, Tensor | None]
+_MAX_BATCHES = 1024  # batch sizes that a step keeps
+
+
+class _SameBatch(NamedTuple):
+    """Builds of one batch size.
+
+    Attributes:
+        guard: guard of rows and lengths with their size.
+        batch: requests.
+        max_query: query tokens of every request, at most.
+        prepared: the call to write into.
+    """
+
+    guard: Callable[..., bool]
+    batch: int
+    max_query: int
+    prepared: PreparedCall
 
 
 class Step:
@@ -25,14 +43,18 @@ class Step:
     Args:
         build: one of them, on the whole buffers; its inputs are replaced at every run.
         inputs: its inputs.
+        max_batch_size: requests, at most.
         check: with XKV_CHECK=1 the status to read after each run, otherwise None.
 
     Attributes:
         guard: checks that rows and lengths have the dtypes, strides and device of the last run's.
     """
 
-    def __init__(self, build: Build, inputs: Inputs, check: Status | None) -> None:
+    def __init__(self, build: Build, inputs: Inputs, max_batch_size: int, check: Status | None) -> None:
         self.guard = refuse
+        self._max_batch_size = max_batch_size
+        self._by_batch: dict[int, _SameBatch] = {}
+        self._last: _SameBatch | None = None
         self._build, self._check = build, check
         self._entry: CacheEntry | None = None
         self._positions: tuple[int, ...] = ()  # of the inputs among the arguments of a call
@@ -45,39 +67,33 @@ class Step:
         window = build.views[-1].window
         self._window = window if self._query_is_int and not build.window_is_prefix_only else None
 
-    def launch(self, rows: Tensor, lens: Tensor, max_batch_size: int, delta: Any, query: Any) -> int | None:
+    def launch(self, rows: Tensor, lens: Tensor, delta: Any, query: Any) -> int | None:
         """Launches a decode or verify step like the last one; returns None if it needs `run`.
 
         Args:
             rows: ``[batch]``, ``req_pool_indices`` of `MetadataBuilder.build`, unchecked.
             lens: ``[batch]``, ``seq_lens``, likewise.
-            max_batch_size: requests, at most.
-            delta: tokens added to every length.
-            query: query tokens of every request.
+            delta: tokens added to every length: an int, unchecked.
+            query: query tokens of every request: likewise.
 
         Returns:
             The batch size.
         """
-        entry = self._entry
+        same = self._last
         try:
             if rows.is_nested or lens.is_nested:  # as in `addresses`, without its list
                 return None
             rows_address, lens_address = rows.data_ptr(), lens.data_ptr()
-            if not self.guard(rows, lens):
-                return None
+            if same is None or not same.guard(rows, lens):
+                same = self._find(rows, lens)
         except (AttributeError, RuntimeError, TypeError):
             return None
-        batch = lens.numel()  # of a vector, in half the time of its shape
         if (
-            rows.numel() != batch or batch > max_batch_size or not rows_address or not lens_address
-            or entry is None or launch_hooks_active()
-            or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= INT32_MAX // (batch + 1)
+            same is None or not rows_address or not lens_address or launch_hooks_active()
+            or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= same.max_query
         ):  # fmt: skip
             return None
-        prepared = entry.prepared(batch, self._row_items)
-        if prepared is None:
-            return None
-        call, args, compiled = prepared
+        _, batch, _, (call, args, compiled) = same
         at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._positions
         args[at_rows], args[at_lens], args[at_delta] = rows_address, lens_address, delta
         if self._sums_queries:
@@ -88,6 +104,27 @@ class Step:
             args[at_capacity] = self._capacity
         compiled.launch(call)
         return batch
+
+    def _find(self, rows: Tensor, lens: Tensor) -> _SameBatch | None:
+        """Returns what is known of this batch size, after the last one's guard has refused the tensors."""
+        batch = lens.numel()
+        found = self._by_batch.get(batch)
+        if found is None or not found.guard(rows, lens):
+            if (
+                not self.guard(rows, lens) or rows.numel() != batch or batch > self._max_batch_size
+                or self._entry is None
+            ):  # fmt: skip
+                return None
+            prepared = self._entry.prepared(batch, self._row_items)
+            if prepared is None:
+                return None
+            # a guard takes longer to make than a launch: only for a batch size that came before
+            guard = refuse if found is None else make_guard((rows, lens), sizes=True)
+            if len(self._by_batch) >= _MAX_BATCHES:
+                self._by_batch.clear()
+            found = self._by_batch[batch] = _SameBatch(guard, batch, INT32_MAX // (batch + 1), prepared)
+        self._last = found
+        return found
 
     def run(self, inputs: Inputs, max_entries: int | None) -> bool:
         """Launches with these inputs, which were checked and have this step's signature.

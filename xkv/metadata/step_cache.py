@@ -91,7 +91,7 @@ class StepCache:
             pad_value=spec.pad_id if spec.pad_to_tokens else None,
             pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), status=self._status.word,
         )  # fmt: skip
-        return Step(build, inputs, self._status if self._always_check else None)
+        return Step(build, inputs, self._max_batch_size, self._status if self._always_check else None)
 
 
 def _tensor_signature(x: Any) -> Any:
