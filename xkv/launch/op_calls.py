@@ -73,7 +73,7 @@ class Signature:
         """Launches a call whose signature is cached; returns False if it is not, or needs the full checks.
 
         Args:
-            inputs: a tensor or None for each of `POINTERS`.
+            inputs: as in `lookup`.
             delta: tokens added to every length.
             bound: tokens of the longest row (tables) or of all rows together. None: no bound.
         """
@@ -161,7 +161,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
     """Returns the signature of a call: its options, and which arguments are present.
 
     Args:
-        inputs: a tensor or None for each of `POINTERS`.
+        inputs: a tensor or None for each of `POINTERS`; if ``required_only``, for the first of them.
         required_only: whether only the form's required tensors are present.
         form: TABLE, CSR or SLOTS.
         *options: page size, source page size and pad_value, then every other option of the launch.

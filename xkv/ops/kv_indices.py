@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,14 +128,16 @@ def build_kv_indices(
     """
     indptr, ids, last = out if isinstance(out, KVIndices) else (None, None, None)
     deltas, delta = arguments.tensor_and_int(seq_lens_delta)
-    inputs = (
-        req_to_token, req_pool_indices, seq_lens, ids, indptr, last,
-        deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
-    )  # fmt: skip
     required_only = (
         deltas is None and kv_start is None and kv_start_offset is None and token_map is None
         and page_map is None and status is None
     )  # fmt: skip
+    inputs: tuple[Any, ...] = (req_to_token, req_pool_indices, seq_lens, ids, indptr, last)
+    if not required_only:
+        inputs = (
+            *inputs, deltas, None, kv_start, kv_start_offset, token_map, page_map,
+            getattr(status, "word", status),
+        )  # fmt: skip
     signature = op_calls.lookup(
         inputs, required_only, CSR, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
         missing_id, min_last_page_len,

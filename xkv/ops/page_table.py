@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,14 +100,16 @@ def build_page_table(
                 [ 2, -7, -7]], dtype=torch.int32)
     """
     deltas, delta = arguments.tensor_and_int(seq_lens_delta)
-    inputs = (
-        req_to_token, req_pool_indices, seq_lens, out, None, None,
-        deltas, None, kv_start, kv_start_offset, token_map, page_map, getattr(status, "word", status),
-    )  # fmt: skip
     required_only = (
         deltas is None and kv_start is None and kv_start_offset is None and token_map is None
         and page_map is None and status is None
     )  # fmt: skip
+    inputs: tuple[Any, ...] = (req_to_token, req_pool_indices, seq_lens, out)
+    if not required_only:
+        inputs = (
+            *inputs, None, None, deltas, None, kv_start, kv_start_offset, token_map, page_map,
+            getattr(status, "word", status),
+        )  # fmt: skip
     signature = op_calls.lookup(
         inputs, required_only, TABLE, page_size, source_page_size, pad_value, pad_to_multiple_of,
         map_page_size, missing_id,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,10 +78,6 @@ def build_slot_mapping(
         tensor([ 2,  9, 10])
     """
     deltas, delta = arguments.tensor_and_int(seq_lens_delta)
-    inputs = (
-        req_to_token, req_pool_indices, seq_lens, out, None, None,
-        deltas, query_lens, None, None, token_map, page_map, getattr(status, "word", status),
-    )  # fmt: skip
     required_only = (
         query_lens is not None
         and deltas is None
@@ -87,6 +85,11 @@ def build_slot_mapping(
         and page_map is None
         and status is None
     )
+    inputs: tuple[Any, ...] = (
+        req_to_token, req_pool_indices, seq_lens, out, None, None, deltas, query_lens,
+    )  # fmt: skip
+    if not required_only:
+        inputs = (*inputs, None, None, token_map, page_map, getattr(status, "word", status))
     signature = op_calls.lookup(
         inputs, required_only, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
         missing_id,
