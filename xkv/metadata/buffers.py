@@ -131,12 +131,11 @@ class Buffers:
 
     Attributes:
         views: what the builder shows: one view, or two with a sliding window.
-        cached: what `metadata` returned, by its arguments; bounded.
     """
 
     def __init__(self, config: BuilderConfig) -> None:
         self.views = views = config.views()
-        self.cached: dict[tuple[int, bool, bool], Metadata] = {}
+        self._cached: dict[tuple[int, bool, bool], Metadata] = {}  # by the arguments of `metadata`
         self._form, self._page_size = config.form, config.page_size
         self._max_context_len = config.max_context_len
         spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_batch_size
@@ -164,7 +163,7 @@ class Buffers:
             entries: live entries of ``kv_indices``. None: unknown.
         """
         key = batch, starts, window_starts
-        found = self.cached.get(key) if entries is None else None
+        found = self._cached.get(key) if entries is None else None
         if found is None:
             form, window = self._form, None
             for view, has in ((self.views[1], window_starts),) if len(self.views) == 2 else ():
@@ -177,7 +176,7 @@ class Buffers:
                 starts=starts, entries=entries, window=window,
             )  # fmt: skip
             if entries is None:
-                if len(self.cached) >= _MAX_CACHED:
-                    self.cached.clear()
-                self.cached[key] = found
+                if len(self._cached) >= _MAX_CACHED:
+                    self._cached.clear()
+                self._cached[key] = found
         return found

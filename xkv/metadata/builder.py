@@ -90,11 +90,10 @@ class MetadataBuilder:
         self._on_cpu = req_to_token.device.type == "cpu"
         buffers = Buffers(config)
         self._views = buffers.views
-        self._steps = steps = StepCache(config, buffers.views, self.status)
+        self._steps = steps = StepCache(config, buffers, self.status)
         self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
         # bound once: `build` then looks up one attribute for each, not two
-        self._cached, self._metadata = buffers.cached, buffers.metadata
-        self._step_of, self._check = steps.lookup, steps.check
+        self._metadata, self._step_of, self._check = buffers.metadata, steps.lookup, steps.check
 
     def build(
         self, req_pool_indices: Tensor, seq_lens: Tensor, *, seq_lens_delta: int | Tensor = 0,
@@ -159,9 +158,9 @@ class MetadataBuilder:
         )  # fmt: skip
         step = self._recent
         if ints_only and step is not None and max_tokens is None:
-            batch = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
-            if batch is not None:
-                return self._cached.get((batch, False, False)) or self._metadata(batch, False, False, None)
+            metadata = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
+            if metadata is not None:
+                return metadata
         inputs: Inputs = (
             req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
         )  # fmt: skip

@@ -13,6 +13,7 @@ from ..launch.guards import make_guard, refuse
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import CSR, INT32_MAX, ROW_MAX, Build
 from ..status import Status
+from .buffers import Buffers, Metadata
 
 # The arguments of `MetadataBuilder.build`, which describes them: req_pool_indices, seq_lens, seq_lens_delta,
 # query_lens, query_lens_sign, kv_start, window_kv_start. A plain tuple: making a NamedTuple inside a compiled
@@ -26,13 +27,13 @@ class _SameBatch(NamedTuple):
 
     Attributes:
         guard: guard of rows and lengths with their size.
-        batch: requests.
+        metadata: what such a build returns.
         max_query: query tokens of every request, at most.
         prepared: the call to write into.
     """
 
     guard: Callable[..., bool]
-    batch: int
+    metadata: Metadata
     max_query: int
     prepared: PreparedCall
 
@@ -44,15 +45,18 @@ class Step:
         build: one of them, on the whole buffers; its inputs are replaced at every run.
         inputs: its inputs.
         max_batch_size: requests, at most.
+        buffers: of the builder.
         check: with XKV_CHECK=1 the status to read after each run, otherwise None.
 
     Attributes:
         guard: checks that rows and lengths have the dtypes, strides and device of the last run's.
     """
 
-    def __init__(self, build: Build, inputs: Inputs, max_batch_size: int, check: Status | None) -> None:
+    def __init__(
+        self, build: Build, inputs: Inputs, max_batch_size: int, buffers: Buffers, check: Status | None
+    ) -> None:
         self.guard = refuse
-        self._max_batch_size = max_batch_size
+        self._max_batch_size, self._buffers = max_batch_size, buffers
         self._by_batch: dict[int, _SameBatch] = {}
         self._last: _SameBatch | None = None
         self._build, self._check = build, check
@@ -67,7 +71,7 @@ class Step:
         window = build.views[-1].window
         self._window = window if self._query_is_int and not build.window_is_prefix_only else None
 
-    def launch(self, rows: Tensor, lens: Tensor, delta: Any, query: Any) -> int | None:
+    def launch(self, rows: Tensor, lens: Tensor, delta: Any, query: Any) -> Metadata | None:
         """Launches a decode or verify step like the last one; returns None if it needs `run`.
 
         Args:
@@ -77,7 +81,7 @@ class Step:
             query: query tokens of every request: likewise.
 
         Returns:
-            The batch size.
+            What the build returns.
         """
         same = self._last
         try:
@@ -93,7 +97,7 @@ class Step:
             or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= same.max_query
         ):  # fmt: skip
             return None
-        _, batch, _, (call, args, compiled) = same
+        _, metadata, _, (call, args, compiled) = same
         at_rows, at_lens, at_delta, at_query, _, _, at_window, at_capacity = self._positions
         args[at_rows], args[at_lens], args[at_delta] = rows_address, lens_address, delta
         if self._sums_queries:
@@ -103,7 +107,7 @@ class Step:
         if self._capacity is not None:
             args[at_capacity] = self._capacity
         compiled.launch(call)
-        return batch
+        return metadata
 
     def _find(self, rows: Tensor, lens: Tensor) -> _SameBatch | None:
         """Returns what is known of this batch size, after the last one's guard has refused the tensors."""
@@ -122,7 +126,8 @@ class Step:
             guard = refuse if found is None else make_guard((rows, lens), sizes=True)
             if len(self._by_batch) >= _MAX_BATCHES:
                 self._by_batch.clear()
-            found = self._by_batch[batch] = _SameBatch(guard, batch, INT32_MAX // (batch + 1), prepared)
+            metadata = self._buffers.metadata(batch, False, False, None)
+            found = self._by_batch[batch] = _SameBatch(guard, metadata, INT32_MAX // (batch + 1), prepared)
         self._last = found
         return found
 

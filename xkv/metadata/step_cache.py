@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from .. import arguments, switches
-from ..params import INT32_MAX, ROW_MAX, Build, View
+from ..params import INT32_MAX, ROW_MAX, Build
 from ..status import Status
+from .buffers import Buffers
 from .config import BuilderConfig
 from .step import Inputs, Step
 
@@ -20,12 +20,13 @@ class StepCache:
 
     Args:
         config: the builder's.
-        views: its buffers.
+        buffers: its buffers.
         status: where builds report.
     """
 
-    def __init__(self, config: BuilderConfig, views: Sequence[View], status: Status) -> None:
-        self._config, self._views, self._status = config, views, status
+    def __init__(self, config: BuilderConfig, buffers: Buffers, status: Status) -> None:
+        self._config, self._buffers, self._status = config, buffers, status
+        self._views = buffers.views
         self._req_to_token, self._max_batch_size = config.req_to_token, config.max_batch_size
         self._always_check = switches.on("XKV_CHECK")
         self._by_signature: dict[tuple[Any, ...], Step] = {}  # a few: by dtypes and which arguments are None
@@ -91,7 +92,8 @@ class StepCache:
             pad_value=spec.pad_id if spec.pad_to_tokens else None,
             pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), status=self._status.word,
         )  # fmt: skip
-        return Step(build, inputs, self._max_batch_size, self._status if self._always_check else None)
+        check = self._status if self._always_check else None
+        return Step(build, inputs, self._max_batch_size, self._buffers, check)
 
 
 def _tensor_signature(x: Any) -> Any:
