@@ -319,12 +319,31 @@ def test_launch_hooks_see_every_launch(made: Made, monkeypatch: pytest.MonkeyPat
     assert not any(each.launched for each in made)
 
 
+def test_a_launch_that_fails_leaves_the_next_as_good(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        call_with({})
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorded, "launch", fail)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="planted"):
+                call_with({"seq_lens_delta": 5})
+    out = on_gpu(torch.zeros(3, 10, dtype=torch.int32))
+    call_with({"out": out})
+    assert (value(made.launched[-1], "out_ptr"), value(made.launched[-1], "delta")) == (out.data_ptr(), 0)
+    assert len(made) == 1
+
+
 def test_no_tensor_is_kept_alive(made: Made) -> None:
     source, rows, lens, out = inputs()
     kept = [weakref.ref(x) for x in (source, rows, lens, out)]
     xkv.build_page_table(source, rows, lens, page_size=64, out=out)
     xkv.build_page_table(source, rows, lens, page_size=64, out=out)
-    assert len(made[0].launched) == 1
+    xkv.build_page_table(source, rows, lens, page_size=64, out=out)
+    assert len(made[0].launched) == 2
     del source, rows, lens, out
     gc.collect()
     assert [ref() for ref in kept] == [None] * 4
