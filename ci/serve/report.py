@@ -74,10 +74,13 @@ def totals(rounds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 def launches(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the host time of a launch of each replaced kernel, off and on, and all device times."""
     rows: dict[str, dict[str, Any]] = {}
+    host: dict[tuple[str, str], list[float]] = {}
     for one in result.get("counted", []):
         for kernel, times in one["launch_us"].items():
             side = "off" if one["mode"] == "off+" else "on"
-            rows.setdefault(kernel, {})[f"host {side}"] = typical(times)
+            host.setdefault((kernel, side), []).extend(times)
+    for (kernel, side), times in host.items():
+        rows.setdefault(kernel, {})[f"host {side}"] = typical(times)
     for side, kernels in (result.get("device") or {}).items():
         for kernel, times in (kernels or {}).items():
             rows.setdefault(kernel, {})[f"device {side}"] = typical(times)

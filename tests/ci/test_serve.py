@@ -206,3 +206,8 @@ def test_blanking_keeps_one_arch_and_every_offset(tmp_path):
     }  # fmt: skip
     assert fatbin.blank(path, 90, keep_ptx=False)[0] == 64
     assert fatbin.sections(b"#!/bin/sh") == []
+
+
+def test_a_launch_s_times_are_those_of_all_counted_rounds() -> None:
+    counted = [one("off+", launch_us={"kernel_a": times}) for times in ([40.0], [60.0, 50.0])]
+    assert module("report").launches({"counted": counted})["kernel_a"]["host off"]["median"] == 50.0

@@ -206,6 +206,7 @@ def test_the_rounds_end_in_a_report_that_passes():
     assert found["passed"], found["checks"]
     assert found["step_ms"]["on / off"]["of"] == 5
     assert sorted(engine.modes[3:5]) == ["off", "on"]
+    assert engine.modes[-8:-2] == ["on+", "off+"] * rounds.COUNTED
     assert any("64 requests" in x["what"] and "control" not in x["what"] for x in found["checks"])
 
 
