@@ -177,9 +177,8 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "int32 for int64: items before a row of its own", SCHEDULER,
-        "offset += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)",
-        "offset += tl.sum(tl.where(i < b, items, 0), 0)",
+        "int32 for int64: items before a row of its own", ROWS,
+        "total += tl.sum(rows.items.to(tl.int64), 0)", "total += tl.sum(rows.items, 0)",
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
@@ -257,8 +256,8 @@ MUTATIONS = [
     Mutation(
         "indptr summed, not read", SCHEDULER,
         "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n"
-        "    return total, offset",
-        "    return total, offset",
+        "    return b, idx, offset, has_more",
+        "    return b, idx, offset, has_more",
         "every row of an engine's stream that is shared out begins at 0", "indptr_is_input and stream",
         "tests/kernel/test_indptr_is_input.py",
     ),
@@ -421,9 +420,23 @@ MUTATIONS = [
     ),
     Mutation(
         "share runs past its row", KERNEL,
-        "row_tile_end = tl.minimum(next_idx + tile_end - tile_idx, row_tile_end).to(tl.int32)",
-        "row_tile_end = (next_idx + tile_end - tile_idx).to(tl.int32)",
+        "end = tl.minimum(idx + tile_end - tile_idx, end).to(tl.int32)",
+        "end = (idx + tile_end - tile_idx).to(tl.int32)",
         "a row after a long one is not finished", "curated and skewed",
+    ),
+    Mutation(
+        "sums' programs take a row", KERNEL, "(b >= 0) & (b < req.batch)", "b < req.batch",
+        "padding is written before the table", "curated and padding",
+    ),
+    Mutation(
+        "leftover tiles dealt to programs that are not there", KERNEL,
+        "(tl.num_programs(0) - HAS_SUMS - req.batch)", "(tl.num_programs(0) - req.batch)",
+        "leftover tiles are never written", "curated and skewed",
+    ),
+    Mutation(
+        "first leftover tiles skipped", KERNEL, "pid = (b - req.batch) * stride + idx",
+        "pid = (b - req.batch + 1) * stride + idx",
+        "leftover tiles are never written", "curated and skewed",
     ),
     # The next two leave every result as it is: the interpreter's memory checker alone sees them.
     Mutation(
@@ -441,8 +454,8 @@ MUTATIONS = [
         "memory past the source's last row is read", "curated and skewed",
     ),
     Mutation(
-        "row of its own begins too late", SCHEDULER, "tl.where(i < b, items, 0)",
-        "tl.where(i <= b, items, 0)",
+        "row of its own begins too late", ROWS, "load_row(i, i < tl.minimum(b, req.batch),",
+        "load_row(i, i <= tl.minimum(b, req.batch),",
         "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
@@ -452,8 +465,7 @@ MUTATIONS = [
         "a leftover tile is written further on in the stream", "curated and skewed",
     ),
     Mutation(
-        "own tiles skipped", KERNEL, "has_tile = next_idx < row_tile_end",
-        "has_tile = next_idx < row_tile_end - 1",
+        "own tiles skipped", KERNEL, "while idx < end:", "while idx < end - 1:",
         "a row's last tile is never written", "curated and (skewed or odd) or any_tile_size",
     ),
     Mutation(

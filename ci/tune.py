@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python ci/tune.py --json tune.json
 
-Workloads, checks and timing, in place after torch's add, are those of `python -m xkv bench`. For each class
+Workloads, checks and timing, in place, are those of `python -m xkv bench`. For each class
 of rows, every candidate is timed at one page size, on page tables if its row builds any; then the best of
 them, and the row in use, for longer, at every page size and on CSR indices too.
 """
@@ -54,11 +54,12 @@ Launch = Callable[[], None]
 
 
 class Point(NamedTuple):
-    """What a row is timed on: a workload, a page size, TABLE or CSR."""
+    """What a row is timed on: a workload, a page size, TABLE or CSR, tokens of a source entry."""
 
     load: Workload
     size: int
     form: int
+    source_page_size: int = 1
 
     @property
     def case(self) -> Case:
@@ -68,7 +69,8 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """For the reader."""
-        return f"{self.load.name}, page {self.size}{', csr' * (self.form == CSR)}"
+        of_pages = f" of {self.source_page_size}" if self.source_page_size > 1 else ""
+        return f"{self.load.name}, page {self.size}{of_pages}{', csr' * (self.form == CSR)}"
 
 
 class Sweep:
@@ -77,6 +79,8 @@ class Sweep:
     Args:
         classes: what is swept.
         where: the platform.
+        predecessor: the kernel before each launch, a name of `PREDECESSORS`.
+        stream: launches on a stream, not from a graph.
         device: its torch device.
 
     Attributes:
@@ -84,10 +88,13 @@ class Sweep:
         left_out: the rows and points that there was no time for, or whose times were lost in noise.
     """
 
-    def __init__(self, classes: Sequence[Class], where: Platform, device: str = "cuda") -> None:
+    def __init__(
+        self, classes: Sequence[Class], where: Platform, predecessor: str = "add", stream: bool = False,
+        device: str = "cuda",
+    ) -> None:  # fmt: skip
         self.wrong: list[str] = []
         self.left_out: list[str] = []
-        self._where = where
+        self._where, self._before, self._stream = where, PREDECESSORS[predecessor], stream
         loads = [load for each in classes for load in each.loads]
         self._sources = inputs.make_sources(loads, device)
 
@@ -113,7 +120,8 @@ class Sweep:
             at = inputs.make_inputs(point.case, point.load, self._sources[point.load.capacity])
             ours = providers.makers(at, SGLang([]), Plugin([]))[OURS]()
             out = dict(ours.results or {})
-            builds = [_build(at, point.form, out, step) for step in at.steps]
+            source = _source(at, point.source_page_size)
+            builds = [_build(at, point, source, out, step) for step in at.steps]
             ready: dict[Tuning, list[Launch]] = {}
             for row in list(times):
                 if first and ready and time.perf_counter() > deadline:
@@ -130,8 +138,9 @@ class Sweep:
                 str(n): functools.partial(_launch, prepared) for n, prepared in enumerate(ready.values())
             }
             warm = [at.index, at.lens]
-            before = functools.partial(_add, at.launches)
-            found = timing.in_place(calls, before, range(inputs.LAUNCHES), warm, rounds)
+            before = functools.partial(_call_before, self._before, at.launches)
+            numbers = range(inputs.LAUNCHES)
+            found = timing.in_place(calls, before, numbers, warm, rounds, stream=self._stream)
             for row, us in zip(ready, found.values(), strict=True):
                 times[row][point.name] = records.median_us(us)
                 if times[row][point.name] < records.SHORTEST:
@@ -157,12 +166,18 @@ class Sweep:
         return list(wrong)
 
 
-def _build(at: Inputs, form: int, out: dict[str, Tensor], step: Step) -> Build:
-    if form == TABLE:
+def _source(at: Inputs, page_size: int) -> Tensor:
+    """The source of slots, or that of the pages which they lie in: it shows the same tokens."""
+    return at.source if page_size == 1 else at.source[:, ::page_size] // page_size
+
+
+def _build(at: Inputs, point: Point, source: Tensor, out: dict[str, Tensor], step: Step) -> Build:
+    if point.form == TABLE:
         view = View(out["page_table"])
     else:
         view = View(out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"])
-    return Build(at.source, step.rows, step.lens, form, at.page_size, 1, at.page_size, (view,))
+    sizes = at.page_size, point.source_page_size, at.page_size
+    return Build(source, step.rows, step.lens, point.form, *sizes, (view,))
 
 
 def _launch(prepared: Sequence[Launch], number: int) -> None:
@@ -170,9 +185,9 @@ def _launch(prepared: Sequence[Launch], number: int) -> None:
     prepared[number % len(prepared)]()
 
 
-def _add(launches: Sequence[Step], number: int) -> None:
+def _call_before(before: Callable[[Tensor], None], launches: Sequence[Step], number: int) -> None:
     """The kernel before the launch of that number."""
-    PREDECESSORS["add"](launches[number].lens)
+    before(launches[number].lens)
 
 
 def precompile(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], jobs: int) -> None:
@@ -202,17 +217,16 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len")}
         fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
         fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
-        build = _build(at, point.form, fields, step)
+        build = _build(at, point, _source(at, point.source_page_size), fields, step)
         plan = make_schedule(build, row, where)
         blocks = plan.num_page_per_block, row.batch_block
         key = (
             *blocks,
             row.num_warps,
-            row.pdl_trigger_early,
+            row.pdl_on_streams,
             plan.balance,
             plan.int64_tiles,
-            point.size,
-            point.form,
+            *point[1:],
         )
         if key not in seen:
             seen.add(key)
@@ -237,7 +251,7 @@ def sweep(
     """
     begin = time.perf_counter()
     rows = tune_rows.candidates(base, each.grid)
-    coarse = [Point(load, each.sizes[0], each.forms[0]) for load in each.loads]
+    coarse = [Point(load, each.sizes[0], each.forms[0], each.source_page_size) for load in each.loads]
     first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
     return first, rig.times(rows, fine(each), args.rounds, begin + share)
@@ -245,7 +259,8 @@ def sweep(
 
 def fine(each: Class) -> list[Point]:
     """What the second stage times a class on."""
-    return [Point(load, size, form) for form in each.forms for size in each.sizes for load in each.loads]
+    points = itertools.product(each.forms, each.sizes, each.loads)
+    return [Point(load, size, form, each.source_page_size) for form, size, load in points]
 
 
 def in_use(each: Class, where: Platform) -> Tuning:
@@ -263,6 +278,8 @@ def parser() -> argparse.ArgumentParser:
     add("--keep", type=int, default=8, help="rows of the second stage (default: %(default)s)")
     add("--rounds", type=int, default=25, help="replays in the second stage (default: %(default)s)")
     add("--jobs", type=int, default=0, help="processes that compile beforehand (default: none)")
+    add("--predecessor", choices=PREDECESSORS, default="add", help="the kernel before each launch")
+    add("--stream", action="store_true", help="launches on a stream, not from a graph")
     add("--json", metavar="FILE", type=Path, help="writes every time there")
     for field in SWEPT:
         flag = "--" + field.replace("_", "-")
@@ -289,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     machine, date = timing.versions(), datetime.now(timezone.utc).strftime("%Y-%m-%d")
     precompile([(tune_rows.candidates(in_use(c, where), c.grid), fine(c)) for c in classes], args.jobs)
-    rig, best, record = Sweep(classes, where), [], []
+    rig, best, record = Sweep(classes, where, args.predecessor, args.stream), [], []
     end = time.perf_counter() + args.minutes * 60
     for n, each in enumerate(classes):
         base = in_use(each, where)

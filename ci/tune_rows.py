@@ -26,12 +26,14 @@ class Class(NamedTuple):
         access_pattern: as in `xkv.platforms.tuning.Tuning`.
         max_batch: as there.
         sizes: page sizes in tokens; the coarse stage uses the first.
+        source_page_size: tokens of a source entry.
         grid: values to try for each field of a row.
     """
 
     access_pattern: AccessPattern
     max_batch: int | None
     sizes: tuple[int, ...]
+    source_page_size: int
     grid: dict[str, tuple[Any, ...]]
 
     @property
@@ -42,7 +44,8 @@ class Class(NamedTuple):
     @property
     def forms(self) -> tuple[int, ...]:
         """The forms that its row builds, TABLE or CSR; the coarse stage uses the first."""
-        return {"contiguous": (TABLE,), "ragged": (CSR,)}.get(self.access_pattern, (TABLE, CSR))
+        forms = {"contiguous": (TABLE,), "ragged": (CSR,), "expand": (CSR, TABLE)}
+        return forms.get(self.access_pattern, (TABLE, CSR))
 
     @property
     def loads(self) -> list[Workload]:
@@ -68,39 +71,46 @@ def values(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(each) for each in text.split(","))
 
 
-_EITHER = "true,false"
 CLASSES = (
     Class(
-        "strided_far", SMALL, (64, 32),
-        _grid("64,256", "1,4", "2,8", "2", "2,8", "64,256", "1", "16", "true"),
+        "strided_far", SMALL, (64, 32), 1,
+        _grid("64,128,256", "1,2,4", "4,8", "2", "2,8", "64,256", "1", "4", "16", "true"),
     ),
     Class(
-        "strided_far", None, (64, 32),
-        _grid("256,512", "4", "4,8", "2,4", "2,4", "128,256,512", "1", "256", _EITHER),
+        "strided_far", None, (64, 32), 1,
+        _grid("256,512", "4", "4,8", "2,4", "2,4,8", "128,256,512", "1", "1,2,4", "256", "true"),
     ),
     Class(
-        "strided_near", SMALL, (16,),
-        _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "1", "16", "true"),
+        "strided_near", SMALL, (16,), 1,
+        _grid("128,256", "2,4", "2,8", "2", "2,8", "128,256", "1", "4", "16", "true"),
     ),
     Class(
-        "strided_near", None, (16,),
-        _grid("512,1024", "4", "4,8", "2,4", "2,4", "256,512,1024", "1", "256", _EITHER),
+        "strided_near", None, (16,), 1,
+        _grid("512,1024", "4", "4,8", "2,4", "2,4,8", "256,512,1024", "1", "1,2,4", "256", "true"),
     ),
     Class(
-        "contiguous", SMALL, (1,),
-        _grid("512,1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1", "16", "true"),
+        "contiguous", SMALL, (1,), 1,
+        _grid("256,512,1024,2048", "4,8", "4,8,16", "2", "2,8", "1024,2048", "1", "4", "16", "true"),
     ),
     Class(
-        "contiguous", None, (1,),
-        _grid("1024,2048", "4,8", "4,8", "2,4,8", "4,8", "1024,2048", "1", "256", _EITHER),
+        "contiguous", None, (1,), 1,
+        _grid("1024", "4,8", "4,8", "2,4,8", "4,8,16", "1024,2048", "1,2", "1,2,4,8", "256", "true"),
     ),
     Class(
-        "ragged", SMALL, (1,),
-        _grid("1024,2048", "4,8", "2,8", "2", "2,8", "1024,2048", "1,2", "16", "true"),
+        "ragged", SMALL, (1,), 1,
+        _grid("512,1024,2048", "4,8", "4,8", "2", "2,8", "1024,2048", "1,2", "4", "16", "true"),
     ),
     Class(
-        "ragged", None, (1,),
-        _grid("2048", "4,8", "4", "4", "3,4,8", "1024,2048", "1,2,4", "256", "true"),
+        "ragged", None, (1,), 1,
+        _grid("2048", "4,8", "4", "4", "2,4,8", "1024,2048", "1,2,4", "1,2,4", "256", "true"),
+    ),
+    Class(
+        "expand", SMALL, (1,), 16,
+        _grid("512,1024,2048", "4,8", "4,8", "2", "2,8", "1024,2048", "1,2", "4", "16", "true"),
+    ),
+    Class(
+        "expand", None, (1,), 16,
+        _grid("1024", "4,8", "4,8", "2,4", "2,4,8", "512,1024,2048", "1,2,4", "1,2,4", "256", "true"),
     ),
 )  # fmt: skip
 

@@ -244,21 +244,20 @@ def concepts() -> Picture:
     return draw
 
 
-# The third picture: tiles of each row, and the programs of each.
-TILES, PER_ROW, OWN = [2, 18, 1, 6], 2, 2
+# The third picture: tiles of each row, the programs of each, its own tiles, and programs for leftover tiles.
+TILES, PER_ROW, OWN, LEFTOVER = [2, 18, 1, 6], 2, 2, 10
 
 
 def partition(contiguous: bool) -> list[list[int]]:
-    """Returns the program that writes each tile of each row; the first programs have no row."""
-    programs = (len(TILES) + 1) * PER_ROW
+    """Returns what writes each tile of each row: the number of a row's program, then of a leftover one."""
     left = sum(max(tiles - OWN, 0) for tiles in TILES)
-    each, odd = divmod(left, programs)
-    ends = [(p + 1) * each + min(p + 1, odd) for p in range(programs)]
+    each, odd = divmod(left, LEFTOVER)
+    ends = [(p + 1) * each + min(p + 1, odd) for p in range(LEFTOVER)]
     dealt, writers = 0, []
     for b, tiles in enumerate(TILES):
-        writers.append([(b + 1) * PER_ROW + tile % PER_ROW for tile in range(min(tiles, OWN))])
+        writers.append([b * PER_ROW + tile % PER_ROW for tile in range(min(tiles, OWN))])
         for _ in range(tiles - OWN):
-            taker = next(p for p in range(programs) if dealt < ends[p]) if contiguous else dealt % programs
+            taker = next(p for p in range(LEFTOVER) if dealt < ends[p]) if contiguous else dealt % LEFTOVER
             writers[-1].append(taker)
             dealt += 1
     return writers
@@ -268,15 +267,17 @@ def tiles() -> Picture:
     """Draws how tiles are distributed over programs."""
     draw = Picture(860, 470, "How the tiles of a batch are distributed over the programs of one launch")
     draw.box(20, 18, 20, 18, "a")
-    note = f"each row has {PER_ROW} programs, which write its first {OWN} tiles"
-    draw.heading(50, 32, "phase 1: own tiles", note)
+    note = f"each row has {PER_ROW} programs P, which write its first {OWN} tiles"
+    draw.heading(50, 32, "own tiles", note)
     draw.box(20, 46, 20, 18, "b")
-    note = "the tiles that longer rows have left, distributed evenly over all programs"
-    draw.heading(50, 60, "phase 2: load-balanced", note)
+    note = (
+        f"the tiles that longer rows have left, distributed evenly over {LEFTOVER} programs L without a row"
+    )
+    draw.heading(50, 60, "leftover tiles", note)
     for part, (name, why, contiguous) in enumerate(
         [
-            ("page tables", "leftover tile n goes to program n modulo 10", False),
-            ("CSR and slots", "each program takes a contiguous range of the leftover tiles", True),
+            ("page tables", f"leftover tile n goes to the program L with number n modulo {LEFTOVER}", False),
+            ("CSR and slots", "each program L takes a contiguous range of the leftover tiles", True),
         ]
     ):
         top = 92 + 188 * part
@@ -286,12 +287,12 @@ def tiles() -> Picture:
             draw.text(20, y + 19, f"row {b}", "dim")
             draw.cells(
                 70, y, 42, 28,
-                [(f"P{p}", "a" if tile < OWN else "b") for tile, p in enumerate(writers)],
+                [(f"P{p}", "a") if tile < OWN else (f"L{p}", "b") for tile, p in enumerate(writers)],
             )  # fmt: skip
     draw.text(
         20,
         452,
-        "P0 and P1 have no row: they write lengths, prefix sums and the status word, then go on to phase 2.",
+        "Two more programs, the first of the grid, write lengths, prefix sums and the status word.",
         "dim",
     )
     return draw

@@ -76,5 +76,5 @@ def test_no_program_writes_two_tiles_more_than_another(draw: Any, contiguous: bo
     writers = draw.partition(contiguous)
     assert [len(row) for row in writers] == draw.TILES
     left = Counter(p for row in writers for p in row[draw.OWN :])
-    assert set(left) == set(range((len(draw.TILES) + 1) * draw.PER_ROW))
+    assert set(left) == set(range(draw.LEFTOVER))
     assert max(left.values()) - min(left.values()) <= 1

@@ -26,7 +26,7 @@ sys.path.append(str(CI))
 import tune  # noqa: E402
 import tune_rows  # noqa: E402
 
-A = Tuning("strided_far", 16, 64, 4, 8, 2, 8, 64, 1, 16, False, "swept")
+A = Tuning("strided_far", 16, 64, 4, 8, 2, 8, 64, 1, 2, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
 C = dataclasses.replace(A, num_warps=2)
 MANY = Workload("many", (20,) * 17, 100)
@@ -115,12 +115,13 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> tune.Sweep:
     monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
     monkeypatch.setattr(timing, "in_place", in_place)
-    return tune.Sweep(tune_rows.CLASSES[:2], HOPPER, "cpu")
+    return tune.Sweep(tune_rows.CLASSES[:2], HOPPER, stream=True, device="cpu")
 
 
 def in_place(
-    calls: Any, before: Any, launches: Any, warm: Any, rounds: int, cold: bool = True
+    calls: Any, before: Any, launches: Any, warm: Any, rounds: int, stream: bool
 ) -> dict[str, list[float]]:
+    assert stream
     for call in calls.values():
         for number in launches:
             before(number)
@@ -129,8 +130,14 @@ def in_place(
     return {name: [float(block)] * rounds for name, block in blocks.items()}
 
 
-POINTS = [tune.Point(TINY[0], 64, TABLE), tune.Point(TINY[1], 16, CSR), tune.Point(TINY[1], 1, CSR)]
-NAMES = ["skewed, page 64", "one, page 16, csr", "one, page 1, csr"]
+POINTS = [
+    tune.Point(TINY[0], 64, TABLE), tune.Point(TINY[1], 16, CSR), tune.Point(TINY[1], 1, CSR),
+    tune.Point(TINY[1], 1, CSR, 16), tune.Point(TINY[1], 1, TABLE, 16),
+]  # fmt: skip
+NAMES = [
+    "skewed, page 64", "one, page 16, csr", "one, page 1, csr",
+    "one, page 1 of 16, csr", "one, page 1 of 16",
+]  # fmt: skip
 
 
 @pytest.mark.interpret
@@ -150,8 +157,8 @@ def test_no_time(rig: tune.Sweep) -> None:
 
 @pytest.mark.interpret
 def test_a_row_lost_in_noise_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def noisy(calls: Any, *more: Any) -> dict[str, list[float]]:
-        return {name: [us - 64 for us in each] for name, each in in_place(calls, *more).items()}
+    def noisy(calls: Any, *more: Any, **how: Any) -> dict[str, list[float]]:
+        return {name: [us - 64 for us in each] for name, each in in_place(calls, *more, **how).items()}
 
     monkeypatch.setattr(timing, "in_place", noisy)
     assert rig.times([A, B], POINTS[:1], 3, math.inf) == {B: {NAMES[0]: 64.0}}
@@ -178,7 +185,7 @@ def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) ->
 def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(xkv, "platform", lambda: HOPPER)
-    monkeypatch.setattr(tune, "Sweep", lambda classes, where: rig)
+    monkeypatch.setattr(tune, "Sweep", lambda classes, where, predecessor, stream: rig)
     machine = {"gpu": "H100", "torch": "2.11", "triton": "3.6"}
     monkeypatch.setattr(timing, "versions", lambda: machine)
     file = tmp_path / "tune.json"
@@ -186,7 +193,7 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     flags += ["--batch-block", "16", "--access-patterns", "strided_far", "--keep", "1"]
     flags += ["--tiles-per-program", "2", "--balanced-per-cu", "2", "--balanced-num-page-per-block", "16"]
     # nothing is left out, however slow the machine
-    flags += ["--pdl-trigger-early", "false", "--minutes", "inf"]
+    flags += ["--leftover-per-cu", "1", "--pdl-on-streams", "false", "--minutes", "inf"]
     assert tune.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())

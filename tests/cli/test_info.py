@@ -140,7 +140,7 @@ def test_tuning_rows(found: Platform, origin: str, rows, printed, gpus, caplog) 
     table = lines[at + 2 :]
     assert len(table) == len(rows)
     assert lines[at + 1].startswith("access_pattern batch num_page_per_block num_warps ")
-    for pattern in ("contiguous", "ragged", "strided_near", "strided_far"):
+    for pattern in ("contiguous", "ragged", "expand", "strided_near", "strided_far"):
         least = 1
         for row in (row for row in rows if row.access_pattern == pattern):
             span = f"{least} and more" if row.max_batch is None else f"{least} to {row.max_batch}"

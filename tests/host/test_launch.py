@@ -112,6 +112,39 @@ def test_triton_has_a_call_we_know(vendor: str, name: str, monkeypatch: pytest.M
     assert ours == tritons
 
 
+@pytest.mark.compile
+def test_the_flag_of_programmatic_dependent_launch_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where Triton's launcher puts what a kernel is compiled with."""
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=None))
+    driver = importlib.import_module("triton.backends.nvidia.driver")
+    run = driver.CudaLauncher.__new__(driver.CudaLauncher)
+    names = {n for n in driver.CudaLauncher.__call__.__code__.co_names if not hasattr(driver.CudaLauncher, n)}
+    vars(run).update(dict.fromkeys(names, 0), launch_pdl=True)
+    call = triton_launcher.record(Compiled(run), 4)
+    assert call is not None
+    assert call.pdl_at is not None
+    assert call.args[call.pdl_at] is True
+    run.launch_pdl = False
+    without = triton_launcher.record(Compiled(run), 4)
+    assert without is not None
+    assert without.pdl_at is None
+    assert without.args[call.pdl_at] is False
+
+
+@pytest.mark.parametrize(
+    ("pdl_at", "capturing", "flag"), [(1, False, True), (1, True, False), (None, True, "")]
+)
+def test_a_captured_launch_does_without_it(pdl_at: int | None, capturing: bool, flag: object) -> None:
+    launched: list[tuple[object, ...]] = []
+    compiled = launch.CompiledLaunch.__new__(launch.CompiledLaunch)
+    compiled._one_device, compiled._device = True, 0
+    compiled._stream, compiled._stream_at = lambda device: 77, 0
+    compiled._launcher = lambda *args: launched.append(args)
+    compiled._pdl_at, compiled._capturing = pdl_at, lambda: capturing
+    compiled.launch([0, "", "more"])
+    assert launched == [(77, flag, "more")]
+
+
 def _listed(x: object) -> object:
     return list(x) if isinstance(x, tuple) else x
 

@@ -52,7 +52,7 @@ def forget() -> None:
 
 
 COUNTS = (("programs", "cu"), ("tiles", "program"), ("balanced", "cu"))
-GOOD = Tuning("strided_far", None, 256, 4, 8, 4, 4, 256, 1, 256, True, "made up")
+GOOD = Tuning("strided_far", None, 256, 4, 8, 4, 4, 256, 1, 2, 256, True, "made up")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,8 @@ def test_cpu_under_an_override_keeps_the_interpreters_rows() -> None:
 @pytest.mark.parametrize(
     ("page_size", "source_page_size", "pattern"),
     [
-        *((*sizes, "contiguous") for sizes in [(1, 1), (1, 64), (16, 64), (64, 64)]),
+        *((*sizes, "contiguous") for sizes in [(1, 1), (64, 64)]),
+        *((*sizes, "expand") for sizes in [(1, 64), (16, 64), (1, 2)]),
         *((*sizes, "strided_near") for sizes in [(2, 1), (16, 1), (64, 16), (1024, 64)]),
         *((*sizes, "strided_far") for sizes in [(32, 1), (64, 1)]),
     ],
@@ -245,10 +246,12 @@ def test_grid(build: Build, where: Platform) -> None:
     assert z == len(build.views)
     # HIP counts work items, and keeps the count of one launch in 32 bits
     assert x * y * z * row.num_warps * where.warp_size < 2**32
-    # every tile of a row is written, as an own tile or in the second phase
+    # every tile of a row is written, as an own tile or as a leftover one
     tiles = -(-most_items(build) // num_page)
     assert balance or tiles <= own_tiles
     # the grid grows with the batch alone, not with what a row has room for
-    assert x == max(build.batch, 1) + build.writes_sums
+    rows = max(build.batch, 1) + build.writes_sums
+    leftover = where.compute_units * row.leftover_per_cu if balance else 0
+    assert x == rows + -(-leftover // y)
     per_cu = row.balanced_per_cu if balance else row.programs_per_cu
-    assert x * y <= max(where.compute_units * per_cu, x)
+    assert rows * y <= max(where.compute_units * per_cu, rows)

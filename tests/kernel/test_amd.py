@@ -40,15 +40,23 @@ pytestmark = [
 I32, I64 = torch.int32, torch.int64
 UNITS = {"gfx942": 304, "gfx950": 256}  # compute units of MI300X and MI355X
 FORMS = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
-PAGE_SIZES = {"contiguous": 1, "ragged": 1, "strided_near": 16, "strided_far": 64}
+# tokens of a page and of a source entry
+PAGE_SIZES = {
+    "contiguous": (1, 1),
+    "ragged": (1, 1),
+    "expand": (1, 16),
+    "strided_near": (16, 1),
+    "strided_far": (64, 1),
+}
 FORMS_OF = {
     "contiguous": (TABLE,),
     "ragged": (CSR, SLOTS),
+    "expand": (TABLE, CSR, SLOTS),
     "strided_near": (TABLE, CSR),
     "strided_far": (TABLE, CSR),
 }
-# tiles small enough, and compute units few enough, that small cases have several tiles and a second phase
-SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, False, "test")
+# tiles small enough, and compute units few enough, that small cases have several tiles, some of them leftover
+SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 2, 16, False, "test")
 arches = pytest.mark.parametrize("arch", rocm.TUNING)
 rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 
@@ -88,15 +96,15 @@ def test_curated(
     [(n, form) for n, row in enumerate(rocm.TUNING["gfx942"]) for form in FORMS_OF[row.access_pattern]],
 )
 def test_every_row_balanced(n: int, form: int, arch: str) -> None:
-    """Rows so long, on so small a GPU, that there is a second phase, with the real tile sizes."""
+    """Rows so long, on so small a GPU, that there are leftover tiles, with the real tile sizes."""
     row, where = rocm.TUNING[arch][n], Platform("hip", arch, 64, 1)
-    P = PAGE_SIZES[row.access_pattern]
+    P, source_page_size = PAGE_SIZES[row.access_pattern]
     most = (
         row.num_page_per_block * row.tiles_per_program
         + row.balanced_num_page_per_block * row.balanced_own_tiles
     )
     case = Case("", lambda P: [3, (most + 5) * P - 1, 0, P * 40])
-    build = make(case, form, P, 1, I32, "cpu")
+    build = make(case, form, P, source_page_size, I32, "cpu")
     if form == SLOTS:
         build.query_lens = build.seq_lens.clone()
         build.views[0].out = building.guarded_1d(int(build.seq_lens.sum()), I32, "cpu")

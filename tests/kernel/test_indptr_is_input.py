@@ -21,8 +21,8 @@ from xkv.platforms import tuning
 
 # tiles so small that there is a second phase, and large enough that there is none
 ROWS = [
-    tuning.Tuning("contiguous", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
-    tuning.Tuning("contiguous", None, 64, 4, 2, 9, 2, 64, 1, 16, False, "test"),
+    tuning.Tuning("contiguous", None, 16, 1, 2, 1, 2, 16, 1, 2, 16, True, "test"),
+    tuning.Tuning("contiguous", None, 64, 4, 2, 9, 2, 64, 1, 2, 16, False, "test"),
 ]
 
 

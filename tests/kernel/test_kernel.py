@@ -23,8 +23,8 @@ pytestmark = pytest.mark.kernel
 NAMES = {TABLE: "table", CSR: "csr", SLOTS: "slots"}
 # tiles small enough that small cases have several; the tuning tables' own rows come on top
 ROWS = [
-    tuning.Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 16, True, "test"),
-    tuning.Tuning("strided_far", None, 8, 4, 1, 2, 1, 8, 2, 4, False, "test"),
+    tuning.Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 2, 16, True, "test"),
+    tuning.Tuning("strided_far", None, 8, 4, 1, 2, 1, 8, 2, 2, 4, False, "test"),
 ]
 
 
@@ -80,7 +80,7 @@ def test_every_page_size(page_size: int, device: str) -> None:
 @pytest.mark.parametrize("num_page", [1 << n for n in range(13)])
 def test_any_tile_size(num_page: int, device: str) -> None:
     """NUM_PAGE_PER_BLOCK is free of the page size: SGLang's was 4096 // page_size."""
-    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 1, 2, num_page, 1, 16, False, "test")
+    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 1, 2, num_page, 1, 2, 16, False, "test")
     lens = 5 if num_page < 8 else 150
     case = CASES["skewed"]
     build = make(case, TABLE, 4, 1, torch.int32, device)
@@ -114,6 +114,7 @@ def test_random(seed: int, device: str) -> None:
     row = tuning.Tuning(
         "strided_far", None, rng.choice([16, 64]), rng.choice([1, 4]), rng.choice([1, 2, 5]),
         rng.choice([1, 1, 3]), rng.choice([1, 2, 5]), rng.choice([16, 64]), rng.choice([1, 1, 2, 4]),
+        rng.choice([1, 2, 3]),
         rng.choice([4, 16]), False, "test",
     )  # fmt: skip
     launched = partial(launch.launch, tuning=row, target=xkv.platform(device))

@@ -125,7 +125,7 @@ def test_maps_of_more_entries_than_int32_counts(
 def test_lengths_whose_sum_passes_int32(device: str) -> None:
     """Nine rows of 2**28 - 1 tokens: the prefix sums stop at 2**31 - 1, and the row is named."""
     num_page = 1 << (15 if device == "cpu" else 10)  # the interpreter takes a millisecond per tile
-    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 2, 2, num_page, 1, 16, False, "test")
+    row = tuning.Tuning("strided_far", None, num_page, 4, 2, 2, 2, num_page, 1, 2, 16, False, "test")
     lens = torch.full((9,), (1 << 28) - 1, device=device)
     if device == "cpu":
         source = torch.frombuffer(untouched(1 << 30), dtype=I32)[None, 1:]

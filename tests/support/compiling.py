@@ -57,7 +57,7 @@ FORMS = {
     "page csr": lambda n: of_spec(CSR_OF_PAGES, n),
     "token csr": lambda n: csr(1, n),
     "slots": lambda n: slots(16, n),
-    "larger source pages": lambda n: plain(TABLE, 16, 64, n),
+    "larger source pages": lambda n: plain(TABLE, 1, 16, n),
     "smaller source pages": lambda n: plain(TABLE, 64, 16, n),
     "every table output": lambda n: everything(64, n),
     "every csr output": lambda n: everything(1, n),

@@ -8,46 +8,54 @@ _REASONED = "untuned, compile-checked; sm90's row"
 # fmt: off
 _SM90 = (
     Tuning(
-        "strided_far", 16, 256, 4, 8, 2, 8, 256, 1, 16, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.013 of the best of each point, most 1.12 (8 x 8K in 1M, page 32, csr)",
+        "strided_far", 16, 256, 4, 8, 2, 8, 256, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.006 of the "
+        "best of each point, most 1.02 (1 x 128K, page 32)",
     ),
     Tuning(
-        "strided_far", None, 512, 4, 8, 4, 2, 256, 1, 256, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.005 of the best of each point, most 1.04 (1 x 1M + 255 x 4K in 1M, page 64, csr)",
+        "strided_far", None, 512, 4, 8, 4, 2, 256, 1, 1, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.005 of the "
+        "best of each point, most 1.03 (1 x 1M + 255 x 4K in 1M, page 64, csr)",
     ),
     Tuning(
-        "strided_near", 16, 256, 4, 8, 2, 2, 256, 1, 16, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.006 of the best of each point, most 1.03 (1 x 128K, page 16)",
+        "strided_near", 16, 128, 2, 8, 2, 2, 256, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.007 of the "
+        "best of each point, most 1.01 (1 x 128K, page 16)",
     ),
     Tuning(
-        "strided_near", None, 1024, 4, 8, 4, 4, 256, 1, 256, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.002 of the best of each point, most 1.01 (256 x 4K in 128K, page 16, csr)",
+        "strided_near", None, 1024, 4, 8, 4, 2, 512, 1, 1, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.005 of the "
+        "best of each point, most 1.02 (1 x 1M + 255 x 4K in 1M, page 16)",
     ),
     Tuning(
-        "contiguous", 16, 1024, 4, 8, 4, 4, 512, 1, 16, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.007 of the best of each point, most 1.01 (8 x 8K in 1M, page 1)",
+        "contiguous", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.003 of the "
+        "best of each point, most 1.01 (8 x 8K in 1M, page 1)",
     ),
     Tuning(
-        "contiguous", None, 1024, 4, 8, 4, 8, 1024, 1, 256, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.023 of the best of each point, most 1.11 (256 x ~4K in 128K, page 1); the first of "
-        "its list has 2048 for 1024 and 32 x 32K in 4.3 us for 4.1",
+        "contiguous", None, 1024, 4, 8, 8, 4, 2048, 2, 4, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.009 of the "
+        "best of each point, most 1.04 (512 x 2K in 128K, page 1)",
     ),
     Tuning(
-        "ragged", 16, 2048, 4, 8, 2, 2, 1024, 1, 16, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.003 of the best of each point, most 1.01 (1 x 128K, page 1, csr)",
+        "ragged", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.011 of the "
+        "best of each point, most 1.03 (1 x 128K, page 1, csr)",
     ),
     Tuning(
-        "ragged", None, 2048, 8, 4, 4, 4, 2048, 2, 256, True,
-        "NVIDIA H100 80GB HBM3, 2026-11-23, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, "
-        "1.020 of the best of each point, most 1.14 (4 x 128K + 252 x 2K in 128K, page 1, "
-        "csr)",
+        "ragged", None, 2048, 4, 4, 4, 4, 2048, 2, 2, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.043 of the "
+        "best of each point, most 1.23 (256 x 128K, page 1, csr)",
+    ),
+    Tuning(
+        "expand", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.018 of the "
+        "best of each point, most 1.04 (1 x 128K, page 1 of 16)",
+    ),
+    Tuning(
+        "expand", None, 1024, 4, 8, 4, 2, 2048, 2, 4, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.084 of the "
+        "best of each point, most 1.34 (256 x ~4K in 128K, page 1 of 16)",
     ),
 )
 # fmt: on

@@ -41,7 +41,6 @@ class Config(str):
     BALANCE: bool
     INT64_TILES: bool
     USE_PDL: bool
-    PDL_TRIGGER_EARLY: bool
     REDUCE_STATUS: bool
     INDPTR_IS_INPUT: bool
     VEC_16B: bool
@@ -57,20 +56,24 @@ class Config(str):
 
 
 class Request(NamedTuple):
-    """The source and the batch. Vectors are read as int32, with a stride of 1, or of 2 for int64."""
+    """The batch and the source. Vectors are read as int32, with a stride of 1, or of 2 for int64.
 
+    What a program needs first comes first: the arguments are in constant memory, and each 64 bytes of it that
+    a program reads cost a miss (0.05 us of a launch on an H200).
+    """
+
+    batch: Any
+    rows_stride: Any
+    rows_ptr: Any
+    lens_ptr: Any
+    lens_stride: Any
+    delta: Any
     src_ptr: Any
     src_stride: Any
     src_rows: Any
     src_tokens: Any
-    rows_ptr: Any
-    rows_stride: Any
-    lens_ptr: Any
-    lens_stride: Any
-    batch: Any
     delta_ptr: Any
     delta_stride: Any
-    delta: Any
     query_ptr: Any
     query_stride: Any
     query_sign: Any

@@ -1,7 +1,8 @@
-"""The tile scheduler: which leftover tiles a program writes after its own tiles.
+"""The tile scheduler: which leftover tiles each of the programs past the batch writes.
 
-Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch. There is no
-counter in memory: each program finds its tiles from the lengths, a chunk of BATCH_BLOCK rows at a time.
+Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch, and so are these
+programs. There is no counter in memory: each finds its tiles from the lengths, a chunk of BATCH_BLOCK rows at
+a time.
 
 * Tables: program p takes the tiles p, p + programs, ... Programs that run at the same time write adjacent
   tiles, and nothing is counted in advance.
@@ -18,19 +19,14 @@ from .rows import load_row, row_offset, tiles_left
 
 
 @triton.jit
-def count_tiles(b, zero, req, view, policy, C: tl.constexpr):
-    """Returns the leftover tiles of a stream, in the dtype of ``zero``, and the `row_offset` of row b."""
+def count_tiles(zero, req, view, policy, C: tl.constexpr):
+    """Returns the number of leftover tiles, in the dtype of ``zero``."""
     total = zero
-    offset = req.batch.to(tl.int64) * 0
     for chunk in range(0, req.batch, C.BATCH_BLOCK):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         items = load_row(i, i < req.batch, req, view, policy, C).items
         total += tl.sum(tiles_left(i, items, req, view, policy, C) + zero, 0)
-        if not C.INDPTR_IS_INPUT:
-            offset += tl.sum(tl.where(i < b, items, 0).to(tl.int64), 0)
-    if C.INDPTR_IS_INPUT:
-        offset = row_offset(b, req, view, policy, C)
-    return total, offset
+    return total
 
 
 @triton.jit

@@ -101,7 +101,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule, target: Platform) -
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.pad_value is not None, schedule.num_page_per_block, tuning.batch_block, schedule.balance,
-        schedule.int64_tiles, uses_pdl(target), uses_pdl(target) and tuning.pdl_trigger_early,
+        schedule.int64_tiles, uses_pdl(tuning, target),
         target.vendor == "hip", build.indptr_is_input, vec_16b(build, target),
         # set only if they make a difference, so that other builds share a kernel
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
@@ -123,12 +123,12 @@ def vec_16b(build: Build, target: Platform) -> bool:
 def options(tuning: Tuning, target: Platform) -> dict[str, Any]:
     """Returns Triton's launch options."""
     # AMD's back end has no launch_pdl
-    return {"num_warps": tuning.num_warps} | ({"launch_pdl": True} if uses_pdl(target) else {})
+    return {"num_warps": tuning.num_warps} | ({"launch_pdl": True} if uses_pdl(tuning, target) else {})
 
 
-def uses_pdl(target: Platform) -> bool:
-    """Whether launches use programmatic dependent launch; never in the interpreter."""
-    return target.supports_pdl and not interpreted()
+def uses_pdl(tuning: Tuning, target: Platform) -> bool:
+    """Whether launches on a stream use programmatic dependent launch; never in the interpreter."""
+    return tuning.pdl_on_streams and target.supports_pdl and not interpreted()
 
 
 @functools.cache

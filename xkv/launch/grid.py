@@ -16,11 +16,12 @@ class Schedule(NamedTuple):
     """The grid, and the tiles of a row that its own programs write.
 
     Attributes:
-        grid: rows, and one more if there are prefix sums to write; programs per row; views.
+        grid: rows, one more if there are prefix sums to write, and those whose programs write leftover tiles;
+            programs per row; views.
         num_page_per_block: items per tile, NUM_PAGE_PER_BLOCK.
         own_tiles: tiles of a row, at most, that its own programs write.
-        balance: whether rows may have more tiles than that: a second phase then divides them among all
-            programs.
+        balance: whether rows may have more tiles than that, leftover tiles: the programs past the batch
+            divide them.
         int64_tiles: whether the number of those tiles may exceed int32.
     """
 
@@ -69,6 +70,7 @@ def schedule_sizes(
     num_page, units = tuning.num_page_per_block, target.compute_units
     tiles = max(-(-row_items // num_page), 1)
     programs = min(max(units * tuning.programs_per_cu // rows, 1), tiles, GRID_Y_MAX)
+    leftover_rows = 0
     if host_inputs:
         programs = min(max(units // rows, 1), programs)
     own_tiles = tiles
@@ -78,8 +80,9 @@ def schedule_sizes(
         tiles = max(-(-row_items // num_page), 1)
         programs = min(max(units * tuning.balanced_per_cu // rows, 1), tiles, GRID_Y_MAX)
         own_tiles = programs * tuning.balanced_own_tiles
-    int64_tiles = balance and batch * tiles + rows * programs > INT32_MAX
-    return Schedule((rows, programs, num_views), num_page, own_tiles, balance, int64_tiles)
+        leftover_rows = -(-units * tuning.leftover_per_cu // programs)
+    int64_tiles = balance and batch * tiles + leftover_rows * programs > INT32_MAX
+    return Schedule((rows + leftover_rows, programs, num_views), num_page, own_tiles, balance, int64_tiles)
 
 
 def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:

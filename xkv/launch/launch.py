@@ -78,8 +78,8 @@ class CompiledLaunch:
     """
 
     __slots__ = (
-        "_config", "_device", "_launcher", "_nested", "_one_device", "_options", "_stream", "_stream_at",
-        "args", "call", "fast_path", "first", "grid_at", "schedule", "tuning",
+        "_capturing", "_config", "_device", "_launcher", "_nested", "_one_device", "_options", "_pdl_at",
+        "_stream", "_stream_at", "args", "call", "fast_path", "first", "grid_at", "schedule", "tuning",
     )  # fmt: skip
 
     def __init__(self, build: Build, tuning: Tuning, target: Platform) -> None:
@@ -98,8 +98,9 @@ class CompiledLaunch:
         self._one_device = torch.cuda.device_count() == 1
         # torch.cuda.current_stream() takes fifty times as long
         self._stream = torch._C._cuda_getCurrentRawStream
+        self._capturing = torch._C._cuda_isCurrentStreamCapturing
         self._launcher, self._nested = call.launcher, call.nested
-        self._stream_at, self.grid_at = call.stream_at, call.grid_at
+        self._stream_at, self._pdl_at, self.grid_at = call.stream_at, call.pdl_at, call.grid_at
         args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
         self.call = call.make_call(self.schedule.grid, args)
         self.args, self.first = (args, 0) if call.nested else (self.call, len(call.args))
@@ -123,6 +124,8 @@ class CompiledLaunch:
         device = self._device
         if self._one_device or torch._C._cuda_getDevice() == device:
             call[self._stream_at] = self._stream(device)
+            if self._pdl_at is not None:  # see Tuning.pdl_on_streams
+                call[self._pdl_at] = not self._capturing()
             self._launcher(*call)
             return
         with torch.cuda.device(device):

@@ -23,6 +23,7 @@ class Call(NamedTuple):
         nested: whether the kernel's arguments are one argument, a sequence.
         grid_at: the indices in ``args`` of the grid's three sizes.
         stream_at: the index of the stream.
+        pdl_at: the index of the flag for programmatic dependent launch; None: it is not compiled for that.
     """
 
     launcher: Any
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     nested: bool
     grid_at: tuple[int, int, int]
     stream_at: int
+    pdl_at: int | None
 
     def make_call(self, grid: tuple[int, int, int], arguments: Sequence[Any]) -> list[Any]:
         """Returns the launcher's arguments for a launch with this grid; `launch` adds the stream.
@@ -52,7 +54,7 @@ class Call(NamedTuple):
 # A CompiledKernel has its launcher before its function handle: without the lock, a thread that comes while
 # another one loads the kernel would launch a null handle.
 LOADING = threading.RLock()
-_GRID, _STREAM = (object(), object(), object()), object()
+_GRID, _STREAM, _PDL = (object(), object(), object()), object(), object()
 
 
 def record(kernel: Any, count: int) -> Call | None:
@@ -73,6 +75,8 @@ def record(kernel: Any, count: int) -> Call | None:
             run = kernel.run
             probe = object.__new__(type(run))
             vars(probe).update(vars(run), launch=lambda *args: seen.append(args))
+            if getattr(run, "launch_pdl", False):
+                probe.launch_pdl = _PDL
             launcher = run.launch
             function, metadata = kernel.function, kernel.packed_metadata
             probe(*_GRID, _STREAM, function, metadata, None, None, None, *placeholders)
@@ -89,7 +93,9 @@ def record(kernel: Any, count: int) -> Call | None:
     if any(len(found) != 1 for found in indices):
         return None
     (x,), (y,), (z,), (stream,) = indices
-    return Call(launcher, args, nested, (x, y, z), stream)
+    pdl_at = next((n for n, x in enumerate(args) if x is _PDL), None)
+    args = tuple(True if x is _PDL else x for x in args)
+    return Call(launcher, args, nested, (x, y, z), stream, pdl_at)
 
 
 def launch_hooks_active() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-AccessPattern = Literal["contiguous", "ragged", "strided_near", "strided_far"]
+AccessPattern = Literal["contiguous", "ragged", "expand", "strided_near", "strided_far"]
 
 # Entries: up to this stride (64 bytes of int32, what DRAM transfers at a time) no byte that DRAM transfers
 # is skipped.
@@ -19,23 +19,25 @@ class Tuning:
     Attributes:
         access_pattern: how a launch reads the source and writes the ids. "contiguous": every source entry
             (page size 1), into a table; "ragged": the same into a stream, whose rows begin at any entry and
-            wait for a prefix sum; "strided_near": every n-th entry, up to 64 bytes apart, so that DRAM
-            transfers all of them anyway; "strided_far": entries farther apart.
+            wait for a prefix sum; "expand": every source entry, for several smaller pages each;
+            "strided_near": every n-th entry, up to 64 bytes apart, so that DRAM transfers all of them anyway;
+            "strided_far": entries farther apart.
         max_batch: requests; the row serves batches up to this size. None: any.
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
         programs_per_cu: programs per compute unit, at most, divided among the rows of the batch.
-        tiles_per_program: tiles of its row that a program writes, at most. If that covers the longest row,
-            there is no load-balanced second phase.
-        balanced_per_cu: ``programs_per_cu`` with the second phase: each program then writes some own tiles
-            of its row, counts what the whole batch has left, and writes its share of that.
-        balanced_num_page_per_block: ``num_page_per_block`` with the second phase.
-        balanced_own_tiles: own tiles of its row per program, at most, with the second phase.
+        tiles_per_program: tiles of its row that a program writes, at most. If that covers the longest row
+            that there may be, no tiles are left over.
+        balanced_per_cu: ``programs_per_cu`` of launches that may have leftover tiles.
+        balanced_num_page_per_block: ``num_page_per_block`` of these.
+        balanced_own_tiles: own tiles of its row per program, at most, in these.
+        leftover_per_cu: programs per compute unit that write leftover tiles: each finds its share from the
+            lengths of the whole batch, while the others write the rows' own tiles.
         batch_block: BATCH_BLOCK, requests that a program reads at a time when it sums over the batch; a
             power of two.
-        pdl_trigger_early: with programmatic dependent launch, let the next kernel's programs start when this
-            one's have begun, not when they have written. Faster unless the kernel is bound by how evenly its
-            programs are spread over the chip.
+        pdl_on_streams: launch with programmatic dependent launch, where the platform has it, except while a
+            graph is captured: on a stream it saves the time of a launch (1 us on an H200), between the nodes
+            of a graph it costs time (0.4 us) unless the kernel before lets this one start early.
         provenance: where the row was measured, or that it was not.
     """
 
@@ -48,8 +50,9 @@ class Tuning:
     balanced_per_cu: int
     balanced_num_page_per_block: int
     balanced_own_tiles: int
+    leftover_per_cu: int
     batch_block: int
-    pdl_trigger_early: bool
+    pdl_on_streams: bool
     provenance: str
 
     def __post_init__(self) -> None:
@@ -72,7 +75,13 @@ class Tuning:
                 raise ValueError(f"{name} must be <= 32768, got {getattr(self, name)}")
         if self.num_warps > 16:
             raise ValueError(f"num_warps must be <= 16 (x 64 lanes <= 1024), got {self.num_warps}")
-        for name in ("programs_per_cu", "tiles_per_program", "balanced_per_cu", "balanced_own_tiles"):
+        for name in (
+            "programs_per_cu",
+            "tiles_per_program",
+            "balanced_per_cu",
+            "balanced_own_tiles",
+            "leftover_per_cu",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
@@ -92,7 +101,9 @@ def access_pattern(page_size: int, source_page_size: int, *, ragged: bool = Fals
         ragged: whether the output is a stream, not a table; decides only where entries are contiguous.
     """
     stride = page_size // source_page_size
-    if stride <= 1:
+    if stride < 1:
+        return "expand"
+    if stride == 1:
         return "ragged" if ragged else "contiguous"
     return "strided_near" if stride <= _NEAR else "strided_far"
 
@@ -100,8 +111,9 @@ def access_pattern(page_size: int, source_page_size: int, *, ragged: bool = Fals
 # For the interpreter alone: small tiles, so that small cases have several; larger ones in the load-balanced
 # phase, since the interpreter takes a millisecond per tile.
 CPU_ROWS = (
-    Tuning("contiguous", None, 64, 4, 2, 2, 2, 1024, 1, 16, False, "interpreter only"),
-    Tuning("ragged", None, 64, 4, 2, 2, 2, 1024, 2, 16, False, "interpreter only"),
-    Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
-    Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 16, False, "interpreter only"),
+    Tuning("contiguous", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
+    Tuning("ragged", None, 64, 4, 2, 2, 2, 1024, 2, 2, 16, False, "interpreter only"),
+    Tuning("expand", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
+    Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
+    Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
 )

@@ -11,14 +11,16 @@ from ..platforms.tuning import Tuning
 _REASONED = "untuned, compile-checked; reasoned from sm90's row by wavefront width and compute units"
 
 _CDNA = (
-    Tuning("strided_far", 16, 256, 2, 1, 2, 1, 256, 1, 16, False, _REASONED),
-    Tuning("strided_far", None, 256, 2, 4, 4, 2, 256, 1, 256, False, _REASONED),
-    Tuning("strided_near", 16, 256, 2, 1, 2, 1, 256, 1, 16, False, _REASONED),
-    Tuning("strided_near", None, 512, 4, 4, 4, 2, 512, 1, 256, False, _REASONED),
-    Tuning("contiguous", 16, 2048, 8, 1, 2, 1, 2048, 1, 16, False, _REASONED),
-    Tuning("contiguous", None, 2048, 8, 4, 4, 2, 2048, 1, 256, False, _REASONED),
-    Tuning("ragged", 16, 2048, 8, 1, 2, 1, 2048, 2, 16, False, _REASONED),
-    Tuning("ragged", None, 2048, 8, 4, 4, 2, 2048, 2, 256, False, _REASONED),
+    Tuning("strided_far", 16, 256, 2, 1, 2, 1, 256, 1, 2, 16, False, _REASONED),
+    Tuning("strided_far", None, 256, 2, 4, 4, 2, 256, 1, 2, 256, False, _REASONED),
+    Tuning("strided_near", 16, 256, 2, 1, 2, 1, 256, 1, 2, 16, False, _REASONED),
+    Tuning("strided_near", None, 512, 4, 4, 4, 2, 512, 1, 2, 256, False, _REASONED),
+    Tuning("contiguous", 16, 2048, 8, 1, 2, 1, 2048, 1, 2, 16, False, _REASONED),
+    Tuning("contiguous", None, 2048, 8, 4, 4, 2, 2048, 1, 2, 256, False, _REASONED),
+    Tuning("ragged", 16, 2048, 8, 1, 2, 1, 2048, 2, 2, 16, False, _REASONED),
+    Tuning("ragged", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
+    Tuning("expand", 16, 1024, 4, 1, 2, 1, 1024, 2, 2, 16, False, _REASONED),
+    Tuning("expand", None, 1024, 4, 4, 4, 2, 1024, 2, 2, 256, False, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}

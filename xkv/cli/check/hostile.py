@@ -88,7 +88,7 @@ def check(case: Case, number: int) -> None:
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Within it blocks are so small that small cases cross them, and are dealt out over all programs."""
-    row = tuning.Tuning("strided_far", None, 16, 4, 1, 1, 2, 16, 1, 16, False, "xkv check")
+    row = tuning.Tuning("strided_far", None, 16, 4, 1, 1, 2, 16, 1, 1, 16, False, "xkv check")
     chosen = dispatch.tuning_row
     try:
         dispatch.tuning_row = lambda *_: row

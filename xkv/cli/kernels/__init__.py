@@ -118,7 +118,7 @@ def _cells(used: Resources, row: Tuning, unit: Unit) -> Iterator[tuple[str, str]
 
 def asked(row: Tuning) -> int:
     """Programs a compute unit that a row would have there at a time."""
-    return max(row.programs_per_cu, row.balanced_per_cu)
+    return max(row.programs_per_cu, row.balanced_per_cu + row.leftover_per_cu)
 
 
 def _shown(jobs: list[Any], title: str) -> Iterable[Any]:
