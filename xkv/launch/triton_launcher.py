@@ -31,7 +31,7 @@ class Call(NamedTuple):
     nested: bool
     grid_at: tuple[int, int, int]
     stream_at: int
-    pdl_at: int | None
+    pdl_at: int | None = None
 
     def make_call(self, grid: tuple[int, int, int], arguments: Sequence[Any]) -> list[Any]:
         """Returns the launcher's arguments for a launch with this grid; `launch` adds the stream.
