@@ -87,15 +87,17 @@ def backends(device: torch.device | str | int | None = None) -> tuple[BackendSpe
     return tuple(specs_of(platform(device).vendor).values())
 
 
-def backend(name: str, vendor: str) -> BackendSpec:
-    """Returns the spec of that name.
+def backend(name: str | BackendSpec, vendor: str) -> BackendSpec:
+    """Returns the spec of that name; a spec as it is, whatever the vendor.
 
     Raises:
-        TypeError: the name is not a str.
+        TypeError: it is neither a str nor a spec.
         ValueError: the vendor has no such backend; the message lists those it has.
     """
+    if isinstance(name, BackendSpec):
+        return name
     if not isinstance(name, str):
-        raise TypeError(f"backend must be a str, got {type(name).__name__}")
+        raise TypeError(f"backend must be a str or a BackendSpec, got {type(name).__name__}")
     have = specs_of(vendor)
     if name in have:
         return have[name]

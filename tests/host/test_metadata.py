@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from metadata_steps import CONTEXT, LENS, NAMES, PAGE_SIZES, batch, check, make
+from metadata_steps import CONTEXT, LENS, NAMES, PAGE_SIZES, SPECS, batch, check, check_queries, make
 
 import xkv
-from xkv import dispatch
 from xkv.launch import verify
 
 pytestmark = pytest.mark.usefixtures("every_backend")
@@ -19,7 +18,7 @@ def test_decode(name: str, page_size: int, device: str) -> None:
     rows, lens = batch(device)
     meta = builder.build(rows, lens)
     check(builder, meta, rows, [0] * 5, LENS)
-    assert meta.cu_seqlens_q.tolist() == [0, 1, 2, 3, 4, 5]
+    check_queries(builder, meta, [0, 1, 2, 3, 4, 5])
     assert meta.qo_indptr is meta.cu_seqlens_q
     assert meta.max_seq_len == CONTEXT
     builder.check()
@@ -34,11 +33,11 @@ def test_modes(name: str, device: str) -> None:
 
     meta = builder.build(rows, lens, seq_lens_delta=4, query_lens=4)  # verify
     check(builder, meta, rows, begin, [n + 4 for n in LENS])
-    assert meta.cu_seqlens_q.tolist() == [0, 4, 8, 12, 16, 20]
+    check_queries(builder, meta, [0, 4, 8, 12, 16, 20])
 
     meta = builder.build(rows, lens, query_lens=ragged, query_lens_sign=1)  # ragged verify
     check(builder, meta, rows, begin, [n + int(q) for n, q in zip(LENS, ragged, strict=True)])
-    assert meta.cu_seqlens_q.tolist() == [0, 3, 3, 10, 11, 13]
+    check_queries(builder, meta, [0, 3, 3, 10, 11, 13])
 
     longer = [n + 9 for n in LENS[:4]] + [11]  # draft extend: the prefix and a window
     meta = builder.build(
@@ -63,7 +62,7 @@ def test_modes(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_sliding_window(name: str, mapped: bool, device: str) -> None:
-    P = dispatch.specs_of("cpu")[name].page_size
+    P = SPECS[name].page_size
     size = 9 * 1024 + 128
     window_map = torch.arange(size, device=device).flip(0) // P * P + torch.arange(size, device=device) % P
     window_map[::P] = torch.where(torch.arange(size, device=device)[::P] % (3 * P) == 0, -1, window_map[::P])
@@ -116,7 +115,7 @@ def test_padded_rows_are_tolerated(name: str, padding: str, device: str) -> None
 def test_contracts_of_shape(device: str) -> None:
     rows, lens = batch(device, [5, 6])
     for name, P in PAGE_SIZES:
-        spec = dispatch.specs_of("cpu")[name]
+        spec = SPECS[name]
         builder = make(name, device, P)
         meta = builder.build(rows, lens)
         if spec.form == "table":
@@ -126,7 +125,7 @@ def test_contracts_of_shape(device: str) -> None:
             assert width * P < CONTEXT + max(spec.width_tokens, P)  # not wider than the rule asks
             if spec.packed:
                 assert meta.page_table.stride(0) == width
-            assert meta.page_table.dtype is torch.int32
+            assert meta.page_table.dtype is getattr(torch, spec.id_dtype)
         else:
             assert meta.kv_indices.dtype is getattr(torch, spec.id_dtype)
             assert meta.kv_indptr.dtype is torch.int32
@@ -183,8 +182,8 @@ def test_mixed_dtypes(device: str) -> None:
 def test_empty_batch(device: str) -> None:
     none = torch.zeros(0, dtype=torch.int64, device=device)
     for name in NAMES:
-        meta = make(name, device).build(none, none)
-        assert meta.cu_seqlens_q.tolist() == [0]
+        builder = make(name, device)
+        check_queries(builder, builder.build(none, none), [0])
 
 
 def test_status_names_the_row(device: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from metadata_steps import CONTEXT, LENS, NAMES, batch, check, make, source
+from metadata_steps import CONTEXT, LENS, NAMES, SPECS, batch, check, make, source
 
 import xkv
-from xkv import dispatch
 from xkv.status import Reason
 
 pytestmark = pytest.mark.usefixtures("every_backend")
@@ -69,7 +68,8 @@ def test_window_of_one_row(device: str) -> None:
 def test_host_bound_of_the_context(name: str, device: str) -> None:
     """A row beyond ``max_context_len`` is cut to it everywhere, and reported, whatever the source holds."""
     table = source(device, 64)
-    builder = xkv.MetadataBuilder(name, table, max_batch_size=2, max_context_len=64, sliding_window=CONTEXT)
+    sizes = {"max_batch_size": 2, "max_context_len": 64, "sliding_window": CONTEXT}
+    builder = xkv.MetadataBuilder(SPECS[name], table, **sizes)
     rows, _ = batch(device, [0, 0])
     for lens, delta in (([100, 10], 0), ([60, 6], 40)):  # the second step is like the first
         meta = builder.build(rows, torch.tensor(lens, device=device), seq_lens_delta=delta)
@@ -82,18 +82,19 @@ def test_host_bound_of_the_context(name: str, device: str) -> None:
     builder.check()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if dispatch.specs_of("cpu")[n].form == "csr"])
+@pytest.mark.parametrize("name", [n for n in NAMES if SPECS[n].form == "csr"])
 def test_host_bound_of_the_tokens(name: str, device: str) -> None:
     """Where ``kv_indices`` is a view of the length that the host gave, its rows do not pass its end."""
     builder = make(name, device, 1)
     rows, lens = batch(device)
-    for most in (sum(LENS), 500, sum(LENS)):
+    total = sum(max(n, SPECS[name].min_seq_len) for n in LENS)
+    for most in (total, 500, total):
         meta = builder.build(rows, lens, max_tokens=most)
         assert meta.kv_indices.shape == (most,)
         assert meta.kv_indptr[-1] == most
-        assert builder.status.read() == (None if most == sum(LENS) else (2, Reason.TRUNCATED))
+        assert builder.status.read() == (None if most == total else (2, Reason.TRUNCATED))
         builder.status.clear()
-    assert builder.build(rows, lens).kv_indptr[-1] == sum(LENS)  # a step without a bound has none
+    assert builder.build(rows, lens).kv_indptr[-1] == total  # a step without a bound has none
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -38,7 +38,9 @@ def test_foreign_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "platform", lambda device: hip)
     with pytest.raises(ValueError, match="'flashmla' does not run on 'hip', which has: aiter_mla"):
         make("flashmla", "cpu")
-    assert [s.name for s in dispatch.specs_of("hip").values()] == ["aiter_mla", "aiter_unified", "triton"]
+    assert [s.name for s in dispatch.specs_of("hip").values()] == [
+        "aiter_mla", "aiter_unified", "aiter_pa", "aiter_pa_ragged", "aiter_batch_prefill", "triton",
+    ]  # fmt: skip
     assert "aiter_mla" not in dispatch.specs_of("cuda")
 
 

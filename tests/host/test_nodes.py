@@ -22,9 +22,13 @@ MI200 = ("hip", "gfx90a:sramecc+:xnack-", 64, 104)
 H100 = ("cuda", 90, 32, 132)
 MLA = {"flashmla", "cutlass_mla", "trtllm_mla", "flashinfer_mla"}
 SPECS = {
-    "cuda": {*MLA, "trtllm_mha", "flash_attention", "triton"},
-    "hip": {"aiter_mla", "aiter_unified", "triton"},
-}
+    "cuda": {
+        *MLA, "trtllm_mha", "flash_attention", "flashinfer_decode", "flashinfer_prefill", "triton",
+    },
+    "hip": {
+        "aiter_mla", "aiter_unified", "aiter_pa", "aiter_pa_ragged", "aiter_batch_prefill", "triton",
+    },
+}  # fmt: skip
 
 # GPU; its arch; whose rows serve it; what the log says at which level
 SERVED = [

@@ -12,8 +12,23 @@ from xkv import dispatch
 from xkv.cli.check import oracle
 from xkv.params import CSR, TABLE, Build, View
 
-NAMES = sorted(dispatch.specs_of("cpu"))
-PAGE_SIZES = [(name, p) for name in NAMES for p in dispatch.specs_of("cpu")[name].page_sizes if p <= 128]
+# of a user's own: what no spec of xkv's has
+OWN = {
+    spec.name: spec
+    for spec in (
+        xkv.BackendSpec(
+            "own table", "table", (8, 32), 32, ("cu_seqlens_q", "kv_last_page_len"), id_dtype="int64",
+            width_tokens=64, packed=True, pad_to_tokens=64, pad_id=3, min_seq_len=8, skips_tokens=True,
+        ),
+        xkv.BackendSpec(
+            "own csr", "csr", (1, 4), 4, ("cache_seqlens", "kv_indptr"), pad_to_tokens=16, pad_entries=7,
+            pad_id=5, min_seq_len=1,
+        ),
+    )
+}  # fmt: skip
+SPECS = dispatch.specs_of("cpu") | OWN
+NAMES = sorted(SPECS)
+PAGE_SIZES = [(name, p) for name in NAMES for p in SPECS[name].page_sizes if p <= 128]
 CONTEXT = 1000
 LENS = [300, 0, 897, 64, 1]
 
@@ -26,10 +41,10 @@ def source(device: str, unit: int, source_page_size: int = 1) -> torch.Tensor:
 
 
 def make(name: str, device: str, page_size: int | None = None, **options: object):
-    unit = page_size or dispatch.specs_of("cpu")[name].page_size
+    unit = page_size or SPECS[name].page_size
     table = source(device, unit, options.get("source_page_size", 1))
     return xkv.MetadataBuilder(
-        name, table, max_batch_size=8, max_context_len=CONTEXT, page_size=page_size, **options
+        OWN.get(name, name), table, max_batch_size=8, max_context_len=CONTEXT, page_size=page_size, **options
     )
 
 
@@ -48,10 +63,17 @@ def check(builder, meta, rows, begins: list[int], ends: list[int], window_map=No
     view = View(kv_start=torch.tensor(begins), token_map=token_map, **want)
     build = Build(
         builder.req_to_token.cpu(), rows.cpu(), torch.tensor(ends), TABLE if table else CSR, page_size,
-        builder.source_page_size, page_size, (view,), min_last_page_len=spec.min_last_page_len,
-        missing_id=spec.pad_id, pad_value=0 if spec.pad_to_tokens else None,
+        builder.source_page_size, page_size, (view,), min_seq_len=spec.min_seq_len,
+        min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
+        pad_value=spec.pad_id if spec.pad_to_tokens else None,
         pad_to_multiple_of=spec.pad_to_multiple_of(page_size),
     )  # fmt: skip
     oracle.run(build)
     for name, x in got.items():
         assert torch.equal(x, want[name]), name
+
+
+def check_queries(builder, meta, want: list[int]) -> None:
+    """The query starts are these, where the backend reads any."""
+    has = "cu_seqlens_q" in builder.spec.outputs
+    assert (None if meta.cu_seqlens_q is None else meta.cu_seqlens_q.tolist()) == (want if has else None)

@@ -37,4 +37,21 @@ SPECS = (
         " and kv_len_arr, which must agree with kv_indptr (checked since 0.7); last page lengths are 1 to the"
         " page size, for rows without pages too",
     ),
+    BackendSpec(
+        "flashinfer_decode", "csr", POWERS_OF_TWO, 16, ("kv_indptr", "kv_last_page_len"), min_last_page_len=1,
+        why="FlashInfer's BatchDecodeWithPagedKVCacheWrapper, MHA and GQA (flashinfer/decode.py 0.6.18,"
+        " include/flashinfer/page.cuh): the kernels read paged_kv_indptr, paged_kv_indices and"
+        " paged_kv_last_page_len, all int32, and no id past the last one; last page lengths are 1 to the page"
+        " size, and a row without pages has length 0 whatever its own is. It makes qo_indptr itself. plan()"
+        " copies indptr and last_page_len to the host (a sync unless they are there), and no ids",
+    ),
+    BackendSpec(
+        "flashinfer_prefill", "csr", POWERS_OF_TWO, 16,
+        ("kv_indptr", "kv_last_page_len", "cu_seqlens_q"), min_last_page_len=1,
+        why="FlashInfer's BatchPrefillWithPagedKVCacheWrapper, fa2 and fa3 (flashinfer/prefill.py 0.6.18,"
+        " include/flashinfer/attention/scheduler.cuh): as flashinfer_decode, and qo_indptr. plan() reads"
+        " qo_indptr, paged_kv_indptr and paged_kv_last_page_len on the host, and no ids. fa3 takes lengths"
+        " from plan(), for which a row without pages has its last page length (get_seq_lens of page.py)"
+        " unless seq_lens is passed",
+    ),
 )  # fmt: skip

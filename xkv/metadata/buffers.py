@@ -70,7 +70,7 @@ class Metadata:
     def kv_indices(self) -> Tensor | None:
         """``[entries]`` int32 or int64: the live entries if ``max_tokens`` was given and the page size is 1.
 
-        Otherwise the whole capacity.
+        Otherwise the whole capacity. The ``pad_entries`` of the backend's spec are allocated behind it.
         """
         return None if self._form == TABLE else self._view.out[: self._entries]
 
@@ -142,11 +142,12 @@ class Buffers:
         if config.form == TABLE:
             shape: tuple[int, ...] = (max_batch_size, spec.width(config.max_context_len, config.page_size))
         else:
-            # every row can leave a page partly filled at either end
-            shape = (config.max_tokens // config.page_size + 2 * max_batch_size * (config.page_size > 1),)
+            shape = (spec.entries(config.max_tokens, max_batch_size, config.page_size),)
         for view in views:
             # valid ids, and lengths of 0 until the first build
-            view.out = torch.full(shape, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
+            allocated = (shape[0] + spec.pad_entries, *shape[1:])
+            out = torch.full(allocated, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
+            view.out = out[: shape[0]]  # what is behind is for the backend to read
             for name in (*spec.outputs, "kv_start_offset"):
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))

@@ -12,6 +12,7 @@ from .. import arguments
 from ..launch import compile
 from ..launch.guards import run_untraced
 from ..params import INT32_MAX, ROW_MAX
+from ..platforms.specs import BackendSpec
 from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
@@ -28,7 +29,7 @@ class MetadataBuilder:
     or pool index 0 and a small length. A builder serves one stream at a time.
 
     Args:
-        backend: a name that `xkv.backends` lists, such as "flashmla" or "aiter_mla".
+        backend: a name that `xkv.backends` lists, such as "flashmla", or a `BackendSpec` of your own.
         req_to_token: ``[rows, width]`` int32 or int64, as in `xkv.build_page_table`. The builder keeps it.
         max_batch_size: requests, 1 to 65,536.
         max_context_len: tokens of the longest row, draft tokens included; at most what a row of
@@ -73,7 +74,7 @@ class MetadataBuilder:
     """
 
     def __init__(
-        self, backend: str, req_to_token: Tensor, *, max_batch_size: int, max_context_len: int,
+        self, backend: str | BackendSpec, req_to_token: Tensor, *, max_batch_size: int, max_context_len: int,
         page_size: int | None = None, source_page_size: int = 1, max_tokens: int | None = None,
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
         page_map: Tensor | None = None,
@@ -127,8 +128,8 @@ class MetadataBuilder:
                 example 1500 encoder tokens followed by 10 decoder tokens, page size 64, ``kv_start=1500``:
                 ``kv_start_offset`` is 28 and ``cache_seqlens`` 38, 28 of them the encoder's.
             window_kv_start: the same for the window's view, in addition to ``sliding_window``.
-            max_tokens: tokens, the sum of all lengths, if the host knows it: at page size 1 ``kv_indices``
-                is then a view of that length, and what is beyond it is cut and reported.
+            max_tokens: tokens, the sum of all lengths (each at least the spec's ``min_seq_len``), if known:
+                at page size 1 ``kv_indices`` is a view of that length; what is beyond is cut and reported.
 
         Returns:
             Views of the builder's buffers for this batch; the next build overwrites them.

@@ -45,7 +45,7 @@ class BuilderConfig:
 
     @classmethod
     def checked(
-        cls, backend: str, req_to_token: Tensor, page_size: int | None, source_page_size: int,
+        cls, backend: str | BackendSpec, req_to_token: Tensor, page_size: int | None, source_page_size: int,
         max_batch_size: int, max_context_len: int, max_tokens: int | None, sliding_window: int | None,
         window_token_map: Tensor | None, page_map: Tensor | None,
     ) -> BuilderConfig:  # fmt: skip
@@ -60,7 +60,7 @@ class BuilderConfig:
         size = arguments.integer("page_size", size, 1, arguments.MAX_PAGE_SIZE)
         if size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
-            raise ValueError(f"page_size for {backend!r} must be one of {allowed}, got {page_size}")
+            raise ValueError(f"page_size for {spec.name!r} must be one of {allowed}, got {page_size}")
         max_batch_size = arguments.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
         tokens = req_to_token.shape[1] * source_page_size
         max_context_len = arguments.integer("max_context_len", max_context_len, 1, tokens)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...platforms import detect
+from .. import backend_option
 
 if TYPE_CHECKING:
     from .selftest import Checks
@@ -33,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a few page sizes instead of all from 1 to 1024")
     add("--hostile", type=int, metavar="N", help="N cases of hostile device data instead")
     add("--seed", type=int, default=0, help="of the hostile cases (default: %(default)s)")
+    add(
+        "--backend",
+        metavar="NAME",
+        help="the hostile cases of this backend alone: a name, or MODULE:NAME of a BackendSpec of your own",
+    )
     parser.epilog = "The first run on a GPU compiles every kernel that it tries: some minutes."
 
 
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         args: what add_arguments defines.
 
     Returns:
-        The exit status: 0, 1 if a check failed, or 2 for a number of cases that is none.
+        The exit status: 0, 1 if a check failed, or 2 for a number of cases or a backend that is none.
 
     Raises:
         xkv.UnsupportedPlatformError: there is nothing here to check on.
@@ -51,7 +57,15 @@ def run(args: argparse.Namespace) -> int:
     if args.hostile is not None and args.hostile < 1:
         print(f"xkv check: --hostile must be at least 1, not {args.hostile}", file=sys.stderr)
         return 2
-    detect.platform(None if args.device == "auto" else args.device)
+    if args.backend is not None and args.hostile is None:
+        print("xkv check: --backend needs --hostile", file=sys.stderr)
+        return 2
+    vendor = detect.platform(None if args.device == "auto" else args.device).vendor
+    try:
+        spec = None if args.backend is None else backend_option.load(args.backend, vendor)
+    except ValueError as error:
+        print(f"xkv check: --backend: {error}", file=sys.stderr)
+        return 2
     # Not before: torch may be missing, and --help does not need it.
     from ..demo.replay import single_thread
     from . import hostile, selftest
@@ -61,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.hostile is None:
         groups = [(title, group(bench)) for title, group in selftest.GROUPS.items()]
     else:
-        groups = hostile.groups(args.hostile, args.seed, bench.device, bench.interpreted)
+        groups = hostile.groups(args.hostile, args.seed, bench.device, bench.interpreted, spec)
     width = max(len(title) for title, _ in groups)
     print("group".ljust(width), _COLUMNS.format("cases", "result", "seconds"))
     begin, total, wrong = time.perf_counter(), 0, 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...dispatch import specs_of
 from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
 from ...params import OUTPUTS, TABLE, Build, View
@@ -38,8 +39,10 @@ class BuilderCase(Case):
         """The tensors that are written."""
         family, sizes, found = self.family, self.sizes, dict[str, Spec]()
         rows, page_size = sizes.max_batch_size, family.page_size
-        stream = sizes.max_tokens // page_size + 2 * rows * (page_size > 1)
-        shape = (rows, self.spec.width(sizes.context, page_size)) if family.form == TABLE else (stream,)
+        if family.form == TABLE:
+            shape: tuple[int, ...] = (rows, self.spec.width(sizes.context, page_size))
+        else:
+            shape = (self.spec.entries(sizes.max_tokens, rows, page_size),)
         for prefix in self.prefixes:
             found[prefix + "out"] = Spec(shape, family.dtype)
             # a window's rows begin anywhere
@@ -95,7 +98,7 @@ class BuilderCase(Case):
 
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
         """The call on these tensors."""
-        builder = MetadataBuilder(self.family.group, **placed(self.constructor, t))
+        builder = MetadataBuilder(self.spec, **placed(self.constructor, t))
         for view, prefix in zip(builder._views, self.prefixes, strict=True):
             for name in WRITTEN:
                 if prefix + name in t:
@@ -105,8 +108,10 @@ class BuilderCase(Case):
 
     def text(self) -> str:
         """The call as lines of a program, on tensors ``t[name]``."""
+        known = specs_of("cpu").get(self.spec.name) is self.spec
+        backend = repr(self.spec.name) if known else f"xkv.{self.spec!r}"
         return _PROGRAM.format(
-            made=call_text("xkv.MetadataBuilder", self.constructor, repr(self.family.group)),
+            made=call_text("xkv.MetadataBuilder", self.constructor, backend),
             prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
         )  # fmt: skip
 

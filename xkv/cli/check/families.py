@@ -119,17 +119,7 @@ def families(vendor: str) -> list[Family]:
     calls = {"build_page_table": (*_PAGED, _BOUND), "build_kv_indices": (*_PAGED, _LAST)}
     for op in OPS:
         found += [op_family(op, *row) for row in calls.get(op, _SLOTS)]
-    turns = cycle((I32, I64))
-    for spec in dispatch.specs_of(vendor).values():
-        for mode, options, sign in _MODES:
-            always = ["status", "pad_value"] if spec.pad_to_tokens else ["status"]
-            found.append(
-                Family(
-                    spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
-                    16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
-                    frozenset([*always, *options.split()]), sign, spec,
-                )
-            )  # fmt: skip
+    found += backend_families(*dispatch.specs_of(vendor).values())
     for group, function, form, page_size, unit, ids, dtype, options, indptr in _ENGINES:
         what = ", ".join([function, _described(page_size, unit, ids, dtype), *options.split()])
         what += "" if indptr is None else f", sums {str(indptr)[6:]}"
@@ -141,6 +131,21 @@ def families(vendor: str) -> list[Family]:
             )
         )  # fmt: skip
     return found
+
+
+def backend_families(*specs: BackendSpec) -> list[Family]:
+    """The families of these backends: every mode of each."""
+    turns = cycle((I32, I64))
+    return [
+        Family(
+            spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
+            16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
+            frozenset(["status", *options.split(), *(["pad_value"] if spec.pad_to_tokens else [])]),
+            sign, spec,
+        )
+        for spec in specs
+        for mode, options, sign in _MODES
+    ]  # fmt: skip
 
 
 def op_family(

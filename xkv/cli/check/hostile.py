@@ -14,10 +14,11 @@ from ...integrations.sglang import kv_indices, metadata, page_tables
 from ...integrations.vllm import indices
 from ...launch import op_calls
 from ...platforms import detect, tuning
+from ...platforms.specs import BackendSpec
 from . import values
 from .builder_case import BuilderCase
 from .case import Case, MismatchError, captured
-from .families import Family, families
+from .families import Family, backend_families, families
 from .op_case import OpCase
 from .plugin_case import PluginCase
 from .program import program
@@ -27,9 +28,14 @@ from .sizes import Sizes
 _PER_SIZES = 8  # cases that differ in data alone
 
 
-def groups(count: int, seed: int, device: str, small: bool) -> list[tuple[str, Checks]]:
-    """All families, by op and backend: ``count`` cases or a few more; the rest is as in `checks`."""
-    found = families(detect.platform(device).vendor)
+def groups(
+    count: int, seed: int, device: str, small: bool, spec: BackendSpec | None = None
+) -> list[tuple[str, Checks]]:
+    """All families, by op and backend: ``count`` cases or a few more; the rest is as in `checks`.
+
+    With a spec, those of this backend alone.
+    """
+    found = families(detect.platform(device).vendor) if spec is None else backend_families(spec)
     each = -(-count // len(found))
 
     def group(title: str) -> Checks:
