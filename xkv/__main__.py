@@ -13,7 +13,7 @@ from .cli import bench, check, demo, info  # none of them imports torch before i
 from .platforms import detect
 
 _COMMANDS = {
-    "info": (info, "what xkv finds on this machine: GPUs, versions, tuning rows"),
+    "info": (info, "what xkv finds on this machine: GPUs, versions, backends, tuning rows"),
     "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
     "check": (check, "the self-test of an installed package, on the available device"),
     "bench": (bench, "the cost of single ops and whole metadata steps: SGLang's kernels and xkv's"),

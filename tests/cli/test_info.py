@@ -102,6 +102,32 @@ def test_no_gpu(printed, gpus) -> None:
     assert any(line.startswith("tuning rows of cpu: used under TRITON_INTERPRET=1") for line in lines)
 
 
+@pytest.mark.parametrize(
+    "found", [Platform("cuda", "sm90", 32, 132), Platform("hip", "gfx942", 64, 304), None]
+)
+def test_backends(found: Platform | None, printed, gpus) -> None:
+    """Those of the vendor, on a CPU of both."""
+    gpus(*[found] * 2 if found else [])
+    lines = printed()
+    vendor = found.vendor if found else "cpu"
+    at = lines.index(f"attention backends of {vendor}")
+    assert lines[at + 1] == "backend form page_sizes ids outputs"
+    specs = dispatch.specs_of(vendor)
+    for line, spec in zip(lines[at + 2 :], specs.values(), strict=False):
+        assert line.startswith(f"{spec.name} {spec.form} ")
+        assert line.endswith(f" {spec.id_dtype} {', '.join(spec.outputs)}")
+        sizes = line.removeprefix(f"{spec.name} {spec.form} ").split(" int")[0]
+        first, _, last = sizes.partition(" to ")
+        among = (
+            [1 << n for n in range(11) if int(first) <= 1 << n <= int(last)]
+            if last
+            else [*map(int, first.split(", "))]
+        )
+        assert among == [*spec.page_sizes]
+    assert lines[at + 2 + len(specs)] == ""
+    assert sum(line.startswith("attention backends of") for line in lines) == 1
+
+
 def test_every_gpu(printed, gpus) -> None:
     gpus(H100, H100, Platform("cuda", "sm120", 32, 188))
     lines = printed()

@@ -1,4 +1,4 @@
-"""`python -m xkv info`: platform, versions and tuning rows, and what is wrong with the install."""
+"""`python -m xkv info`: platform, versions, backends and tuning rows, and what is wrong with the install."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nwarning: {warning}")
     found = _devices()
     print(f"\n{_aligned((name, str(what)) for name, what in found)}")
+    for vendor in dict.fromkeys(what.vendor for _, what in found):
+        print(f"\nattention backends of {vendor}")
+        print(_aligned(_backends(vendor)))
     for where in dict.fromkeys(what for _, what in found):
         print(f"\ntuning rows of {where.arch}: {_origin(where)}")
         print(_aligned(_rows(where)))
@@ -151,6 +154,16 @@ def _devices() -> list[tuple[str, Platform]]:
         (f"GPU {i}: {torch.cuda.get_device_name(i)}", detect.platform(i))
         for i in range(torch.cuda.device_count())
     ]
+
+
+def _backends(vendor: str) -> Iterator[list[str]]:
+    """The backends that `MetadataBuilder` knows, and what each reads."""
+    yield ["backend", "form", "page_sizes", "ids", "outputs"]
+    for spec in dispatch.specs_of(vendor).values():
+        sizes = spec.page_sizes
+        # more than four: all powers of two between the first and the last
+        shown = ", ".join(map(str, sizes)) if len(sizes) < 5 else f"{sizes[0]} to {sizes[-1]}"
+        yield [spec.name, spec.form, shown, spec.id_dtype, ", ".join(spec.outputs)]
 
 
 def _origin(where: Platform) -> str:
