@@ -31,11 +31,12 @@ LACKING = {
     ("cuda", "larger source pages"): 1,
     ("hip", "slots"): 1,
     ("hip", "aiter_mla"): 1,
+    ("hip", "aiter_batch_prefill"): 1,
     ("hip", "triton"): 1,
 }
 # Scalars that find no scalar register go to lanes of a vector register, not to memory: of most forms, none.
 # Where a lane reads 16 bytes, each of its four entries has a mask of two scalars.
-SCALAR_SPILLS = {"aiter_mla": 8, "triton": 7, "slots": 7}
+SCALAR_SPILLS = {"aiter_mla": 8, "aiter_batch_prefill": 6, "triton": 7, "slots": 7}
 ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
 
 
