@@ -70,7 +70,10 @@ def forms_of(where: Platform) -> dict[str, Any]:
     """The forms of the ops, and those of the vendor's backends that compile to something else."""
     forms, seen = dict(FORMS), set()
     for spec in specs_of(where.vendor).values():
-        shape = (spec.form, spec.page_size > 1, spec.outputs, spec.id_dtype, spec.pad_to_tokens > 0)
+        shape = (
+            spec.form, spec.page_size > 1, spec.outputs, spec.id_dtype, spec.pad_to_tokens > 0,
+            spec.min_seq_len > 0, spec.min_last_page_len > 0,
+        )  # fmt: skip
         if shape not in seen and spec is not CSR_OF_PAGES:
             seen.add(shape)
             forms[spec.name] = lambda n, spec=spec: of_spec(spec, n)

@@ -45,6 +45,7 @@ def of_spec(spec: BackendSpec, batch: int) -> Build:
     build = plain(form, spec.page_size, 1, batch, getattr(torch, spec.id_dtype))
     _give(build, spec.outputs)
     build.status = meta(1, dtype=I64)
+    build.min_seq_len, build.min_last_page_len = spec.min_seq_len, spec.min_last_page_len
     build.pad_to_multiple_of = spec.pad_to_multiple_of(spec.page_size)
     build.pad_value = spec.pad_id if spec.pad_to_tokens else None
     return build
