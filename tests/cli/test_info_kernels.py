@@ -102,10 +102,10 @@ def test_both_vendors_in_their_own_words(printed) -> None:
 def test_an_arch_that_does_not_compile_hides_no_other(printed, monkeypatch, capsys) -> None:
     real = kernels.table
 
-    def broken(arch: str) -> list[list[str]]:
+    def broken(arch: str, spec: object) -> list[list[str]]:
         if arch == "sm90":
             raise RuntimeError("ptxas died\nat length")
-        return real(arch)
+        return real(arch, spec)
 
     monkeypatch.setattr(kernels, "table", broken)
     need(GPUS["gfx942"])

@@ -15,7 +15,8 @@ from typing import Any, get_args
 from .. import __version__, dispatch
 from ..platforms import detect, tuning
 from ..platforms.detect import Platform
-from . import kernels  # compiles, and so imports torch and Triton, when asked to
+from ..platforms.specs import BackendSpec
+from . import backend_option, kernels  # compiles, and so imports torch and Triton, when asked to
 
 _SWITCHES = ("XKV_ARCH", "TRITON_INTERPRET")
 
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch", nargs="+", choices=kernels.ARCHES, default=(), metavar="ARCH",
         help=f"implies --kernels, for these alone: {', '.join(kernels.ARCHES)}",
     )  # fmt: skip
+    add(
+        "--backend", metavar="NAME",
+        help="implies --kernels, for this backend alone: a name, or MODULE:NAME of a BackendSpec of your own",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,13 +46,18 @@ def run(args: argparse.Namespace) -> int:
         args: what add_arguments defines.
 
     Returns:
-        The exit status: 0; with --kernels 1 if they do not compile for an arch.
+        The exit status: 0; with --kernels 1 if they do not compile for an arch; 2 for an unknown backend.
 
     Raises:
         xkv.UnsupportedPlatformError: what is installed or plugged in cannot run xkv.
     """
-    if args.kernels or args.arch:
-        return _kernels(args.arch or kernels.ARCHES)
+    if args.kernels or args.arch or args.backend is not None:
+        try:
+            spec = None if args.backend is None else backend_option.load(args.backend, "cpu")
+        except ValueError as error:
+            print(f"xkv info: --backend: {error}", file=sys.stderr)
+            return 2
+        return _kernels(args.arch or kernels.ARCHES, spec)
     print(_aligned(_versions()))
     for warning in _warnings():
         print(f"\nwarning: {warning}")
@@ -62,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _kernels(arches: Iterable[str]) -> int:
+def _kernels(arches: Iterable[str], spec: BackendSpec | None) -> int:
     """Prints a table an arch; one that this Triton cannot compile for does not hide the others."""
     kernels.require()
     print(kernels.LEGEND)
     status = 0
     for arch in dict.fromkeys(arches):
         try:
-            table = kernels.table(arch)
+            table = kernels.table(arch, spec)
         except Exception as error:
             # Triton, LLVM and ptxas have no exception in common
             said = next(iter(str(error).splitlines()), type(error).__name__)

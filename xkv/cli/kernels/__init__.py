@@ -11,6 +11,7 @@ from ...platforms import detect
 from .units import UNITS, Unit, programs
 
 if TYPE_CHECKING:
+    from ...platforms.specs import BackendSpec
     from ...platforms.tuning import Tuning
     from .resources import Resources
 
@@ -54,11 +55,12 @@ def require() -> None:
         ) from error
 
 
-def table(arch: str) -> list[list[str]]:
+def table(arch: str, spec: BackendSpec | None = None) -> list[list[str]]:
     """Compiles every variant for an arch; shows progress on stderr where tqdm is there.
 
     Args:
         arch: one of ARCHES.
+        spec: compiles those of this backend alone.
 
     Returns:
         A header and a row for each op or backend and batch, as cells.
@@ -68,13 +70,14 @@ def table(arch: str) -> list[list[str]]:
     """
     from triton.backends import backends
 
-    from .variants import variants
+    from .variants import of_backend, variants
 
     unit = UNITS[arch]
     vendor = unit.platform.vendor
     if BACKENDS[vendor] not in backends:
         raise detect.UnsupportedPlatformError(f"this triton cannot compile for {BACKENDS[vendor]}")
-    jobs = [(name, make, batch) for name, make in variants(vendor) for batch in BATCHES]
+    found = variants(vendor) if spec is None else [of_backend(spec)]
+    jobs = [(name, make, batch) for name, make in found for batch in BATCHES]
     rows = [_row(name, make(batch), unit) for name, make, batch in _shown(jobs, f"xkv info: {arch}")]
     return [list(rows[0]), *(list(row.values()) for row in rows)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -82,9 +81,9 @@ _OPS: dict[str, Callable[[int], Build]] = {
 def variants(vendor: str) -> Iterator[tuple[str, Callable[[int], Build]]]:
     """Name and page size of every op and of every backend of a vendor, and its build for a batch."""
     yield from _OPS.items()
-    for spec in specs_of(vendor).values():
-        yield f"{spec.name} {spec.page_size}", _of(spec)
+    yield from map(of_backend, specs_of(vendor).values())
 
 
-def _of(spec: BackendSpec) -> Callable[[int], Any]:
-    return lambda batch: of_spec(spec, batch)
+def of_backend(spec: BackendSpec) -> tuple[str, Callable[[int], Build]]:
+    """The same of one backend."""
+    return f"{spec.name} {spec.page_size}", lambda batch: of_spec(spec, batch)

@@ -1,4 +1,4 @@
-"""`python -m xkv check --hostile N --backend`: one backend, also one of the user's own."""
+"""`check --hostile N --backend` and `info --backend`: one backend, also one of the user's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checking import results
+from compiling import GPUS, need
 
 from xkv.__main__ import main
 from xkv.cli import backend_option
@@ -72,6 +73,25 @@ def test_no_backend(backend: str, said: str, capsys: pytest.CaptureFixture[str])
     assert main([*CHECK, "--backend", backend]) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith("xkv check: --backend: "), err.count("\n")) == ("", True, 1)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("backend", ["aiter_pa", "engine_of_mine:STREAM"])
+def test_its_kernels(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    need(GPUS["sm90"])
+    assert main(["info", "--arch", "sm90", "--backend", backend]) == 0
+    out, _ = capsys.readouterr()
+    spec = backend_option.load(backend, "cpu")
+    _, _, table = out.partition("\nsm90\n")
+    header, *rows = table.splitlines()
+    assert header.startswith("of ")
+    assert [row.startswith(f"{spec.name} {spec.page_size} ") for row in rows] == [True, True]
+
+
+def test_kernels_of_no_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--backend", "flashmlaa"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.startswith("xkv info: --backend: backend must be one of ")) == ("", True)
 
 
 def test_it_is_for_hostile_cases(capsys: pytest.CaptureFixture[str]) -> None:
