@@ -42,8 +42,8 @@ SPECS = (
         why="FlashInfer's BatchDecodeWithPagedKVCacheWrapper, MHA and GQA (flashinfer/decode.py 0.6.18,"
         " include/flashinfer/page.cuh): the kernels read paged_kv_indptr, paged_kv_indices and"
         " paged_kv_last_page_len, all int32, and no id past the last one; last page lengths are 1 to the page"
-        " size, and a row without pages has length 0 whatever its own is. It makes qo_indptr itself. plan()"
-        " copies indptr and last_page_len to the host (a sync unless they are there), and no ids",
+        " size, of a row without pages too, whose length is 0 all the same. It makes qo_indptr itself."
+        " plan() copies indptr and last_page_len to the host (a sync unless they are there), and no ids",
     ),
     BackendSpec(
         "flashinfer_prefill", "csr", POWERS_OF_TWO, 16,
