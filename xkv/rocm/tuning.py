@@ -19,8 +19,8 @@ _CDNA = (
     Tuning("contiguous", None, 2048, 8, 4, 4, 2, 2048, 1, 2, 256, False, _REASONED),
     Tuning("ragged", 16, 2048, 8, 1, 2, 1, 2048, 2, 2, 16, False, _REASONED),
     Tuning("ragged", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
-    Tuning("expand", 16, 1024, 4, 1, 2, 1, 1024, 2, 2, 16, False, _REASONED),
-    Tuning("expand", None, 1024, 4, 4, 4, 2, 1024, 2, 2, 256, False, _REASONED),
+    Tuning("expand", 16, 2048, 8, 1, 2, 1, 2048, 2, 2, 16, False, _REASONED),
+    Tuning("expand", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
