@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .params import INT32_MAX, MAX_BATCH, ROW_MAX, Build
+from .params import INT32_MAX, MAX_BATCH, ROW_MAX, SOURCE_PAGE_MAX, Build
 from .status import Status
 
 MAX_PAGE_SIZE = 1024
@@ -104,13 +104,21 @@ def source(req_to_token: Tensor, source_page_size: int) -> int:
             "req_to_token must be on a GPU (torch device 'cuda', ROCm's too) or on the CPU, got"
             f" {req_to_token.device}"
         )
-    unit = power_of_two("source_page_size", source_page_size)
+    unit = integer("source_page_size", source_page_size, 1, SOURCE_PAGE_MAX)
     if req_to_token.shape[0] > INT32_MAX:
         raise ValueError(f"req_to_token must have at most {INT32_MAX} rows, got {req_to_token.shape[0]}")
     tokens = req_to_token.shape[1] * unit
     if tokens > ROW_MAX:
         raise ValueError(f"req_to_token's rows must hold at most {ROW_MAX} tokens, got {tokens}")
     return unit
+
+
+def page_sizes(page_size: int, source_page_size: int) -> None:
+    """Checks that no output page has parts of two source pages."""
+    if source_page_size % page_size and page_size % source_page_size:
+        raise ValueError(
+            f"source_page_size must be a multiple or a divisor of page_size={page_size}, got {source_page_size}"
+        )
 
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:
@@ -177,6 +185,7 @@ def checked_build(
     """Checks the arguments that all ops share, which `xkv.build_page_table` describes; returns a `Build`."""
     page_size = power_of_two("page_size", page_size)
     source_page_size = source(req_to_token, source_page_size)
+    page_sizes(page_size, source_page_size)
     tensor("seq_lens", seq_lens, 1, req_to_token)
     batch = seq_lens.shape[0]
     if batch > MAX_BATCH:

@@ -19,7 +19,8 @@ CAPACITY_MAX = INT32_MAX - (1 << 15)  # entries: an index past the end by a tile
 ROW_MAX = (1 << 28) - 1  # tokens in a row
 MAX_BATCH = 1 << 16  # requests: the threads of a grid then fit in 32 bits
 LENGTH_MAX = 1 << 28  # lengths are clipped to it when read: sums of four, and tile ends, fit in int32
-ID_MAX = 1 << 48  # ids are below it, so that id * page_size cannot wrap in int64; others count as missing
+SOURCE_PAGE_MAX = 1 << 16  # tokens in a source entry
+ID_MAX = 1 << 47  # ids are below it, so that id * page_size cannot wrap in int64; others count as missing
 
 # outputs of a build other than the ids, and how many entries each has beyond one per request
 OUTPUTS = {
@@ -88,7 +89,7 @@ class Build:
         seq_lens: tokens of each request, ``[batch]`` int32 or int64.
         form: TABLE, CSR or SLOTS.
         page_size: tokens per output id, a power of two.
-        source_page_size: tokens per source entry, a power of two.
+        source_page_size: tokens per source entry, 1 to 65,536: a multiple or a divisor of ``page_size``.
         map_page_size: tokens per entry of a page map, a power of two.
         views: one view, or two of the same form and page size.
         max_seq_len: tokens, host bound of every length; a longer row is cut and reported. None: the

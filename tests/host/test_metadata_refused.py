@@ -21,7 +21,12 @@ pytestmark = pytest.mark.usefixtures("every_backend")
         ({"page_size": 32}, ValueError, "page_size for 'flashmla' must be one of 64, got 32"),
         ({"max_batch_size": 0}, ValueError, "max_batch_size must be from 1 to 65536, got 0"),
         ({"max_context_len": 10**6}, ValueError, "max_context_len must be from 1 to"),
-        ({"source_page_size": 3}, ValueError, "source_page_size must be a power of two"),
+        (
+            {"source_page_size": 3},
+            ValueError,
+            "source_page_size must be a multiple or a divisor of page_size=",
+        ),
+        ({"source_page_size": 65_537}, ValueError, "source_page_size must be from 1 to 65536"),
         ({"sliding_window": 0}, ValueError, "sliding_window must be from 1"),
         ({"max_tokens": True}, TypeError, "max_tokens must be an int, got bool"),
         ({"page_map": torch.zeros(3)}, TypeError, "page_map must be int32 or int64"),

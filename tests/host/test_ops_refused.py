@@ -170,13 +170,20 @@ for name in ("token_map", "page_map"):
 
 for ops, name in (((TABLE, CSR), "page_size"), (ALL, "source_page_size"), (ALL, "map_page_size")):
     for value in (0, -16, 3, 48, 2048, 2**40):
-        refuse(
-            ops, ValueError, f"{name} must be a power of two from 1 to 1024", f"got {value}",
-            **{name: value},
-        )  # fmt: skip
+        expected = f"{name} must be a power of two from 1 to 1024"
+        if name == "source_page_size":
+            if 0 < value < 2**16:
+                continue
+            expected = f"{name} must be from 1 to 65536"
+        refuse(ops, ValueError, expected, f"got {value}", **{name: value})
     for value in (True, 16.0, "16", np.int64(16), torch.tensor(16)):
         refuse(ops, TypeError, f"{name} must be an int", f"got {type(value).__name__}", **{name: value})
 refuse((TABLE, CSR), TypeError, "page_size must be an int", "got NoneType", page_size=None)
+for value in (3, 24, 40, 2056, 65_535):
+    refuse(
+        (TABLE, CSR), ValueError, "source_page_size must be a multiple or a divisor of page_size=16",
+        f"got {value}", source_page_size=value,
+    )  # fmt: skip
 
 # Plain integers: (ops, name, what else must be given, bounds).
 INTEGERS: list[tuple[tuple[str, ...], str, dict[str, Any], int, int]] = [

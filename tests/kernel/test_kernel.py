@@ -65,7 +65,19 @@ def test_page_id_source(name: str, page_size: int, source_page_size: int, device
         check(build, ROWS[0], device)
 
 
-@pytest.mark.parametrize("source_page_size", [16, 64])
+@pytest.mark.parametrize(
+    ("page_size", "source_page_size"), [(1, 3), (16, 528), (64, 640), (128, 640), (64, 2112), (256, 4352)]
+)
+@pytest.mark.parametrize("name", ["odd lengths", "start", "page map", "beyond the source"])
+def test_source_pages_of_no_power_of_two(
+    name: str, page_size: int, source_page_size: int, device: str
+) -> None:
+    """As those of vLLM's hybrid models, whose bytes match those of mamba's state."""
+    for form, dtype in ((TABLE, torch.int32), (CSR, torch.int64)):
+        check(make(CASES[name], form, page_size, source_page_size, dtype, device), ROWS[0], device)
+
+
+@pytest.mark.parametrize("source_page_size", [16, 64, 528, 65_536])
 def test_slots_of_page_ids(source_page_size: int, device: str) -> None:
     check(make(CASES["slots"], SLOTS, 16, source_page_size, torch.int32, device), ROWS[0], device)
 

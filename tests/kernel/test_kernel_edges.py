@@ -75,7 +75,7 @@ def test_first_row_past_either_end(row: int, form: int, device: str) -> None:
 @pytest.mark.parametrize("where", ["source", "source, mapped", "token_map", "page_map"])
 def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
     """Ids that would wrap where they are turned into tokens, or that the output cannot hold."""
-    ids = [2**48, 2**48 - 1, 2**62, 2**63 - 1, 2**31, 2**31 - 1, 2**40, 2**33 - 1, 5]
+    ids = [2**47, 2**47 - 1, 2**62, 2**63 - 1, 2**31, 2**31 - 1, 2**40, 2**33 - 1, 5]
     huge = torch.tensor(ids, dtype=torch.int64, device=device)
     for page_size, source_page_size in ((1, 1), (4, 1), (4, 16)):
         build = plain(TABLE, device, [33, 9 * source_page_size], [1, 0], 40)
@@ -98,13 +98,15 @@ def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
 @every_form
 def test_pages_in_larger_pages(form: int, ids: torch.dtype, out: torch.dtype, device: str) -> None:
     """The last source page of which all pages fit in the output, the first of which none does, and worse."""
-    for page_size in (1, 4):
-        last = 2**31 // (16 // page_size) - 1
+    for pages, unit in ((1, 16), (4, 16), (1, 3), (4, 52), (1024, 65_536)):
+        page_size = 1 if form == SLOTS else pages
+        last = 2**31 // (unit // page_size) - 1
         source = [last, last + 1, 5, -1, 2**31 - 1, last - 1]
         if ids == torch.int64:
-            source += [2**31, 2**32 + 5, 2**48 - 1, 2**48, 2**62 + 3, -(2**62), -(2**32) + 5]
-        build = plain(form, device, [16 * len(source) - 3, 40, 1], [0, 1, 0], 400)
-        build.page_size, build.source_page_size = 1 if form == SLOTS else page_size, 16
+            source += [2**31, 2**32 + 5, 2**47 - 1, 2**47, 2**62 + 3, -(2**62), -(2**32) + 5]
+        longest = unit * len(source) - 3 if form != SLOTS or unit < 100 else 400
+        build = plain(form, device, [longest, 40, 1], [0, 1, 0], 400)
+        build.page_size, build.source_page_size = page_size, unit
         build.req_to_token = torch.tensor(source, dtype=ids, device=device).repeat(2, 1)
         if form == SLOTS:
             build.query_lens = build.seq_lens

@@ -52,8 +52,8 @@ def _holes(source: torch.Tensor) -> None:
 def _too_large(source: torch.Tensor) -> None:
     """Ids on either side of the limit, where the source's dtype holds them."""
     if source.dtype == I64:
-        source[:, ::2] = (1 << 48) - 1
-        source[:, 1::3] = 1 << 48
+        source[:, ::2] = (1 << 47) - 1
+        source[:, 1::3] = 1 << 47
     else:
         source[:, ::2] = (1 << 31) - 1
 
@@ -169,7 +169,7 @@ CASES = {
         "... or what is asked for", lambda P: [2 * P, 7], source=_holes,
         fields={"missing_id": 0, "report_missing": False},
     ),
-    "ids past 2**48": Case("what is no id is reported, not shown", lambda P: [2 * P, 7], source=_too_large),
+    "ids past 2**47": Case("what is no id is reported, not shown", lambda P: [2 * P, 7], source=_too_large),
     "token map": Case("window slots", lambda P: [2 * P + 3, 7], maps={"token_map": _token_map}),
     "page map": Case("physical pages", lambda P: [2 * P + 3, 7], maps={"page_map": _page_map}),
     "short map": Case(

@@ -91,9 +91,12 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        page += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        unit = (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        page += unit
         if view.out_ptr.dtype.element_ty == tl.int32:
             valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
+            if UNITS & (UNITS - 1) != 0:  # of the last source page, only the first pages fit
+                valid = valid & ((entry < INT32_MAX // UNITS) | (unit <= INT32_MAX % UNITS))
         elif entry.dtype == tl.int64:
             valid = valid & (entry < ID_MAX)
     else:

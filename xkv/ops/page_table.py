@@ -53,7 +53,8 @@ def build_page_table(
         req_pool_indices: ``[batch]`` int32 or int64, rows of ``req_to_token``.
         seq_lens: ``[batch]`` int32 or int64, tokens, 0 allowed.
         page_size: tokens per output page, a power of two from 1 to 1024.
-        source_page_size: tokens per source entry, a power of two from 1 to 1024.
+        source_page_size: tokens per source entry, 1 to 65,536, a multiple or a divisor of ``page_size``: 528
+            with a page size of 16, for example.
         out: ``[>= batch, width]`` int32 or int64, pages, inner stride 1, any row stride; may be a view. None:
             allocated, ``[batch, width]``, for the longest row, with a width of at least 1 page and a multiple
             of ``pad_to_multiple_of``, and padded with ``pad_value`` or 0.

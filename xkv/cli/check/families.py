@@ -66,6 +66,8 @@ _PAGED = (
     (16, 1, I64, I32, "status page_map pad_value pad_to_multiple_of"),
     (16, 64, I32, I32, "status token_map page_map map_page_size missing_id kv_start"),
     (1, 16, I32, I64, "seq_lens_delta"),
+    (16, 528, I32, I32, "status kv_start"),
+    (64, 4352, I64, I64, "status page_map pad_value"),
 )
 _BOUND = (64, 1, I32, I32, "status max_seq_len")
 _LAST = (16, 1, I32, I32, "status min_last_page_len")
@@ -75,6 +77,7 @@ _SLOTS = (
     (1, 64, I32, I64, "status seq_lens_delta missing_id"),
     (1, 1, I64, I64, "status token_map page_map map_page_size pad_value pad_to_multiple_of"),
     (1, 16, I32, I32, "page_map"),
+    (1, 2112, I64, I32, "status"),
 )
 # of `MetadataBuilder`: (mode, optional arguments of its constructor and of its build, sign of query_lens)
 _MODES = (

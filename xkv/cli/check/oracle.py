@@ -182,7 +182,7 @@ def _filled(build: Build, live: int, capacity: int) -> int:
 def _page_of(
     build: Build, entry: int, t: int, maps: tuple[tuple[list[int] | None, int], ...], largest: int
 ) -> tuple[int | None, Reason | None]:
-    if not 0 <= entry < 2**48:
+    if not 0 <= entry < 2**47:
         return None, Reason.BAD_ID
     token = entry * build.source_page_size + t % build.source_page_size
     for table, size in maps:
@@ -190,7 +190,7 @@ def _page_of(
             if token // size >= len(table):
                 return None, Reason.BAD_MAP
             target = table[token // size]
-            if not 0 <= target < 2**48:
+            if not 0 <= target < 2**47:
                 return None, Reason.BAD_ID
             token = target * size + token % size
     page = token // build.page_size

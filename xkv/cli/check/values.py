@@ -15,7 +15,7 @@ _CLEAN = (1 << 63) - 1  # a status word that nothing was reported to
 
 _NEAR = (1 << 28, 1 << 31)  # where lengths are cut, and where int32 ends
 _ODD_IDS = [-1, -7, (1 << 31) - 1, (1 << 31) - 64, -(1 << 31)]
-_WIDE_IDS = [1 << 31, 1 << 32, 1 << 40, (1 << 48) - 1, 1 << 48, 1 << 62, (1 << 63) - 1, -(1 << 63)]
+_WIDE_IDS = [1 << 31, 1 << 32, 1 << 40, (1 << 47) - 1, 1 << 47, 1 << 62, (1 << 63) - 1, -(1 << 63)]
 
 
 def vector(
