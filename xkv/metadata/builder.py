@@ -35,8 +35,8 @@ class MetadataBuilder:
         max_context_len: tokens of the longest row, draft tokens included; at most what a row of
             ``req_to_token`` holds. A longer row is cut to it and reported.
         page_size: one of the backend's page sizes. None: its default.
-        source_page_size: tokens per entry of ``req_to_token``: 1 (SGLang) or the block size (vLLM), up to 65,536;
-            a multiple or a divisor of ``page_size``.
+        source_page_size: tokens per entry of ``req_to_token``: 1 (SGLang) or the block size (vLLM), a
+            multiple or a divisor of ``page_size``.
         max_tokens: tokens, capacity of ``kv_indices`` over all rows (CSR backends). None:
             ``max_batch_size * max_context_len``.
         sliding_window: tokens that a query token sees, itself included. A second view then shows the last
