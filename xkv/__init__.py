@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .platforms.detect import Platform, UnsupportedPlatformError, platform
     from .platforms.specs import BackendSpec
     from .precompile import warmup
+    from .shard import Shard
     from .status import Reason, Status, StatusError, Violation
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOMES = {
     "Reason": ".status",
     "Status": ".status",
     "StatusError": ".status",
+    "Shard": ".shard",
     "warmup": ".precompile",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "MetadataBuilder",
     "Platform",
     "Reason",
+    "Shard",
     "Status",
     "StatusError",
     "UnsupportedPlatformError",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .platforms.tuning import AccessPattern, access_pattern
+from .shard import Shard, local_length, source_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,7 @@ OUTPUTS = {
     "cu_seqlens_k": 1,
     "cu_seqlens_q": 1,
     "kv_start_offset": 0,
+    "empty_rows": 0,
 }
 
 
@@ -52,6 +54,7 @@ class View:
             backend. First view only.
         kv_start_offset: tokens of each row's first page before the row's first token, ``[batch]`` int32.
             Tables and CSR.
+        empty_rows: 1 for each row without a token, otherwise 0, ``[batch]`` int32.
         max_entries: host bound of the entries of a row or the stream. None: the capacity of ``out``.
     """
 
@@ -66,6 +69,7 @@ class View:
     kv_last_page_len: Tensor | None = None
     cu_seqlens_q: Tensor | None = None
     kv_start_offset: Tensor | None = None
+    empty_rows: Tensor | None = None
     max_entries: int | None = None
 
     def buffer_capacity(self, form: int) -> int:
@@ -115,6 +119,8 @@ class Build:
             no status. In tables, the leading 0 of ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
             The values are not trusted: a row that begins before 0 is not written, what is past the stream's
             end is cut, and where rows overlap an entry has the value of one of them.
+        shard: the rank's share of each row, or None for all of it. All inputs are those of the whole rows.
+            A source of ids of all ranks ("global") has a ``source_page_size`` of 1.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -141,6 +147,7 @@ class Build:
     missing_id: int = -1
     report_missing: bool = True
     indptr_is_input: bool = False
+    shard: Shard | None = None
     status: Tensor | None = None
 
     @property
@@ -151,12 +158,17 @@ class Build:
     @property
     def access_pattern(self) -> AccessPattern:
         """Selects the tuning rows."""
-        return access_pattern(self.page_size, self.source_page_size, ragged=self.form != TABLE)
+        stride, shard = self.page_size, self.shard
+        if shard is not None and shard.source == "global" and self.form != SLOTS:
+            stride *= shard.size
+        return access_pattern(stride, self.source_page_size, ragged=self.form != TABLE)
 
     @property
     def source_tokens(self) -> int:
-        """Tokens that a row of the source has room for."""
-        return min(int(self.req_to_token.shape[1]) * self.source_page_size, ROW_MAX)
+        """Tokens of a row, on all ranks, that a row of the source has room for."""
+        return min(
+            source_tokens(int(self.req_to_token.shape[1]) * self.source_page_size, self.shard), ROW_MAX
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -174,7 +186,7 @@ class Build:
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
-        bound = self.source_tokens // self.page_size + 1 + self.min_seq_len
+        bound = local_length(self.source_tokens, self.shard) // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)
 
     @property
@@ -204,6 +216,7 @@ class Build:
             **_int32_words("delta", self.seq_lens_delta_rows), "delta": self.seq_lens_delta,
             **_int32_words("query", queries), "query_sign": None if queries is None else self.query_sign,
             "query_len": self.query_len if cu_q is not None and queries is None else None,
+            "shard_rank": None if self.shard is None else int(self.shard.rank),
             **first, "cu_q_ptr": cu_q,
             **{second_view(name): value for name, value in other.items()},
             "min_len": self.min_seq_len or None,
@@ -244,5 +257,5 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,
         "capacity": view.capacity(build.form),
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
-        "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset,
+        "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
     }  # fmt: skip

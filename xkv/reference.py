@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .params import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
+from .shard import Shard
 from .status import Reason
 
 
@@ -66,9 +67,10 @@ def _load_rows(build: Build, view: View) -> _Rows:
     report_first(end != length, Reason.BAD_LENGTH)
     if build.form == SLOTS:
         report_first((query_len < 0) | (query_len > length), Reason.BAD_QUERY)
-        return _Rows(row, length - query, length - query, end, query, end, query, reason)
+        kv_len = local_lengths(end, build.shard)
+        return _Rows(row, length - query, length - query, end, query, kv_len, query, reason)
 
-    start, unaligned = torch.zeros_like(end), torch.zeros_like(row_exists)
+    start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
         window = torch.full_like(end, build.window_tokens(view) or 0)
         if build.query_lens is not None and not build.window_is_prefix_only:
@@ -80,9 +82,10 @@ def _load_rows(build: Build, view: View) -> _Rows:
     if view.kv_start is not None:
         kv_start = _to_int64(view.kv_start)
         report_first((kv_start < 0) | (kv_start > length.clamp(min=0)), Reason.BAD_START)
-        unaligned = (kv_start > start) & (kv_start < end) & (kv_start % page_size != 0)
+        is_cut = kv_start > start
         start = torch.maximum(start, kv_start).minimum(end)
     report_first(query_len < 0, Reason.BAD_QUERY)
+    start, end = local_lengths(start, build.shard), local_lengths(end, build.shard)
     first = start // page_size * page_size
     kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
@@ -92,8 +95,35 @@ def _load_rows(build: Build, view: View) -> _Rows:
         items = items.clamp(max=width)
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
-        report_first(unaligned, Reason.UNALIGNED_START)
+        report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
     return _Rows(row, first, start, end, items, kv_len, query, reason)
+
+
+def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:
+    """Of the first ``length`` tokens of each row, how many the rank holds."""
+    if shard is None:
+        return length
+    rest = length % (shard.size * shard.interleave) - shard.rank * shard.interleave
+    whole = length // (shard.size * shard.interleave) * shard.interleave
+    return whole + rest.clamp(0, shard.interleave)
+
+
+def _local_position(t: Tensor, shard: Shard) -> Tensor:
+    """Position among its rank's tokens of the token at position ``t`` of the whole row."""
+    return t // (shard.size * shard.interleave) * shard.interleave + t % shard.interleave
+
+
+def _source_position(build: Build, t: Tensor) -> Tensor:
+    """Position in the source row of token ``t``: of the whole row in slots, else of the rank's tokens."""
+    shard = build.shard
+    if shard is None:
+        return t
+    if build.form == SLOTS:
+        return t if shard.source == "global" else _local_position(t, shard)
+    if shard.source == "local":
+        return t
+    rounds, rest = t // shard.interleave, t % shard.interleave
+    return (rounds * shard.size + shard.rank) * shard.interleave + rest
 
 
 def _run_view(build: Build, view: View) -> None:
@@ -116,6 +146,8 @@ def _run_view(build: Build, view: View) -> None:
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
     t = rows.first[b] + j * page_size
     live = (t >= 0) & (t < rows.end[b])
+    if form == SLOTS and build.shard is not None:
+        live &= t // build.shard.interleave % build.shard.size == build.shard.rank
     value = torch.full_like(t, build.missing_id)
     page, found, outside = _page_of(build, view, rows.row[b][live], t[live])
     value[live] = torch.where(found, page, build.missing_id)
@@ -148,6 +180,8 @@ def _run_view(build: Build, view: View) -> None:
     if view.kv_start_offset is not None:
         offset = torch.where(rows.start < rows.end, rows.start - rows.first, 0)
         view.kv_start_offset[:batch] = offset.to(torch.int32)
+    if view.empty_rows is not None:
+        view.empty_rows[:batch] = (rows.start >= rows.end).to(torch.int32)
     if view.cu_seqlens_k is not None:
         over = _prefix_sums(view.cu_seqlens_k, kv_len, write_zero=not build.indptr_is_input)
         report.add(every[over], Reason.OVERFLOW)
@@ -168,10 +202,13 @@ def _padded_end(items: Tensor, multiple: int | None, capacity: int) -> Tensor:
 
 def _page_of(build: Build, view: View, row: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the page of token ``t`` of a source row, whether there is one, whether a map is too short."""
+    t = _source_position(build, t)
     entry = build.req_to_token[row, t // build.source_page_size].to(torch.int64)
     found = (entry >= 0) & (entry < ID_MAX)
     outside = torch.zeros_like(found)
     token = torch.where(found, entry, 0) * build.source_page_size + t % build.source_page_size
+    if build.shard is not None and build.shard.source == "global":
+        token = _local_position(token, build.shard)  # a slot on all ranks is a position among all slots
     for table, page_size in ((view.token_map, 1), (view.page_map, build.map_page_size)):
         if table is None:
             continue

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .params import CSR, SLOTS, TABLE, Build
+from .shard import Shard
 from .status import Status
 
 # The namespace in torch.ops: "xkv", or the name that this copy of the package was loaded under, so that
@@ -28,7 +29,7 @@ _TENSORS = (
 )
 _NUMBERS = (
     "SymInt source_page_size, SymInt seq_lens_delta, SymInt map_page_size, SymInt? missing_id,"
-    " SymInt? pad_value, SymInt? pad_to_multiple_of"
+    " SymInt? pad_value, SymInt? pad_to_multiple_of, int[]? shard"
 )
 # By form: the op's own tensors, between those, and its own numbers, after them.
 _OWN = {
@@ -57,8 +58,11 @@ def run(build: Build) -> None:
         "source_page_size": build.source_page_size, "seq_lens_delta": build.seq_lens_delta,
         "map_page_size": build.map_page_size,
         "missing_id": None if build.report_missing else build.missing_id,
-        "pad_value": build.pad_value, "pad_to_multiple_of": build.pad_to_multiple_of,
+        "pad_value": build.pad_value, "pad_to_multiple_of": build.pad_to_multiple_of, "shard": None,
     }  # fmt: skip
+    shard = build.shard
+    if shard is not None:
+        numbers["shard"] = [shard.size, shard.rank, shard.interleave, int(shard.source == "global")]
     if build.form == TABLE:
         tensors += [view.kv_start, view.out, view.kv_start_offset]
         numbers["max_seq_len"] = build.max_seq_len
@@ -91,6 +95,9 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
             inputs.append(query_lens)
         else:
             numbers["kv_start"], *outs, numbers["kv_start_offset"] = own
+        if numbers["shard"] is not None:
+            size, rank, interleave, is_global = numbers["shard"]
+            numbers["shard"] = Shard(size, rank, interleave, "global" if is_global else "local")
         if deltas is not None:
             numbers["seq_lens_delta"] = deltas
         out = outputs(*outs) if outputs else outs[0]

@@ -18,6 +18,7 @@ from xkv.cli.check.memory import SENTINEL, Memory, Spec
 from xkv.cli.check.sizes import Sizes
 from xkv.launch.verify import WRITTEN
 from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
+from xkv.shard import Shard
 
 
 def guarded(rows: int, width: int, stride: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -159,7 +160,7 @@ class Launch(Case):
             t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
             family.source_page_size, self.sizes.map_page_size, tuple(views), **self.fields,
             seq_lens_delta_rows=t.get("seq_lens_delta"), query_lens=t.get("query_lens"),
-            status=t.get("status"),
+            shard=family.shard, status=t.get("status"),
         )  # fmt: skip
 
     def call(self, t: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
@@ -169,17 +170,30 @@ class Launch(Case):
         return f"{self}: {self.build}"
 
 
+def any_shard(rng: random.Random, page_size: int, unit: int) -> Shard:
+    """A shard of any size that goes with these page sizes."""
+    size = rng.choice([2, 3, 8])
+    sources = {"local": unit, "global": 4 * page_size if unit == 1 else 0}
+    source = rng.choice([name for name, most in sources.items() if most])
+    runs = [run for run in (1, 1, 2, 3, 4, 16, 64) if sources[source] % run == 0]
+    if source == "global":
+        runs = [run for run in runs if page_size % run == 0 or run % page_size == 0]
+    return Shard(size, rng.randrange(size), rng.choice(runs), source)
+
+
 def any_launch(seed: int, hostile: bool, run: Callable[[Build], object], device: str) -> Launch:
     """Any form, options, sizes, dtypes and values; hostile ones where asked."""
     rng = random.Random(seed)
     pick = rng.choice
     form = pick([TABLE, CSR, SLOTS])
     page_size = 1 if form == SLOTS else pick([1, 2, 4, 16, 32, 64, 128])
-    unit = pick([1, 1, 1, 2, 16, 64])
+    unit = pick([1, 1, 1, 2, 16, 64, 3 * page_size])
+    shard = any_shard(rng, page_size, unit) if rng.random() < 0.4 else None
     names = ["seq_lens_delta", "token_map", "page_map", "status", "status", "status"]
     names += [] if form == SLOTS else ["query_lens", "kv_start", "window", "window_map", "window_kv_start"]
     options = frozenset(name for name in names if rng.random() < 0.35)
-    family = Family("launch", "", form, page_size, unit, pick([I32, I64]), pick([I32, I64]), options)
+    ids = pick([I32, I64])
+    family = Family("launch", "", form, page_size, unit, ids, pick([I32, I64]), options, shard=shard)
     sizes = Sizes(family, rng, small=True)
     sizes.map_page_size = pick([page_size, unit, 1, 16])
     fields: dict[str, Any] = {
@@ -192,7 +206,9 @@ def any_launch(seed: int, hostile: bool, run: Callable[[Build], object], device:
     }  # fmt: skip
     if fields["pad_value"] is not None:
         fields["pad_to_multiple_of"] = pick([None, 1, 3, 4, 64])
-    extra = {"cache_seqlens", "kv_last_page_len"} | ({"kv_start_offset"} if form != SLOTS else set())
+    extra = {"cache_seqlens", "kv_last_page_len"} | (
+        {"kv_start_offset", "empty_rows"} if form != SLOTS else set()
+    )
     extra |= {TABLE: {"cu_seqlens_k"}, CSR: {"kv_indptr"}, SLOTS: set()}[form]
     outputs = {}
     for prefix in ("", "window."):

@@ -24,7 +24,7 @@ from xkv.kernel.entry import xkv_build
 from xkv.launch.launch import CompiledLaunch
 from xkv.params import Build
 
-_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset"}  # the second view's have a 2 behind
+_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty"}  # of view 2: 2 behind
 
 
 class Region(NamedTuple):

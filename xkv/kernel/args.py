@@ -46,6 +46,9 @@ class Config(str):
     VEC_16B: bool
     WINDOW_IS_PREFIX_ONLY: bool
     STARTS_ARE_ALIGNED: bool
+    SHARD_SIZE: int  # 1: no shard
+    SHARD_INTERLEAVE: int
+    SOURCE_IS_GLOBAL: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes one value per field, in order."""
@@ -78,6 +81,7 @@ class Request(NamedTuple):
     query_stride: Any
     query_sign: Any
     query_len: Any
+    shard_rank: Any
 
 
 class View(NamedTuple):
@@ -98,11 +102,14 @@ class View(NamedTuple):
     indptr_ptr: Any
     last_ptr: Any
     offset_ptr: Any
+    empty_ptr: Any
     cu_q_ptr: Any
 
 
 class Row(NamedTuple):
     """One row of the batch (scalars) or several (vectors), cut to what may be read and, in tables, written.
+
+    With a shard, positions are those among the rank's own tokens, except in slots.
 
     Attributes:
         source: the row of the source.

@@ -106,8 +106,8 @@ def _build(req, view, policy, C: tl.constexpr):
     HAS_SUMS: tl.constexpr = (
         view.seqlens_ptr is not None or view.cu_k_ptr is not None
         or (view.indptr_ptr is not None and not C.INDPTR_IS_INPUT)
-        or view.last_ptr is not None or view.offset_ptr is not None or view.cu_q_ptr is not None
-        or policy.status_ptr is not None
+        or view.last_ptr is not None or view.offset_ptr is not None or view.empty_ptr is not None
+        or view.cu_q_ptr is not None or policy.status_ptr is not None
     )  # fmt: skip
     num_programs = tl.num_programs(0) * tl.num_programs(1)
     pid = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -132,14 +132,14 @@ def xkv_build(
     batch: "i32", rows_stride: "i32", rows_ptr, lens_ptr, lens_stride: "i32", delta: "i32",
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     # without an annotation, as these may be None
-    delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len,
+    delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
     start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
-    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
+    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window
     start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
-    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
+    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr, empty2_ptr,
     min_len, min_last, pad_multiple, pad_value, missing_id: "i32", report_missing, status_ptr,
     own_tiles: "i32", C: tl.constexpr,
 ):  # fmt: skip
@@ -150,14 +150,15 @@ def xkv_build(
         tl.extra.cuda.gdc_launch_dependents()  # the next kernel waits too, if it may start before this ends
     req = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, src_ptr, src_stride, src_rows, src_tokens,
-        delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len,
+        delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
     )  # fmt: skip
     policy = Policy(
         min_len, min_last, pad_multiple, pad_value, missing_id, report_missing, status_ptr, own_tiles
     )  # fmt: skip
     view = View(
         start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
-        out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, cu_q_ptr,
+        out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr,
+        cu_q_ptr,
     )  # fmt: skip
     if out2_ptr is None:
         _build(req, view, policy, C)
@@ -167,6 +168,6 @@ def xkv_build(
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-            None,
+            empty2_ptr, None,
         )  # fmt: skip
         _build(req, view2, policy, C)

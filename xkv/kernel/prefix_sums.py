@@ -55,6 +55,8 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             if view.offset_ptr is not None:
                 offset = tl.where(rows.start < rows.end, rows.start - rows.first, 0)
                 tl.store(view.offset_ptr + i, offset, mask=mask)
+            if view.empty_ptr is not None:
+                tl.store(view.empty_ptr + i, (rows.start >= rows.end).to(tl.int32), mask=mask)
             if view.cu_k_ptr is not None:
                 inclusive_sum = kv_sum + tl.cumsum(kv_len, 0)
                 report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)

@@ -42,6 +42,16 @@ def _load_int(ptr, stride, i, mask):
 
 
 @triton.jit
+def local_length(length, req, C: tl.constexpr):
+    """Returns how many of the first ``length`` tokens of a row are this rank's: without a shard, all."""
+    if C.SHARD_SIZE > 1:
+        ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
+        rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE
+        length = length // ROUND * C.SHARD_INTERLEAVE + clip(rest, 0, C.SHARD_INTERLEAVE)
+    return length
+
+
+@triton.jit
 def report(policy, b, reason, mask, C: tl.constexpr):
     """Keeps the smallest (row, reason) in the status word; without errors it writes nothing."""
     if policy.status_ptr is not None:
@@ -88,7 +98,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
         first = length - query
         start = first
         items = query
-        kv_len = end
+        kv_len = local_length(end, req, C)
         reason = tl.where((reason == 0) & ((query_len < 0) | (query_len > length)), BAD_QUERY, reason)
     else:
         start = length * 0
@@ -104,10 +114,11 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
             kv_start = _load_int(view.start_ptr, view.start_stride, b, mask)
             bad = (kv_start < 0) | (kv_start > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
-            unaligned = (kv_start > start) & (kv_start < end) & (kv_start % C.PAGE_SIZE != 0)
+            is_cut = kv_start > start
             start = clip(kv_start, start, end)
         if req.query_ptr is not None:
             reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
+        start, end = local_length(start, req, C), local_length(end, req, C)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
         kv_len = tl.where(start < end, end - first, 0)
         if policy.min_len is not None:
@@ -118,6 +129,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr 
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
+            unaligned = is_cut & (start < end) & (start != first)
             reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
     return Row(row, first, start, end, tl.where(mask, items, 0), kv_len, query, reason)
 

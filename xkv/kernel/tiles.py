@@ -18,7 +18,27 @@ def _translate(token, valid, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _tile_items(idx, row, policy, C: tl.constexpr):
+def _source_position(at, req, C: tl.constexpr):
+    """Returns the position in the source row of an item's first token."""
+    if C.SHARD_SIZE > 1:
+        ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
+        if C.FORM == SLOTS and not C.SOURCE_IS_GLOBAL:  # a position in the whole row
+            at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE
+        elif C.FORM != SLOTS and C.SOURCE_IS_GLOBAL:  # a position among the rank's own tokens
+            first = req.shard_rank * C.SHARD_INTERLEAVE
+            at = at // C.SHARD_INTERLEAVE * ROUND + first + at % C.SHARD_INTERLEAVE
+    return at
+
+
+@triton.jit
+def _local_slot(slot, C: tl.constexpr):
+    """Returns the slot on its rank of a slot of the cache of all ranks."""
+    ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
+    return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE
+
+
+@triton.jit
+def _tile_items(idx, row, req, policy, C: tl.constexpr):
     """Returns the tile's first token, its item indices, and which of them have a token."""
     tile_start = idx * C.NUM_PAGE_PER_BLOCK
     # Scalars first, so that the vector work per item is a compare, a load, a select and a store.
@@ -27,6 +47,8 @@ def _tile_items(idx, row, policy, C: tl.constexpr):
     live = j < row.items - tile_start
     if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
         live = live & (pos + j * C.PAGE_SIZE >= 0) & (pos + j * C.PAGE_SIZE < row.end)
+    if C.FORM == SLOTS and C.SHARD_SIZE > 1:  # other ranks' tokens keep their places
+        live = live & ((pos + j) // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
     return pos, j, live
 
 
@@ -39,9 +61,11 @@ def _lane_bytes(this, other):
 @triton.jit
 def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
-    pos, j, live = _tile_items(idx, row, policy, C)
+    pos, j, live = _tile_items(idx, row, req, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
-    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
+    if C.SHARD_SIZE > 1:
+        source = src_row + _source_position(pos + j * C.PAGE_SIZE, req, C) // C.SOURCE_PAGE_SIZE
+    elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
         source = src_row + (pos + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
@@ -68,7 +92,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
 
     Returns ``first_error``, the smallest status word of each item position so far, updated with this tile's.
     """
-    pos, j, live = _tile_items(tile.idx, tile.row, policy, C)
+    pos, j, live = _tile_items(tile.idx, tile.row, req, policy, C)
     tile_start = tile.idx * C.NUM_PAGE_PER_BLOCK
     entry, items = tile.entries, tile.row.items
     num_written = items
@@ -85,13 +109,18 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     valid = entry >= 0
     outside = j < 0
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
-        page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, in the dtype of an entry
-        if entry.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int64:
+        if not C.SOURCE_IS_GLOBAL:
+            page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, in the dtype of an entry
+        elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
+            page = entry // (C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
+        else:
+            page = _local_slot(entry, C) // C.PAGE_SIZE
+        if entry.dtype == tl.int64 and (C.SOURCE_IS_GLOBAL or view.out_ptr.dtype.element_ty == tl.int64):
             valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        unit = _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page += unit
         if view.out_ptr.dtype.element_ty == tl.int32:
             valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
@@ -102,7 +131,10 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     else:
         valid = valid & live & (entry.to(tl.int64) < ID_MAX)
         token = tl.where(valid, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
-        token += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE
+        if C.SOURCE_IS_GLOBAL:  # of single tokens
+            token = _local_slot(token, C)
+        else:
+            token += _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
             token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | past

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import dispatch, switches
-from ..params import INT32_MAX, MAX_BATCH, TABLE, Build
+from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import Tuning
 from .grid import Schedule, make_schedule, with_balance
@@ -98,6 +98,7 @@ def xkv_kernel() -> Any:
 
 def config(build: Build, tuning: Tuning, schedule: Schedule, target: Platform) -> Any:
     """Returns the kernel's `Config`; the same object for equal fields."""
+    shard = build.shard
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.pad_value is not None, schedule.num_page_per_block, tuning.batch_block, schedule.balance,
@@ -106,6 +107,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule, target: Platform) -
         # set only if they make a difference, so that other builds share a kernel
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
+        *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
     )  # fmt: skip
 
 
@@ -117,6 +119,8 @@ def vec_16b(build: Build, target: Platform) -> bool:
     rows begin at any entry: an unaligned vector takes four accesses (256 x ~4K: 7.9 us instead of 6.7).
     """
     contiguous = build.page_size == build.source_page_size
+    if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
+        contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
 

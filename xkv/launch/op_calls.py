@@ -15,6 +15,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .. import torch_library
 from ..params import ROW_MAX, TABLE, Build
+from ..shard import Shard
 from . import launch
 from .cache import CacheEntry, LaunchCache
 from .guards import addresses, make_guard
@@ -48,6 +49,7 @@ class Signature:
         form: TABLE, CSR or SLOTS.
         page_size, source_page_size: tokens per output page and per source entry.
         has_pad_value: whether ``pad_value`` is not None.
+        shard: the option of that name.
     """
 
     __slots__ = (
@@ -56,14 +58,15 @@ class Signature:
     )  # fmt: skip
 
     def __init__(
-        self, present: Sequence[bool], form: int, page_size: int, source_page_size: int, has_pad_value: bool
-    ) -> None:
+        self, present: Sequence[bool], form: int, page_size: int, source_page_size: int, has_pad_value: bool,
+        shard: Shard | None,
+    ) -> None:  # fmt: skip
         self._form = form
         self._present = [n for n, is_present in enumerate(present) if is_present]
         # if the first few are present and no others: how many; otherwise 0
         count = len(self._present)
         self._num_leading = count if self._present == [*range(count)] else 0
-        self._op_sizes = OpSizes(self._present, form, page_size, source_page_size, has_pad_value)
+        self._op_sizes = OpSizes(self._present, form, page_size, source_page_size, has_pad_value, shard)
         self._entries = LaunchCache()
         self._last_entry: _LastEntry | None = None
         self._last: SameSizes | None = None
@@ -154,7 +157,7 @@ def _key(tensors: Sequence[Tensor]) -> Any:
     return tuple([(x.dtype, x.dim(), x.get_device(), type(x)) for x in tensors])
 
 
-UNCACHED = Signature([False] * len(POINTERS), TABLE, 1, 1, False)
+UNCACHED = Signature([False] * len(POINTERS), TABLE, 1, 1, False, None)
 
 
 def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: Any) -> Signature:
@@ -164,7 +167,7 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
         inputs: a tensor or None for each of `POINTERS`; if ``required_only``, for the first of them.
         required_only: whether only the form's required tensors are present.
         form: TABLE, CSR or SLOTS.
-        *options: page size, source page size and pad_value, then every other option of the launch.
+        *options: page size, source page size, pad_value and shard, then every other option of the launch.
 
     Returns:
         The signature; `UNCACHED` if the call allocates or is traced, or an option is of a wrong type.
@@ -178,10 +181,12 @@ def lookup(inputs: tuple[Any, ...], required_only: bool, form: int, *options: An
 
 
 @functools.lru_cache(maxsize=_MAX_SIGNATURES, typed=True)
-def _signature(present: Any, form: int, page_size: int, unit: int, pad_value: Any, *_: Any) -> Signature:
+def _signature(
+    present: Any, form: int, page_size: int, unit: int, pad_value: Any, shard: Any, *_: Any
+) -> Signature:
     if present is True:
         present = [n in REQUIRED[form] for n in range(len(POINTERS))]
-    return Signature(present, form, page_size, unit, pad_value is not None)
+    return Signature(present, form, page_size, unit, pad_value is not None, shard)
 
 
 def forget() -> None:

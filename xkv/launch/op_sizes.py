@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..params import CAPACITY_MAX, CSR, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TABLE
+from ..shard import Shard, local_length, source_tokens
 from .cache import fits_int32
 
 # The tensors of a call, by the kernel's names. Maps and status, which are not per request, come last.
@@ -46,6 +47,7 @@ class OpSizes:
         form: TABLE, CSR or SLOTS.
         page_size, source_page_size: tokens per output page and per source entry.
         has_pad_value: whether ``pad_value`` is not None.
+        shard: the rank's share of each row; not checked yet.
 
     Attributes:
         names: the kernel's names of the sizes.
@@ -53,10 +55,11 @@ class OpSizes:
     """
 
     def __init__(
-        self, present: Sequence[int], form: int, page_size: int, source_page_size: int, has_pad_value: bool
-    ) -> None:
+        self, present: Sequence[int], form: int, page_size: int, source_page_size: int, has_pad_value: bool,
+        shard: Shard | None,
+    ) -> None:  # fmt: skip
         self._form, self._has_pad_value = form, has_pad_value
-        self._page_size, self._source_page_size = page_size, source_page_size
+        self._page_size, self._source_page_size, self._shard = page_size, source_page_size, shard
         self._optional = present[4:]
         maps = [
             name for name, n in (("token_map_len", TOKEN_MAP), ("page_map_len", PAGE_MAP)) if n in present
@@ -78,22 +81,28 @@ class OpSizes:
         tokens = width * self._source_page_size
         if num_rows != batch or not 0 < batch <= MAX_BATCH or tokens > ROW_MAX or source_rows > INT32_MAX:
             return None
+        shard = self._shard
+        if shard is not None:
+            tokens = min(source_tokens(tokens, shard), ROW_MAX)
         if self._form == TABLE:
             (out_rows, out_width), out_stride = out.shape, out.stride()[0]
             if out_rows < batch or (out_rows > 1 and out_stride < out_width):
                 return None
             out_bytes = ((out_rows - 1) * out_stride + out_width) * item_sizes[3]
-            max_bound = min(out_width * self._page_size, ROW_MAX)
+            room = out_width * self._page_size
+            max_bound = min(room if shard is None else shard.longest(room), ROW_MAX)
         else:
             (out_width,), out_stride = out.shape, 0
             out_bytes = out_width * item_sizes[3]
             max_bound = out_width * self._page_size
+            if shard is not None and self._form == CSR:
+                max_bound = (max_bound + 1) * shard.size - 1
         if out_width > INT32_MAX:
             return None
         capacity = min(out_width, CAPACITY_MAX)
         row_items = capacity
         if not self._has_pad_value and self._form != SLOTS:
-            row_items = min(capacity, tokens // self._page_size + 1)
+            row_items = min(capacity, local_length(tokens, shard) // self._page_size + 1)
         sizes = [batch, stride, source_rows, tokens, out_stride, capacity]
         source_bytes = ((source_rows - 1) * stride + width) * item_sizes[0]
         lengths = [source_bytes, batch * item_sizes[1], batch * item_sizes[2], out_bytes]

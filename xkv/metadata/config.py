@@ -61,7 +61,7 @@ class BuilderConfig:
         if size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {spec.name!r} must be one of {allowed}, got {page_size}")
-        arguments.page_sizes(size, source_page_size)
+        arguments.local_source(size, source_page_size, None, None, "")
         max_batch_size = arguments.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
         tokens = req_to_token.shape[1] * source_page_size
         max_context_len = arguments.integer("max_context_len", max_context_len, 1, tokens)

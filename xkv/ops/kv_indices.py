@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import arguments, torch_library
 from ..launch import op_calls
 from ..params import CSR, INT32_MAX, Build, View
+from ..shard import Shard
 from ..status import Status
 from . import outputs
 
@@ -66,6 +67,7 @@ def build_kv_indices(
     pad_to_multiple_of: int | None = None,
     kv_start_offset: Tensor | None = None,
     min_last_page_len: int = 0,
+    shard: Shard | None = None,
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> KVIndices:
@@ -100,6 +102,8 @@ def build_kv_indices(
         kv_start_offset: as in `build_page_table`.
         min_last_page_len: tokens, 0 to ``page_size``: ``kv_last_page_len`` is at least this. FlashInfer
             needs 1, for empty and padded rows too.
+        shard: as in `build_page_table`. ``kv_indptr`` and ``kv_last_page_len`` are the rank's own too;
+            ``max_tokens`` is that of the whole rows, of which ``kv_indices`` must hold one rank's part.
         dtype: int32 or int64, of a ``kv_indices`` that is allocated.
         status: where cut rows are reported.
 
@@ -139,15 +143,15 @@ def build_kv_indices(
             getattr(status, "word", status),
         )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, required_only, CSR, page_size, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
-        missing_id, min_last_page_len,
+        inputs, required_only, CSR, page_size, source_page_size, pad_value, shard, pad_to_multiple_of,
+        map_page_size, missing_id, min_last_page_len,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, CSR, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
-        pad_to_multiple_of, status,
+        pad_to_multiple_of, shard, status,
     )  # fmt: skip
     if max_tokens is not None:
         arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
@@ -156,9 +160,11 @@ def build_kv_indices(
         out = KVIndices(*outputs.new_csr(build, kv_start, max_tokens, dtype))
     else:
         _check_out(build, out, outputs.inputs_of(build, kv_start, token_map, page_map))
-        if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens:
+        size = 1 if build.shard is None else build.shard.size
+        if max_tokens is not None and out.kv_indices.shape[0] * page_size < max_tokens // size:
+            of_rank = "" if size == 1 else f" over {size} ranks"
             raise ValueError(
-                f"out.kv_indices must be long enough for max_tokens={max_tokens}, got"
+                f"out.kv_indices must be long enough for max_tokens={max_tokens}{of_rank}, got"
                 f" {out.kv_indices.shape[0]} entries of {page_size} token(s)"
             )
     outputs.check_start_offset(build, kv_start_offset, [kv_start, token_map, page_map, *out])

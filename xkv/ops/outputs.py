@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .. import arguments
 from ..params import INT32_MAX, LENGTH_MAX, Build
+from ..reference import local_lengths
+from ..shard import local_length
 
 
 def inputs_of(build: Build, *more: Tensor | None) -> list[Tensor]:
@@ -33,16 +35,16 @@ def _row_ends(build: Build) -> Tensor:
 
 
 def longest_row(build: Build) -> int:
-    """Returns the tokens of the longest row. Syncs."""
+    """Returns the tokens of the longest row, on all ranks. Syncs."""
     return int(_row_ends(build).max()) if build.batch else 0
 
 
 def total_pages(build: Build, kv_start: Tensor | None) -> int:
     """Returns the pages of all rows together. Syncs."""
-    ends, page_size = _row_ends(build), build.page_size
+    ends, page_size = local_lengths(_row_ends(build), build.shard), build.page_size
     pages = (ends + page_size - 1) // page_size
     if kv_start is not None:
-        start = kv_start.to(torch.int64).clamp(min=0)
+        start = local_lengths(kv_start.to(torch.int64).clamp(min=0), build.shard)
         pages = torch.where(start < ends, pages - start // page_size, 0)
     return int(pages.sum())
 
@@ -52,7 +54,7 @@ def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tens
 
     Attention kernels take no table of width 0: it is at least 1, and a multiple of ``pad_to_multiple_of``.
     """
-    tokens = longest_row(build) if max_seq_len is None else max_seq_len
+    tokens = local_length(longest_row(build) if max_seq_len is None else max_seq_len, build.shard)
     multiple = build.pad_to_multiple_of or 1
     width = -(-max(tokens, 1) // (build.page_size * multiple)) * multiple
     return _new(build, (build.batch, width), dtype)
@@ -68,7 +70,8 @@ def new_csr(
     else:
         # every row can have a partly filled page at its end and, if it has a kv_start, at its start
         partial = 0 if page_size == 1 else 1 if kv_start is None else 2
-        size = max_tokens // page_size + batch * partial
+        tokens = max_tokens if build.shard is None else build.shard.max_tokens(max_tokens, batch)
+        size = tokens // page_size + batch * partial
     return (
         _new(build, (batch + 1,), torch.int32), _new(build, (size,), dtype),
         _new(build, (batch,), torch.int32),

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import arguments, torch_library
 from ..launch import op_calls
 from ..params import ROW_MAX, TABLE, View
+from ..shard import Shard, local_length
 from ..status import Status
 from . import outputs
 
@@ -32,6 +33,7 @@ def build_page_table(
     pad_value: int | None = None,
     pad_to_multiple_of: int | None = None,
     kv_start_offset: Tensor | None = None,
+    shard: Shard | None = None,
     dtype: torch.dtype = torch.int32,
     status: Status | None = None,
 ) -> Tensor:
@@ -75,6 +77,11 @@ def build_page_table(
         kv_start_offset: ``[>= batch]`` int32, written: tokens of each row's first page before ``kv_start``, 0
             to ``page_size - 1``. For example 1500 encoder tokens followed by 10 decoder tokens, page size 64,
             ``kv_start=1500``: the row has one page, in which 28 tokens are the encoder's.
+        shard: this rank's share of each row, an `xkv.Shard`. The row then shows the rank's own tokens of the
+            same range, from the page of the first of them, and ``kv_start_offset`` counts the rank's own too.
+            ``seq_lens``, ``seq_lens_delta``, ``kv_start`` and ``max_seq_len`` are tokens of the whole row.
+            With a "global" source, ``page_map`` is indexed by the rank's pages, and there is no
+            ``token_map``. None: the whole row.
         dtype: int32 or int64, of an ``out`` that is allocated.
         status: where cut rows are reported.
 
@@ -112,7 +119,7 @@ def build_page_table(
             getattr(status, "word", status),
         )  # fmt: skip
     signature = op_calls.lookup(
-        inputs, required_only, TABLE, page_size, source_page_size, pad_value, pad_to_multiple_of,
+        inputs, required_only, TABLE, page_size, source_page_size, pad_value, shard, pad_to_multiple_of,
         map_page_size, missing_id,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_seq_len):
@@ -120,7 +127,7 @@ def build_page_table(
     build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, TABLE, page_size, source_page_size,
         seq_lens_delta, kv_start, token_map, page_map, map_page_size, missing_id, pad_value,
-        pad_to_multiple_of, status,
+        pad_to_multiple_of, shard, status,
     )  # fmt: skip
     if max_seq_len is not None:
         build.max_seq_len = arguments.integer("max_seq_len", max_seq_len, 0, ROW_MAX)
@@ -130,10 +137,12 @@ def build_page_table(
             build.pad_value = 0
     else:
         arguments.output("out", out, 2, build.batch, outputs.inputs_of(build, kv_start, token_map, page_map))
-        if max_seq_len is not None and out.shape[1] * page_size < max_seq_len:
+        bound = 0 if max_seq_len is None else local_length(max_seq_len, build.shard)
+        if out.shape[1] * page_size < bound:
+            of_rank = "" if build.shard is None else f", {bound} of them this rank's"
             raise ValueError(
-                f"out must be wide enough for max_seq_len={max_seq_len} tokens, got {out.shape[1]} pages of"
-                f" {page_size} tokens"
+                f"out must be wide enough for max_seq_len={max_seq_len} tokens{of_rank}, got {out.shape[1]}"
+                f" pages of {page_size} tokens"
             )
     outputs.check_start_offset(build, kv_start_offset, [kv_start, token_map, page_map, out])
     build.views = (View(out, kv_start, None, token_map, page_map, kv_start_offset=kv_start_offset),)

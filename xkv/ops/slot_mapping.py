@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import arguments, torch_library
 from ..launch import op_calls
 from ..params import INT32_MAX, SLOTS, View
+from ..shard import Shard
 from ..status import Status
 from . import outputs
 
@@ -30,6 +31,7 @@ def build_slot_mapping(
     missing_id: int | None = None,
     pad_value: int | None = None,
     pad_to_multiple_of: int | None = None,
+    shard: Shard | None = None,
     dtype: torch.dtype = torch.int64,
     status: Status | None = None,
 ) -> Tensor:
@@ -57,6 +59,10 @@ def build_slot_mapping(
         missing_id: as in `build_page_table`.
         pad_value: int32, written past the last slot. None: those entries are left unwritten.
         pad_to_multiple_of: entries; padding ends at the next multiple of it. None: at the capacity.
+        shard: this rank's share of each row, an `xkv.Shard`. Every query token keeps its entry: a token of
+            another rank gets ``missing_id``, or -1 if that is None, and is not reported. Lengths are those
+            of the whole rows. With a "global" source, ``page_map`` is indexed by the rank's pages, and
+            there is no ``token_map``. None: the whole row.
         dtype: int32 or int64, of an ``out`` that is allocated.
         status: where cut rows are reported.
 
@@ -91,15 +97,15 @@ def build_slot_mapping(
     if not required_only:
         inputs = (*inputs, None, None, token_map, page_map, getattr(status, "word", status))
     signature = op_calls.lookup(
-        inputs, required_only, SLOTS, 1, source_page_size, pad_value, pad_to_multiple_of, map_page_size,
-        missing_id,
+        inputs, required_only, SLOTS, 1, source_page_size, pad_value, shard, pad_to_multiple_of,
+        map_page_size, missing_id,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
     build = arguments.checked_build(
         req_to_token, req_pool_indices, seq_lens, SLOTS, 1, source_page_size,
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, pad_value, pad_to_multiple_of,
-        status,
+        shard, status,
     )  # fmt: skip
     build.query_lens = arguments.per_row("query_lens", query_lens, req_to_token, build.batch)
     if max_tokens is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...params import SLOTS, Build
+from ...shard import Shard
 from . import oracle
 from .families import I32, I64, Family
 from .memory import Memory, Spec
@@ -125,7 +126,8 @@ def placed(arguments: Mapping[str, Any], t: Mapping[str, Tensor]) -> dict[str, A
 
 def call_text(function: str, arguments: Mapping[str, Any], *more: str) -> str:
     """A call as text: names of tensors become ``t[name]``, all else is literal."""
-    parts = [f"{k}={f't[{v!r}]' if isinstance(v, str) else v}" for k, v in arguments.items()]
+    texts = {k: f"t[{v!r}]" if isinstance(v, str) else v for k, v in arguments.items()}
+    parts = [f"{k}={'xkv.' * isinstance(v, Shard)}{v}" for k, v in texts.items()]
     return f"{function}({', '.join([*more, *parts])})"
 
 

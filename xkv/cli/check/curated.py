@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...shard import Shard, source_tokens
 from ...status import Reason, Violation
 from . import values
 from .families import I32, I64, Family, op_family
@@ -86,19 +87,22 @@ class Curated(NamedTuple):
 def curated(
     op: str, page_size: int, unit: int, options: str = "", note: str = "", *, ids: torch.dtype = I32,
     dtype: torch.dtype = I32, batch: int = BATCH, tokens: int = 0, change: Change | None = None,
-    violation: Violation | None = None, **sizes: Any,
+    violation: Violation | None = None, shard: Shard | None = None, **sizes: Any,
 ) -> Curated:  # fmt: skip
     """A case of an op.
 
     ``options`` come beside a status, ``note`` into the name. A source row has ``tokens``, or a few pages and
     no whole number of them; ``sizes`` are other attributes of `Sizes`, and its numbers.
     """
-    family = op_family(op, page_size, unit, ids, dtype, f"status {options}", *filter(None, [note]))
-    tokens = (tokens or 4 * page_size + 70) // unit * unit + unit
+    family = op_family(
+        op, page_size, unit, ids, dtype, f"status {options}", *filter(None, [note]), shard=shard
+    )
+    width = (tokens or 4 * page_size + 70) // unit + 1
+    tokens = source_tokens(width * unit, shard)
     room = tokens // page_size + 2
     numbers = {name: sizes.pop(name) for name in options.split() if name in sizes and name != "map_page_size"}
     found = {
-        "rows": ROWS, "width": tokens // unit, "tokens": tokens, "batch": batch, "max_batch_size": batch + 1,
+        "rows": ROWS, "width": width, "tokens": tokens, "batch": batch, "max_batch_size": batch + 1,
         "top": _TOP, "delta": 0, "map_page_size": page_size, "room": room, "stream": batch * room + 5,
         "numbers": numbers,
     }  # fmt: skip
@@ -127,6 +131,13 @@ def all_slots(page_sizes: list[int], units: list[int]) -> Iterator[Curated]:
             MAPPING, 1, unit, "page_map map_page_size", f"map_page_size={size}", ids=ids, dtype=dtype,
             batch=batch, map_page_size=size,
         )  # fmt: skip
+
+
+def _few(t: Tensors) -> None:
+    """Rows so short that most ranks have none of their tokens."""
+    t["seq_lens"].clamp_(max=2)
+    for name in {"query_lens", "kv_start"} & t.keys():
+        t[name].copy_(torch.minimum(t[name], t["seq_lens"]))
 
 
 def _empty(t: Tensors) -> None:
@@ -161,12 +172,22 @@ TOPICS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         *((_TILE, "", {"batch": n, "pad_value": 3, "pad_to_multiple_of": 2}) for n in (0, 1)),
         ("", "all empty", {"change": _empty}),
     ],
+    "shards": [
+        *(("kv_start", "", {"shard": Shard(2, rank, 1, "global")}) for rank in range(2)),
+        *(("kv_start", "", {"shard": Shard(3, rank), "dtype": I64}) for rank in range(3)),
+        ("page_map missing_id", "", {"shard": Shard(4, 3, 1, "global"), "missing_id": -2}),
+        ("token_map page_map pad_value", "", {"shard": Shard(3, 1), "pad_value": 0}),
+        ("", "empty shards", {"shard": Shard(4, 2, 1, "global"), "change": _few}),
+        ("", "empty shards", {"shard": Shard(4, 3), "change": _few}),
+    ],
 }  # fmt: skip
 
 
 def topic(title: str, op: str, page_size: int, unit: int) -> Iterator[Curated]:
     """The cases of one of TOPICS."""
     for options, note, more in TOPICS[title]:
+        if op == MAPPING:
+            options = options.replace("kv_start", "") if title == "shards" else options
         if op != MAPPING or options != "kv_start":
             yield curated(op, page_size, unit, options, note, **more)
 

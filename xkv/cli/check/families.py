@@ -13,6 +13,7 @@ import torch
 from ... import dispatch
 from ...params import CSR, SLOTS, TABLE
 from ...platforms.specs import BackendSpec
+from ...shard import Shard
 
 I32, I64 = torch.int32, torch.int64
 
@@ -37,6 +38,7 @@ class Family:
         spec: the backend's, where the call is a `MetadataBuilder`'s.
         function: a plugin's, where the call is an engine's.
         indptr: dtype of the prefix sums that the engine passes to it.
+        shard: the rank's, of an op or a `MetadataBuilder`.
     """
 
     group: str
@@ -51,6 +53,7 @@ class Family:
     spec: BackendSpec | None = None
     function: str = ""
     indptr: torch.dtype | None = None
+    shard: Shard | None = None
 
     def __str__(self) -> str:
         return f"{self.group}: {self.what}"
@@ -69,6 +72,16 @@ _PAGED = (
     (16, 528, I32, I32, "status kv_start"),
     (64, 4352, I64, I64, "status page_map pad_value"),
 )
+# the same with a shard
+_PAGED_SHARDS = (
+    ((64, 1, I32, I32, "status"), Shard(2, 1, 1, "global")),
+    ((1, 1, I64, I32, "status kv_start pad_value"), Shard(4, 2, 16, "global")),
+    ((16, 1, I32, I64, "status page_map missing_id"), Shard(3, 0, 4, "global")),
+    ((16, 64, I32, I32, "status kv_start kv_start_offset"), Shard(2, 1, 16, "global")),
+    ((16, 64, I32, I32, "status kv_start kv_start_offset"), Shard(2, 0, 1, "local")),
+    ((16, 16, I64, I64, "status token_map page_map seq_lens_delta"), Shard(3, 2, 4, "local")),
+    ((16, 528, I32, I32, "status"), Shard(8, 5, 3, "local")),
+)
 _BOUND = (64, 1, I32, I32, "status max_seq_len")
 _LAST = (16, 1, I32, I32, "status min_last_page_len")
 _SLOTS = (
@@ -78,6 +91,12 @@ _SLOTS = (
     (1, 1, I64, I64, "status token_map page_map map_page_size pad_value pad_to_multiple_of"),
     (1, 16, I32, I32, "page_map"),
     (1, 2112, I64, I32, "status"),
+)
+_SLOTS_SHARDS = (
+    ((1, 1, I32, I64, "status"), Shard(2, 1, 1, "global")),
+    ((1, 1, I64, I32, "status page_map map_page_size"), Shard(3, 1, 4, "global")),
+    ((1, 16, I64, I32, "status pad_value missing_id"), Shard(4, 3, 4, "local")),
+    ((1, 528, I32, I64, "status token_map"), Shard(2, 0, 16, "local")),
 )
 # of `MetadataBuilder`: (mode, optional arguments of its constructor and of its build, sign of query_lens)
 _MODES = (
@@ -122,6 +141,8 @@ def families(vendor: str) -> list[Family]:
     calls = {"build_page_table": (*_PAGED, _BOUND), "build_kv_indices": (*_PAGED, _LAST)}
     for op in OPS:
         found += [op_family(op, *row) for row in calls.get(op, _SLOTS)]
+        for row, shard in _PAGED_SHARDS if op in calls else _SLOTS_SHARDS:
+            found.append(op_family(op, *row, shard=shard))
     found += backend_families(*dispatch.specs_of(vendor).values())
     for group, function, form, page_size, unit, ids, dtype, options, indptr in _ENGINES:
         what = ", ".join([function, _described(page_size, unit, ids, dtype), *options.split()])
@@ -153,11 +174,16 @@ def backend_families(*specs: BackendSpec) -> list[Family]:
 
 def op_family(
     op: str, page_size: int, source_page_size: int, ids: torch.dtype, dtype: torch.dtype, options: str,
-    *more: str,
+    *more: str, shard: Shard | None = None,
 ) -> Family:  # fmt: skip
     """A family of an op's calls; ``more`` says what else is special about it."""
-    what = ", ".join([_described(page_size, source_page_size, ids, dtype), *options.split(), *more])
-    return Family(op, what, OPS[op], page_size, source_page_size, ids, dtype, frozenset(options.split()))
+    parts = [_described(page_size, source_page_size, ids, dtype), *options.split(), *more]
+    if shard is not None:
+        parts.append(f"rank {shard.rank} of {shard.size}, {shard.interleave} in a run, {shard.source} source")
+    return Family(
+        op, ", ".join(parts), OPS[op], page_size, source_page_size, ids, dtype, frozenset(options.split()),
+        shard=shard,
+    )  # fmt: skip
 
 
 def _described(page_size: int, source_page_size: int, ids: torch.dtype, dtype: torch.dtype) -> str:

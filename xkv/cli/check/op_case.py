@@ -37,6 +37,7 @@ class OpCase(Case):
         found |= {} if family.form == SLOTS else {"page_size": family.page_size}
         found |= {name: name for name in (*self.vectors, *_INPUTS) if name in specs}
         numbers = sizes.numbers | {"map_page_size": sizes.map_page_size}
+        found |= {} if family.shard is None else {"shard": family.shard}
         return found | {name: value for name, value in numbers.items() if name in family.options}
 
     def launch(self, t: Mapping[str, Tensor]) -> Build:
@@ -49,7 +50,7 @@ class OpCase(Case):
             t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
             family.source_page_size, sizes.map_page_size, (view,), **n, seq_lens_delta_rows=deltas,
             seq_lens_delta=sizes.delta if deltas is None else 0, query_lens=t.get("query_lens"),
-            report_missing="missing_id" not in options, status=t.get("status"),
+            report_missing="missing_id" not in options, shard=family.shard, status=t.get("status"),
         )  # fmt: skip
 
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:

@@ -5,11 +5,15 @@ It shares no code with the kernel and with xkv/reference.py; both are compared w
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ...params import CSR, LENGTH_MAX, SLOTS, TABLE, Build, View
+from ...params import CSR, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
+from ...shard import Shard
 from ...status import Reason
 
 INT32_MAX = 2**31 - 1
@@ -62,7 +66,7 @@ def _cut(x: int) -> int:
 
 
 def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
-    form, size, unit = build.form, build.page_size, build.source_page_size
+    form, size, unit, shard = build.form, build.page_size, build.source_page_size, build.shard
     source, rows, lengths = (x.tolist() for x in (build.req_to_token, build.req_pool_indices, build.seq_lens))
     deltas, queries, starts, token_map, page_map = (
         None if x is None else x.tolist()
@@ -75,7 +79,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         begins = view.kv_indptr.tolist()
     zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
-    lens, cu_k, cu_q, indptr, last, offset = {}, dict(zero), dict(zero), {0: 0}, {}, {}
+    lens, cu_k, cu_q, indptr, last, offset, empty = {}, dict(zero), dict(zero), {0: 0}, {}, {}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     for b in range(build.batch):
@@ -90,6 +94,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         row = rows[b]
         known = 0 <= row < len(source)
         longest = len(source[0]) * unit if source else 0
+        if shard is not None and shard.source == "local":
+            longest = min(longest * shard.size, ROW_MAX)
         if build.max_seq_len is not None:
             longest = min(longest, build.max_seq_len)
         end = max(0, min(length, longest)) if known else 0
@@ -99,12 +105,14 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         elif end != length:
             why = Reason.BAD_LENGTH
         query = max(asked, 0)
+        mine = _positions(shard, longest)
+        here = bisect_left(mine, end)  # tokens of the row that the rank holds
 
         if form == SLOTS:
             if not why and (asked < 0 or asked > length):
                 why = Reason.BAD_QUERY
             positions = [length - query + n for n in range(min(query, left))]
-            total, kv_len = query, end
+            total, kv_len = query, here
         else:
             start = 0
             if view.window is not None:
@@ -118,19 +126,22 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 wanted = _cut(starts[b])
                 if not why and not 0 <= wanted <= max(length, 0):
                     why = Reason.BAD_START
-                unaligned = start < wanted < end and wanted % size > 0
+                skipped = bisect_left(mine, wanted)
+                unaligned = start < wanted and skipped < here and skipped % size > 0
                 start = min(max(start, wanted), end)
             if asked < 0:
                 why = why or Reason.BAD_QUERY
+            start = bisect_left(mine, start)
+            empty[b] = int(start == here)
             first = start // size * size
-            kv_len = max(end - first if start < end else 0, build.min_seq_len)
+            kv_len = max(here - first if start < here else 0, build.min_seq_len)
             total = -(-kv_len // size)
             room = capacity if form == TABLE else left
             if total > room and (not why or form == CSR):
                 words.append(b * 256 + Reason.TRUNCATED)
             elif unaligned and build.starts_are_aligned:
                 why = why or Reason.UNALIGNED_START
-            offset[b] = start - first if start < end else 0
+            offset[b] = start - first if start < here else 0
             positions = [first + n * size for n in range(min(total, room))]
             kv_len = min(kv_len, len(positions) * size)
         if why:
@@ -140,7 +151,10 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
 
         for j, t in enumerate(positions):
             value = build.missing_id
-            if 0 <= t < end:
+            # t: of slots a position in the whole row, otherwise one among the rank's tokens
+            n = bisect_left(mine, t) if form == SLOTS else t
+            if t >= 0 and n < here and (form != SLOTS or mine[n] == t):
+                t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
                 page, lost = _page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
                 if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):
@@ -167,7 +181,16 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
         "kv_indptr": indptr if begins is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
+        "empty_rows": empty,
     }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _positions(shard: Shard | None, end: int) -> Sequence[int]:
+    """The positions before ``end`` whose tokens the rank holds."""
+    if shard is None:
+        return range(end)
+    return [t for t in range(end) if t // shard.interleave % shard.size == shard.rank]
 
 
 def _either(before: Any, value: int) -> frozenset[int]:
@@ -185,6 +208,9 @@ def _page_of(
     if not 0 <= entry < 2**47:
         return None, Reason.BAD_ID
     token = entry * build.source_page_size + t % build.source_page_size
+    if build.shard is not None and build.shard.source == "global":
+        run = build.shard.interleave
+        token = token // (run * build.shard.size) * run + token % run
     for table, size in maps:
         if table is not None:
             if token // size >= len(table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from ... import ops
 from ...launch import compile
 from ...platforms import detect
+from ...shard import Shard, local_length
 from ...status import Reason, Status, Violation
 from . import curated, oracle
 from .case import MismatchError, captured, placed
@@ -107,8 +109,10 @@ def skewed_batches(bench: Bench) -> Checks:
 
 def new_outputs(bench: Bench) -> Checks:
     """Without ``out``: sized on the device's word, or on the host's bound."""
-    for op, page_size, unit in bench.shapes:
-        found = curated.curated(op, page_size, unit, dtype=torch.int64 if page_size > 1 else torch.int32)
+    shards = (None, Shard(2, 1), Shard(4, 1, 1, "global"))
+    for (op, page_size, unit), shard in itertools.product(bench.shapes, shards):
+        dtype = torch.int64 if page_size > 1 else torch.int32
+        found = curated.curated(op, page_size, unit, dtype=dtype, shard=shard)
         bound = found.sizes["tokens"] * (1 if op == PAGE_TABLE else found.sizes["batch"]) + 5
         for host in (None, bound):
             yield f"{found}, bound {host}", functools.partial(new, found, bench.device, host)
@@ -126,7 +130,7 @@ def new(curated: Curated, device: str, bound: int | None) -> None:
     got = {name.replace("kv_indices", "out"): x.cpu() for name, x in got.items()}
     lens, shape = case.memory.host["seq_lens"], got["out"].shape
     if op == PAGE_TABLE:
-        longest = int(lens.max()) if bound is None else bound
+        longest = local_length(int(lens.max()) if bound is None else bound, curated.family.shard)
         shape = torch.Size([len(lens), -(-longest // page_size)])
     elif bound is None:  # else what is past the live entries is anything
         shape = torch.Size(

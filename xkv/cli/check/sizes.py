@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from ...params import CSR
+from ...shard import source_tokens
 from .families import INDICES, Family
 
 _DELTAS = [0, 0, 0, 1, 4, 5, -3, -5, (1 << 28) - 1, 1 - (1 << 28)]
@@ -20,7 +21,7 @@ class Sizes:
         small: sizes for Triton's interpreter.
 
     Attributes:
-        rows: of the source, each of ``width`` entries, which are ``tokens`` tokens.
+        rows: of the source, each of ``width`` entries, which are ``tokens`` tokens on all ranks.
         batch: requests; the outputs have room for ``max_batch_size``.
         top: token ids in the source are below it, or a little more.
         room: entries of a table's row; ``pages``: those that a plugin may write; ``stream``: of a stream.
@@ -34,7 +35,7 @@ class Sizes:
         span = max(page_size, unit)
         longest = rng.randint(1, rng.choice([2, 4] if small else [2, 6, 40])) * span + rng.randrange(span)
         self.width = longest // unit + 1
-        self.tokens = self.width * unit
+        self.tokens = source_tokens(self.width * unit, family.shard)
         self.rows = rng.randint(1, 6)
         self.batch = rng.randint(0, rng.choice([1, 3, 6] if small else [1, 3, 9, 30]))
         self.map_page_size = rng.choice([1, 16]) if "map_page_size" in family.options else page_size

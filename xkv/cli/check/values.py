@@ -117,7 +117,7 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
         wide = family.ids == family.dtype == torch.int64
         top = least if mapped else 1 << (40 if wide else 31)
         tops = {"req_to_token": top // unit, "token_map": top}
-    steps = {"req_to_token": max(family.page_size // unit, 1)}
+    steps = {"req_to_token": 1 if family.shard else max(family.page_size // unit, 1)}
     for name in ("req_to_token", *sorted(mapped)):
         to = host[name]
         to.copy_(ids(rng, to.shape, to.dtype, tops.get(name, sizes.top), heat(), steps.get(name, 1)))
