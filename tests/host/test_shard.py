@@ -190,7 +190,7 @@ def test_lengths_refused() -> None:
         ),
         (
             {"shard": xkv.Shard(2, 1, 1, "global"), "source_page_size": 48}, ValueError,
-            r"source_page_size must be a multiple or a divisor of page_size=16, got 48 \(24 tokens of each rank\)",
+            r"must be a multiple or a divisor of page_size=16, got 48 \(24 tokens of each rank\)",
         ),
         (
             {"shard": xkv.Shard(2, 1, 1, "global"), "token_map": torch.arange(9)}, ValueError,

@@ -20,7 +20,8 @@ class Metadata:
 
     Attributes:
         page_size: tokens per page.
-        max_seq_len: tokens, host bound of every length; a longer row was cut and reported.
+        max_seq_len: tokens, host bound of every length; a longer row was cut and reported. With a shard, of
+            the rank's own lengths.
         window: the `Metadata` of the sliding window, or None.
 
     Examples:
@@ -108,6 +109,17 @@ class Metadata:
         """
         return self._rows("kv_start_offset") if self._starts else None
 
+    @cached_property
+    def empty_rows(self) -> Tensor | None:
+        """``[batch]`` bool, rows of which this rank holds no token. None without a shard.
+
+        A backend that reads no empty rows reads ``min_seq_len`` tokens of such a row; set its output to 0 and
+        its log-sum-exp to -inf.
+        """
+        rows = self._rows("empty_rows")
+        # the kernel writes 0 or 1 in 4 bytes, of which the first is the bool; entries are 4 bytes apart
+        return None if rows is None else rows.view(torch.bool)[::4]
+
     @property
     def qo_indptr(self) -> Tensor | None:
         """``cu_seqlens_q`` under FlashInfer's and Aiter's name."""
@@ -137,18 +149,19 @@ class Buffers:
         self.views = views = config.views()
         self._cached: dict[tuple[int, bool, bool], Metadata] = {}  # by the arguments of `metadata`
         self._form, self._page_size = config.form, config.page_size
-        self._max_context_len = config.max_context_len
+        self._max_seq_len = config.max_seq_len
         spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_batch_size
         if config.form == TABLE:
-            shape: tuple[int, ...] = (max_batch_size, spec.width(config.max_context_len, config.page_size))
+            shape: tuple[int, ...] = (max_batch_size, spec.width(config.max_seq_len, config.page_size))
         else:
-            shape = (spec.entries(config.max_tokens, max_batch_size, config.page_size),)
+            shape = (spec.entries(config.capacity, max_batch_size, config.page_size),)
         for view in views:
             # valid ids, and lengths of 0 until the first build
             allocated = (shape[0] + spec.pad_entries, *shape[1:])
             out = torch.full(allocated, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
             view.out = out[: shape[0]]  # what is behind is for the backend to read
-            for name in (*spec.outputs, "kv_start_offset"):
+            names = (*spec.outputs, "kv_start_offset", *(["empty_rows"] if config.shard else []))
+            for name in names:
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
         for view in views[1:]:
@@ -169,11 +182,11 @@ class Buffers:
             form, window = self._form, None
             for view, has in ((self.views[1], window_starts),) if len(self.views) == 2 else ():
                 window = Metadata(
-                    view, form, batch, self._page_size, self._max_context_len,
+                    view, form, batch, self._page_size, self._max_seq_len,
                     starts=has or view.window is not None,
                 )  # fmt: skip
             found = Metadata(
-                self.views[0], form, batch, self._page_size, self._max_context_len,
+                self.views[0], form, batch, self._page_size, self._max_seq_len,
                 starts=starts, entries=entries, window=window,
             )  # fmt: skip
             if entries is None:

@@ -13,6 +13,7 @@ from ..launch import compile
 from ..launch.guards import run_untraced
 from ..params import INT32_MAX, ROW_MAX
 from ..platforms.specs import BackendSpec
+from ..shard import Shard
 from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
@@ -45,6 +46,9 @@ class MetadataBuilder:
         window_token_map: ``[n]`` int, slot -> slot of the window's pool, negative for none. A second view
             goes through it, and shows the whole row if ``sliding_window`` is None.
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
+        shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. All lengths that are passed
+            are those of the whole rows; ``cu_seqlens_q`` too counts all query tokens. The lengths that are
+            written are this rank's, and ``Metadata.empty_rows`` names the rows that it has no token of.
 
     Attributes:
         spec: the backend's `BackendSpec`.
@@ -78,17 +82,18 @@ class MetadataBuilder:
         self, backend: str | BackendSpec, req_to_token: Tensor, *, max_batch_size: int, max_context_len: int,
         page_size: int | None = None, source_page_size: int = 1, max_tokens: int | None = None,
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
-        page_map: Tensor | None = None,
+        page_map: Tensor | None = None, shard: Shard | None = None,
     ) -> None:  # fmt: skip
         config = BuilderConfig.checked(
             backend, req_to_token, page_size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, page_map,
+            sliding_window, window_token_map, page_map, shard,
         )  # fmt: skip
         self.req_to_token, self.spec = req_to_token, config.spec
-        self.page_size, self.source_page_size = config.page_size, config.source_page_size
+        self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
         self.max_batch_size, self.max_context_len = config.max_batch_size, config.max_context_len
         self.max_tokens = config.max_tokens
         self.status = Status(req_to_token.device)
+        self._is_sharded = config.shard is not None
         self._on_cpu = req_to_token.device.type == "cpu"
         buffers = Buffers(config)
         self._views = buffers.views
@@ -131,6 +136,7 @@ class MetadataBuilder:
             window_kv_start: the same for the window's view, in addition to ``sliding_window``.
             max_tokens: tokens, the sum of all lengths (each at least the spec's ``min_seq_len``), if known:
                 at page size 1 ``kv_indices`` is a view of that length; what is beyond is cut and reported.
+                None with a shard.
 
         Returns:
             Views of the builder's buffers for this batch; the next build overwrites them.
@@ -181,6 +187,8 @@ class MetadataBuilder:
             inputs = self._check(inputs)
         if max_tokens is not None:
             arguments.integer("max_tokens", max_tokens, 0, self.max_tokens)
+            if self._is_sharded:
+                raise ValueError(f"max_tokens must be None for a builder with a shard, got {max_tokens}")
         # at page size 1 an entry is a token
         max_entries = max_tokens if self.page_size == 1 else None
         if not step.run(inputs, max_entries):

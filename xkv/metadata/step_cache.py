@@ -90,7 +90,8 @@ class StepCache:
             query_sign=inputs[4], min_seq_len=spec.min_seq_len,
             min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
             pad_value=spec.pad_id if spec.pad_to_tokens else None,
-            pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), status=self._status.word,
+            pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard,
+            status=self._status.word,
         )  # fmt: skip
         check = self._status if self._always_check else None
         return Step(build, inputs, self._max_batch_size, self._buffers, check)

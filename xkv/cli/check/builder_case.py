@@ -14,6 +14,7 @@ from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
 from ...params import OUTPUTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
+from ...shard import local_length
 from .case import Case, call_text, placed
 from .families import I32
 from .memory import Spec
@@ -39,15 +40,17 @@ class BuilderCase(Case):
         """The tensors that are written."""
         family, sizes, found = self.family, self.sizes, dict[str, Spec]()
         rows, page_size = sizes.max_batch_size, family.page_size
-        if family.form == TABLE:
-            shape: tuple[int, ...] = (rows, self.spec.width(sizes.context, page_size))
-        else:
-            shape = (self.spec.entries(sizes.max_tokens, rows, page_size),)
+        shard, names = family.shard, [*self.spec.outputs]
+        tokens = sizes.max_tokens if shard is None else shard.max_tokens(sizes.max_tokens, rows)
+        entries = self.spec.entries(tokens, rows, page_size)
+        width = self.spec.width(max(local_length(sizes.context, shard), 1), page_size)
+        shape = (rows, width) if family.form == TABLE else (entries,)
+        names += [] if shard is None else ["empty_rows"]
         for prefix in self.prefixes:
             found[prefix + "out"] = Spec(shape, family.dtype)
             # a window's rows begin anywhere
             starts = prefix or "kv_start" in family.options
-            for name in (*self.spec.outputs, *(["kv_start_offset"] if starts else [])):
+            for name in (*names, *(["kv_start_offset"] if starts else [])):
                 if not (prefix and name == "cu_seqlens_q"):
                     found[prefix + name] = Spec((rows + OUTPUTS[name],), I32)
         return found
@@ -64,7 +67,7 @@ class BuilderCase(Case):
         found: dict[str, Any] = {
             "req_to_token": "req_to_token", "max_batch_size": sizes.max_batch_size,
             "max_context_len": sizes.context, "page_size": family.page_size, "max_tokens": sizes.max_tokens,
-            "source_page_size": family.source_page_size, "sliding_window": sizes.window,
+            "source_page_size": family.source_page_size, "sliding_window": sizes.window, "shard": family.shard,
         }  # fmt: skip
         maps = {"page_map": "page_map", "window_token_map": "window_map"}
         return found | {k: name for k, name in maps.items() if name in family.options}
@@ -93,7 +96,8 @@ class BuilderCase(Case):
             min_last_page_len=spec.min_last_page_len, window_is_prefix_only=spec.window_is_prefix_only,
             starts_are_aligned=not spec.skips_tokens, missing_id=spec.pad_id,
             pad_value=spec.pad_id if spec.pad_to_tokens else None,
-            pad_to_multiple_of=spec.pad_to_multiple_of(family.page_size), status=t["status"],
+            pad_to_multiple_of=spec.pad_to_multiple_of(family.page_size), shard=family.shard,
+            status=t["status"],
         )  # fmt: skip
 
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:

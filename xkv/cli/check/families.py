@@ -111,6 +111,8 @@ _MODES = (
     ("window, chunk", "window kv_start window_kv_start", 0),
     ("page map", "page_map", 0),
     ("page ids", "unit", 0),
+    ("shard of slots", "window page_map global", 0),
+    ("shard of page ids", "unit query_lens kv_start window window_map local", 1),
 )
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional
 # arguments, dtype of the sums that the engine passes)
@@ -159,17 +161,20 @@ def families(vendor: str) -> list[Family]:
 
 def backend_families(*specs: BackendSpec) -> list[Family]:
     """The families of these backends: every mode of each."""
-    turns = cycle((I32, I64))
-    return [
-        Family(
-            spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
-            16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
-            frozenset(["status", *options.split(), *(["pad_value"] if spec.pad_to_tokens else [])]),
-            sign, spec,
-        )
-        for spec in specs
-        for mode, options, sign in _MODES
-    ]  # fmt: skip
+    turns, found = cycle((I32, I64)), []
+    shards = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}
+    for spec in specs:
+        for mode, options, sign in _MODES:
+            always = ["status", "pad_value"] if spec.pad_to_tokens else ["status"]
+            shard = next((shards[name] for name in options.split() if name in shards), None)
+            found.append(
+                Family(
+                    spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
+                    16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
+                    frozenset([*always, *options.split()]), sign, spec, shard=shard,
+                )
+            )  # fmt: skip
+    return found
 
 
 def op_family(
