@@ -82,6 +82,8 @@ def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
         call["kv_start"], call["kv_start_offset"] = ints(batch), ints(batch + rng.randint(0, 2))
     if "token_map" in options:
         call["token_map"], call["page_map"] = ints(rng.randint(1, 99)), ints(rng.randint(1, 99))
+    if "shard" in options:
+        call["shard"] = options["shard"]
     more, room = rng.randint(0, 3), rng.randint(1, 50)
     if op == "build_page_table":
         out = ints(batch + more, room + stride)[:, :room]
@@ -95,15 +97,20 @@ def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kv_start": 1}, {"token_map": 1}], ids=lambda o: "".join(o) or "plain"
-)
+    "options",
+    [
+        {}, {"kv_start": 1}, {"token_map": 1},
+        {"shard": xkv.Shard(2, 1)}, {"shard": xkv.Shard(3, 1, 8, "global")},
+    ],
+    ids=lambda o: "".join(o) or "plain",
+)  # fmt: skip
 @pytest.mark.parametrize("op", ["build_page_table", "build_kv_indices", "build_slot_mapping"])
 def test_a_call_of_other_sizes_is_a_call_like_it(
     op: str, options: dict[str, Any], made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its launch is the same as without the cache: every argument, and the grid."""
     if op == "build_slot_mapping":
-        options = {name: 1 for name in options if name != "kv_start"}
+        options = {name: value for name, value in options.items() if name != "kv_start"}
     rng = random.Random(op)
     fast = 0
     for _ in range(60):
@@ -152,6 +159,48 @@ def test_a_call_of_sizes_that_came_before(
             patch.setattr(op_calls.Signature, "launch", lambda *_: False)
             getattr(xkv, op)(**call)
         assert made.launched[-1] == arguments(builds[0])
+
+
+SHARDS = [
+    None, xkv.Shard(1, 0), xkv.Shard(2, 0), xkv.Shard(2, 1), xkv.Shard(4, 1), xkv.Shard(2, 1, 1, "global"),
+    xkv.Shard(4, 1, 1, "global"), xkv.Shard(2, 1, 16, "global"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ["build_page_table", "build_kv_indices", "build_slot_mapping"])
+def test_a_call_with_another_shard(op: str, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes neither another's compiled launch nor its rank and sizes, in whatever order they come."""
+    rng = random.Random(op)
+    call = random_call(rng, op)
+    call.pop("max_seq_len", None)
+    for shard in SHARDS * 2:  # the second time around each is launched by its own entry
+        count = len(made.launched)
+        getattr(xkv, op)(**call, shard=shard)
+        if len(made.launched) == count:
+            continue
+        builds: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "run", builds.append)
+            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
+            getattr(xkv, op)(**call, shard=shard)
+        assert made.launched[-1] == arguments(builds[0])
+        assert value(made.launched[-1], "shard_rank") == (None if builds[0].shard is None else shard.rank)
+    assert (len(made), len(made.launched)) == (len(SHARDS), len(SHARDS))
+
+
+@pytest.mark.parametrize("op", ["build_page_table", "build_kv_indices"])
+def test_a_bound_of_the_whole_rows(op: str, made: Made) -> None:
+    """The output must hold this rank's part of it alone; one more is refused, by the cached call too."""
+    shard, call = xkv.Shard(2, 1), random_call(random.Random(0), op)
+    room = (call["out"] if op == "build_page_table" else call["out"].kv_indices).shape[-1] * 16
+    name = "max_seq_len" if op == "build_page_table" else "max_tokens"
+    call.pop("max_seq_len", None)
+    most = shard.longest(room) if op == "build_page_table" else 2 * room + 1
+    for _ in range(3):
+        getattr(xkv, op)(**call, shard=shard, **{name: most})
+        with pytest.raises(ValueError, match=f"for {name}={most + 1}"):
+            getattr(xkv, op)(**call, shard=shard, **{name: most + 1})
+    assert (len(made), len(made.launched)) == (1, 2)
 
 
 def copied(call: dict[str, Any]) -> dict[str, Any]:

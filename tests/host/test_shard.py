@@ -203,3 +203,84 @@ def test_refused_by_the_ops(options: dict[str, Any], error: type[Exception], mes
     for op in (xkv.build_page_table, xkv.build_kv_indices):
         with pytest.raises(error, match=message):
             op(table, *batch([9]), page_size=16, **options)
+
+
+CONTEXT = 40
+NAMES = [spec.name for spec in xkv.backends("cpu")]
+
+
+def builder(name: str, shard: xkv.Shard, **options: Any) -> xkv.MetadataBuilder:
+    """Of requests on rows of 64 tokens, in pages of all ranks of 8 tokens and more."""
+    source = torch.arange(4 * 64, dtype=torch.int32).view(4, 64)
+    return xkv.MetadataBuilder(
+        name, source, max_batch_size=4, max_context_len=CONTEXT, shard=shard, **options
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_builder_writes_local_lengths(name: str) -> None:
+    lens = [0, 1, 3, 33]
+    verify = {"seq_lens_delta": 4, "query_lens": 4}
+    for shard in ranks(4, 1, "global"):
+        made = builder(name, shard)
+        for options in ({}, verify):
+            meta = made.build(*batch(lens), **options)
+            whole = [n + options.get("seq_lens_delta", 0) for n in lens]
+            local = [shard.local_length(n) for n in whole]
+            sums = torch.tensor([0, *local]).cumsum(0).tolist()
+            assert meta.max_seq_len == shard.local_length(CONTEXT) == 10
+            assert meta.empty_rows is not None
+            assert meta.empty_rows.dtype == torch.bool
+            assert meta.empty_rows.tolist() == [n == 0 for n in local]
+            assert meta.cu_seqlens_q.tolist() == [n * options.get("query_lens", 1) for n in range(5)]
+            if meta.cache_seqlens is not None:
+                assert meta.cache_seqlens.tolist() == local
+            if meta.cu_seqlens_k is not None:
+                assert meta.cu_seqlens_k.tolist() == sums
+            if meta.kv_indptr is not None:
+                pages = torch.tensor([0, *(-(-n // made.page_size) for n in local)]).cumsum(0)
+                assert meta.kv_indptr.tolist() == pages.tolist()
+        made.check()
+
+
+def test_a_builder_of_one_rank_has_no_mask() -> None:
+    assert builder("flash_attention", xkv.Shard(1, 0)).build(*batch([3])).empty_rows is None
+
+
+def test_a_mask_of_the_window() -> None:
+    """A window of 2 tokens has tokens of 2 of 4 ranks."""
+    shown = []
+    for shard in ranks(4, 1, "global"):
+        meta = builder("flash_attention", shard, sliding_window=2).build(*batch([5, 1]))
+        assert meta.window is not None
+        shown.append(meta.window.empty_rows.tolist())
+        assert meta.window.cache_seqlens.tolist() == [
+            int(not empty) + int(offset)
+            for empty, offset in zip(shown[-1], meta.window.kv_start_offset.tolist(), strict=True)
+        ]
+    assert shown == [[False, False], [True, True], [True, True], [False, True]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shard": 3}, TypeError, r"shard must be an xkv\.Shard, got int"),
+        (
+            {"shard": xkv.Shard(2, 1, 3)}, ValueError,
+            r"source_page_size must be a multiple of shard\.interleave=3, got 1",
+        ),
+        (
+            {"shard": xkv.Shard(2, 1, 1, "global"), "window_token_map": torch.arange(9)}, ValueError,
+            r"window_token_map must be None with shard\.source='global'",
+        ),
+    ],
+)  # fmt: skip
+def test_refused_by_the_builder(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        builder("flash_attention", **options)
+
+
+def test_a_builder_with_a_shard_takes_no_max_tokens() -> None:
+    made = builder("triton", xkv.Shard(2, 1))
+    with pytest.raises(ValueError, match="max_tokens must be None for a builder with a shard, got 9"):
+        made.build(*batch([3]), max_tokens=9)

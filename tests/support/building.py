@@ -158,9 +158,10 @@ class Launch(Case):
         family = self.family
         return Build(
             t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
-            family.source_page_size, self.sizes.map_page_size, tuple(views), **self.fields,
+            family.source_page_size, self.sizes.map_page_size, tuple(views),
+            **{"shard": family.shard} | self.fields,
             seq_lens_delta_rows=t.get("seq_lens_delta"), query_lens=t.get("query_lens"),
-            shard=family.shard, status=t.get("status"),
+            status=t.get("status"),
         )  # fmt: skip
 
     def call(self, t: Mapping[str, torch.Tensor]) -> Callable[[], Any]:

@@ -14,6 +14,7 @@ from xkv.cli.check.families import I32, I64, Family
 from xkv.cli.check.memory import Spec
 from xkv.cli.check.sizes import Sizes
 from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build
+from xkv.shard import Shard
 
 
 @dataclass
@@ -178,6 +179,32 @@ CASES = {
     "both maps": Case(
         "in turn", lambda P: [2 * P + 3, 9], maps={"token_map": _token_map, "page_map": _page_map}
     ),
+    "shard": Case(
+        "the rank's tokens alone, some rows without any", lambda P: [5 * P + 3, 1, 0, 2 * P, 3 * P - 1],
+        {"kv_start": lambda P: [P + 1, 0, 0, 2 * P, 7 % P]}, forms=(TABLE, CSR, SLOTS), query=9,
+        fields={"shard": Shard(2, 1), "starts_are_aligned": True},
+    ),
+    "shard of a global source": Case(
+        "ids of all ranks' cache", lambda P: [5 * P + 3, 1, 0, 2 * P, 3 * P - 1],
+        {"kv_start": lambda P: [P + 1, 0, 0, 2 * P, 7 % P]}, forms=(TABLE, CSR, SLOTS), query=9,
+        fields={"shard": Shard(3, 1, 4, "global"), "min_last_page_len": 1},
+    ),
+    "shard with a window": Case(
+        "whole rows are cut, then the rank's share taken", lambda P: [5 * P + 3, P + 1, 2 * P],
+        windows=lambda P: [P + 1], query=lambda P: P, fields={"shard": Shard(2, 1, 1, "global")},
+    ),
+    "shard and least length": Case(
+        "empty shards have an entry", lambda P: [1, 0, 2 * P, P],
+        fields={"shard": Shard(4, 3), "min_seq_len": 1, "missing_id": 0},
+    ),
+    "shard and page map": Case(
+        "local pages are mapped", lambda P: [2 * P + 3, 9], maps={"page_map": _page_map},
+        fields={"shard": Shard(2, 1, 1, "global")},
+    ),
+    "shard beyond the source": Case(
+        "the whole row's length is cut", lambda P: [10**6, 5, 2**31 - 1], width=40,
+        fields={"shard": Shard(2, 0)},
+    ),
     "slots": Case(
         "the last tokens of each row, in order", lambda P: [P + 3, 0, 5, 2 * P], forms=(SLOTS,)
     ),
@@ -217,6 +244,7 @@ def make(
     names += (
         [] if form == SLOTS else ["cache_seqlens", *(["kv_start_offset"] if "kv_start" in vectors else [])]
     )
+    names += ["empty_rows"] if form != SLOTS and "shard" in case.fields else []
     found = {"out": Spec((len(lens), room) if form == TABLE else (room,), dtype, gap=3)}
     for name in names:
         found[name] = Spec((len(lens) + OUTPUTS[name],), I32)

@@ -67,7 +67,8 @@ class BuilderCase(Case):
         found: dict[str, Any] = {
             "req_to_token": "req_to_token", "max_batch_size": sizes.max_batch_size,
             "max_context_len": sizes.context, "page_size": family.page_size, "max_tokens": sizes.max_tokens,
-            "source_page_size": family.source_page_size, "sliding_window": sizes.window, "shard": family.shard,
+            "source_page_size": family.source_page_size, "sliding_window": sizes.window,
+            "shard": family.shard,
         }  # fmt: skip
         maps = {"page_map": "page_map", "window_token_map": "window_map"}
         return found | {k: name for k, name in maps.items() if name in family.options}
