@@ -43,6 +43,50 @@ CHECK = "xkv/cli/check"
 
 MUTATIONS = [
     Mutation(
+        "last source page of which a part fits", TILES, "(unit <= INT32_MAX % UNITS)", "(unit >= 0)",
+        "of a source page of no power of two, ids past 2**31 - 1 wrap in an int32 table", "larger_pages",
+    ),
+    Mutation(
+        "shard rank dropped", ROWS, "rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE",
+        "rest = length % ROUND", "every rank takes the length of rank 0", "curated and shard",
+    ),
+    Mutation(
+        "shard run not clipped", ROWS, "+ clip(rest, 0, C.SHARD_INTERLEAVE)", "+ tl.maximum(rest, 0)",
+        "the next ranks' tokens of the last round are shown too", "curated and shard",
+    ),
+    Mutation(
+        "start of whole rows", ROWS, "start, end = local_length(start, req, C), local_length(end, req, C)",
+        "end = local_length(end, req, C)", "a chunk or window begins where the whole row's would",
+        "curated and shard",
+    ),
+    Mutation(
+        "slots of other ranks", TILES, "% C.SHARD_SIZE == req.shard_rank)", "% C.SHARD_SIZE >= 0)",
+        "a rank writes other ranks' tokens over its own", "curated and shard",
+    ),
+    Mutation(
+        "shard's first position dropped", TILES, "first = req.shard_rank * C.SHARD_INTERLEAVE", "first = 0",
+        "every rank reads the ids of rank 0's tokens", "curated and shard",
+    ),
+    Mutation(
+        "slots at whole positions", TILES,
+        "at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE", "at = at + 0",
+        "a local source is read at positions of the whole row, past its end", "curated and shard",
+    ),
+    Mutation(
+        "global ids in the table", TILES, "page = entry // (C.PAGE_SIZE * C.SHARD_SIZE)",
+        "page = entry // C.PAGE_SIZE", "ids of all ranks' cache are out of a rank's", "curated and shard",
+    ),
+    Mutation(
+        "global slot of a run", TILES,
+        "return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE",
+        "return slot // ROUND * C.SHARD_INTERLEAVE", "all tokens of a run are its first", "curated and shard",
+    ),
+    Mutation(
+        "mask of empty rows inverted", SUMS, "(rows.start >= rows.end).to(tl.int32)",
+        "(rows.start < rows.end).to(tl.int32)", "the rows to drop are kept, all others dropped",
+        "curated and shard",
+    ),
+    Mutation(
         "row bound dropped", ROWS, "(row >= 0) & (row < req.src_rows)", "(row >= 0)",
         "a stale row index reads another tensor's memory", "curated and unknown",
     ),
@@ -331,7 +375,7 @@ MUTATIONS = [
     ),
     Mutation(
         "place in a source page lost", TILES,
-        "        token += (pos + j * C.PAGE_SIZE) % C.SOURCE_PAGE_SIZE\n", "",
+        "token += _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
@@ -344,7 +388,8 @@ MUTATIONS = [
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "page += (pos + j * C.PAGE_SIZE) %", "page += (j * C.PAGE_SIZE) %",
+        "place in a larger page", TILES, "unit = _source_position(pos + j * C.PAGE_SIZE, req, C) %",
+        "unit = _source_position(j * C.PAGE_SIZE, req, C) %",
         "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(

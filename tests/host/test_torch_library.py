@@ -98,7 +98,22 @@ def slots(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> An
     )  # fmt: skip
 
 
-CALLS = [table, mapped_table, csr, slots]
+def table_of_a_rank(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
+    return xkv.build_page_table(
+        t["source"], t["rows"], t["lens"] - 3, page_size=4, max_seq_len=room, kv_start=t["few"],
+        shard=xkv.Shard(2, 1, 2, "global"), status=status, **out,
+    )  # fmt: skip
+
+
+def slots_of_a_rank(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
+    return xkv.build_slot_mapping(
+        t["source"], t["rows"], t["lens"] + 0, t["few"], source_page_size=8, pad_value=-1, status=status,
+        shard=xkv.Shard(2, 0, 4, "global"), max_tokens=None if room is None else 30, **out,
+    )  # fmt: skip
+
+
+TABLES = [table, mapped_table, table_of_a_rank]
+CALLS = [table, mapped_table, csr, slots, table_of_a_rank, slots_of_a_rank]
 every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
 
 
@@ -119,7 +134,7 @@ def live(call: Any, result: Any) -> list[Any]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_new_outputs(backend: str, room: int | None, call: Any, device: str) -> None:
     """The same as eager, at several batches, without a graph break."""
-    if room is None and call in (table, mapped_table) and not COUNTS and "eager" not in backend:
+    if room is None and call in TABLES and not COUNTS and "eager" not in backend:
         pytest.skip("inductor of this torch takes no table whose width is counted in the graph")
     f = compiled(lambda t, status: call(t, room, status), backend)
     for batch in (3, 5, 1):
@@ -185,7 +200,7 @@ def test_one_node_of_a_graph_that_serves_other_batches(call: Any, device: str) -
 
 OPS = {
     table: "build_page_table", mapped_table: "build_page_table", csr: "build_kv_indices",
-    slots: "build_slot_mapping",
+    slots: "build_slot_mapping", table_of_a_rank: "build_page_table", slots_of_a_rank: "build_slot_mapping",
 }  # fmt: skip
 
 

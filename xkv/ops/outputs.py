@@ -35,8 +35,8 @@ def _row_ends(build: Build) -> Tensor:
 
 
 def longest_row(build: Build) -> int:
-    """Returns the tokens of the longest row, on all ranks. Syncs."""
-    return int(_row_ends(build).max()) if build.batch else 0
+    """Returns the tokens of the longest row, of a shard the rank's own. Syncs."""
+    return int(local_lengths(_row_ends(build), build.shard).max()) if build.batch else 0
 
 
 def total_pages(build: Build, kv_start: Tensor | None) -> int:
@@ -54,7 +54,7 @@ def new_table(build: Build, max_seq_len: int | None, dtype: torch.dtype) -> Tens
 
     Attention kernels take no table of width 0: it is at least 1, and a multiple of ``pad_to_multiple_of``.
     """
-    tokens = local_length(longest_row(build) if max_seq_len is None else max_seq_len, build.shard)
+    tokens = longest_row(build) if max_seq_len is None else local_length(max_seq_len, build.shard)
     multiple = build.pad_to_multiple_of or 1
     width = -(-max(tokens, 1) // (build.page_size * multiple)) * multiple
     return _new(build, (build.batch, width), dtype)
