@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .params import INT32_MAX, MAX_BATCH, ROW_MAX, SOURCE_PAGE_MAX, Build
-from .shard import Shard
+from .shard import Shard, local_source
 from .status import Status
 
 MAX_PAGE_SIZE = 1024
@@ -112,51 +112,6 @@ def source(req_to_token: Tensor, source_page_size: int) -> int:
     if tokens > ROW_MAX:
         raise ValueError(f"req_to_token's rows must hold at most {ROW_MAX} tokens, got {tokens}")
     return unit
-
-
-def local_source(
-    page_size: int, source_page_size: int, shard: Shard | None, token_map: Tensor | None, map_name: str
-) -> tuple[int, Shard | None]:
-    """Checks that page sizes, shard and token map go together.
-
-    Returns:
-        Tokens of this rank per source entry, and the shard: None if it is the only one, and "local" if
-        a source entry is several tokens on all ranks, since each rank has a part of them under the same id.
-    """
-    unit = source_page_size
-    if shard is not None:
-        if not isinstance(shard, Shard):
-            raise TypeError(f"shard must be an xkv.Shard, got {type(shard).__name__}")
-        run, turn = shard.interleave, shard.size * shard.interleave
-        if shard.size == 1:
-            shard = None
-        elif shard.source == "local":
-            if unit % run:
-                raise ValueError(f"source_page_size must be a multiple of shard.interleave={run}, got {unit}")
-        elif token_map is not None:
-            raise ValueError(
-                f"{map_name} must be None with shard.source='global', whose ids are of all ranks, got a"
-                f" tensor of {len(token_map)} ids"
-            )
-        elif unit == 1:
-            if page_size % run and run % page_size:
-                raise ValueError(
-                    f"page_size must be a multiple or a divisor of shard.interleave={run}, got {page_size}"
-                )
-        elif unit % turn:
-            raise ValueError(
-                "source_page_size must be 1 or a multiple of shard.size * shard.interleave ="
-                f" {turn} with shard.source='global', got {unit}"
-            )
-        else:
-            unit, shard = unit // shard.size, Shard(shard.size, shard.rank, run, "local")
-    if unit % page_size and page_size % unit:
-        of_rank = "" if unit == source_page_size else f" ({unit} tokens of each rank)"
-        raise ValueError(
-            f"source_page_size must be a multiple or a divisor of page_size={page_size}, got"
-            f" {source_page_size}{of_rank}"
-        )
-    return unit, shard
 
 
 def output(name: str, out: Tensor, rank: int, size: int, reads: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .platforms.tuning import AccessPattern, access_pattern
-from .shard import Shard, local_length, source_tokens
+from .shard import Shard, local_length, ranks_between, source_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +25,9 @@ ID_MAX = 1 << 47  # ids are below it, so that id * page_size cannot wrap in int6
 
 # outputs of a build other than the ids, and how many entries each has beyond one per request
 OUTPUTS = {
-    "kv_indptr": 1,
-    "kv_last_page_len": 0,
-    "cache_seqlens": 0,
-    "cu_seqlens_k": 1,
-    "cu_seqlens_q": 1,
-    "kv_start_offset": 0,
-    "empty_rows": 0,
-}
+    "kv_indptr": 1, "kv_last_page_len": 0, "cache_seqlens": 0, "cu_seqlens_k": 1, "cu_seqlens_q": 1,
+    "kv_start_offset": 0, "empty_rows": 0,
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -52,8 +47,7 @@ class View:
         kv_last_page_len: tokens in each row's last page, ``[batch]`` int32.
         cu_seqlens_q: prefix sums of the query lengths, ``[batch + 1]`` int32, or int64 for SGLang's Triton
             backend. First view only.
-        kv_start_offset: tokens of each row's first page before the row's first token, ``[batch]`` int32.
-            Tables and CSR.
+        kv_start_offset: tokens of each row's first page before its first token, ``[batch]`` int32. No slots.
         empty_rows: 1 for each row without a token, otherwise 0, ``[batch]`` int32.
         max_entries: host bound of the entries of a row or the stream. None: the capacity of ``out``.
     """
@@ -119,8 +113,8 @@ class Build:
             no status. In tables, the leading 0 of ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
             The values are not trusted: a row that begins before 0 is not written, what is past the stream's
             end is cut, and where rows overlap an entry has the value of one of them.
-        shard: the rank's share of each row, or None for all of it. All inputs are those of the whole rows.
-            A source of ids of all ranks ("global") has a ``source_page_size`` of 1.
+        shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
+            ``source_page_size`` of a "global" source is 1.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -158,10 +152,8 @@ class Build:
     @property
     def access_pattern(self) -> AccessPattern:
         """Selects the tuning rows."""
-        stride, shard = self.page_size, self.shard
-        if shard is not None and shard.source == "global" and self.form != SLOTS:
-            stride *= shard.size
-        return access_pattern(stride, self.source_page_size, ragged=self.form != TABLE)
+        ranks = 1 if self.form == SLOTS else ranks_between(self.shard)
+        return access_pattern(self.page_size * ranks, self.source_page_size, ragged=self.form != TABLE)
 
     @property
     def source_tokens(self) -> int:
@@ -222,8 +214,7 @@ class Build:
             "min_len": self.min_seq_len or None,
             "min_last": self.min_last_page_len if wants_last else None,
             "pad_multiple": (self.pad_to_multiple_of or INT32_MAX) if padded else None,
-            "pad_value": self.pad_value,
-            "missing_id": self.missing_id,
+            "pad_value": self.pad_value, "missing_id": self.missing_id,
             "report_missing": None if self.status is None else int(self.report_missing),
             "status_ptr": self.status,
         }  # fmt: skip
@@ -235,10 +226,7 @@ def second_view(name: str) -> str:
 
 
 def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
-    """A vector of int32 or int64 as one of int32, and its stride in int32: 1, or 2 for int64.
-
-    One compiled kernel reads both; nothing is copied.
-    """
+    """A vector of int32 or int64 as int32, and its stride: 1 or 2. One kernel reads both, without a copy."""
     import torch
 
     stride = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +125,56 @@ def local_length(length: int, shard: Shard | None) -> int:
 def source_tokens(tokens: int, shard: Shard | None) -> int:
     """Returns the tokens of a row, on all ranks, that a source row of ``tokens`` tokens has room for."""
     return tokens if shard is None or shard.source == "global" else tokens * shard.size
+
+
+def ranks_between(shard: Shard | None) -> int:
+    """Returns how far apart, in the source row, a rank's tokens are on average."""
+    return shard.size if shard is not None and shard.source == "global" else 1
+
+
+def local_source(
+    page_size: int, source_page_size: int, shard: Shard | None, token_map: Sized | None, map_name: str
+) -> tuple[int, Shard | None]:
+    """Checks that page sizes, shard and token map go together.
+
+    Returns:
+        Tokens of this rank per source entry, and the shard: None if it is the only one, and "local" if
+        a source entry is several tokens on all ranks, since each rank has a part of them under the same id.
+    """
+    unit = source_page_size
+    if shard is not None:
+        if not isinstance(shard, Shard):
+            raise TypeError(f"shard must be an xkv.Shard, got {type(shard).__name__}")
+        run, turn = shard.interleave, shard.size * shard.interleave
+        if shard.size == 1:
+            shard = None
+        elif shard.source == "local":
+            if unit % run:
+                raise ValueError(f"source_page_size must be a multiple of shard.interleave={run}, got {unit}")
+        elif token_map is not None:
+            raise ValueError(
+                f"{map_name} must be None with shard.source='global', whose ids are of all ranks, got a"
+                f" tensor of {len(token_map)} ids"
+            )
+        elif unit == 1:
+            if page_size % run and run % page_size:
+                raise ValueError(
+                    f"page_size must be a multiple or a divisor of shard.interleave={run}, got {page_size}"
+                )
+        elif unit % turn:
+            raise ValueError(
+                "source_page_size must be 1 or a multiple of shard.size * shard.interleave ="
+                f" {turn} with shard.source='global', got {unit}"
+            )
+        else:
+            unit, shard = unit // shard.size, Shard(shard.size, shard.rank, run, "local")
+    if unit % page_size and page_size % unit:
+        of_rank = "" if unit == source_page_size else f" ({unit} tokens of each rank)"
+        raise ValueError(
+            f"source_page_size must be a multiple or a divisor of page_size={page_size}, got"
+            f" {source_page_size}{of_rank}"
+        )
+    return unit, shard
 
 
 def _check_int(name: str, value: int, low: int, high: int | None) -> None:

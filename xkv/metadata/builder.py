@@ -36,8 +36,7 @@ class MetadataBuilder:
         max_context_len: tokens of the longest row, draft tokens included; at most what a row of
             ``req_to_token`` holds. A longer row is cut to it and reported.
         page_size: one of the backend's page sizes. None: its default.
-        source_page_size: tokens per entry of ``req_to_token``: 1 (SGLang) or the block size (vLLM), a
-            multiple or a divisor of ``page_size``.
+        source_page_size: as in `xkv.build_page_table`: 1 (SGLang) or the block size (vLLM).
         max_tokens: tokens, capacity of ``kv_indices`` over all rows (CSR backends). None:
             ``max_batch_size * max_context_len``.
         sliding_window: tokens that a query token sees, itself included. A second view then shows the last
@@ -46,9 +45,8 @@ class MetadataBuilder:
         window_token_map: ``[n]`` int, slot -> slot of the window's pool, negative for none. A second view
             goes through it, and shows the whole row if ``sliding_window`` is None.
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
-        shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. All lengths that are passed
-            are those of the whole rows; ``cu_seqlens_q`` too counts all query tokens. The lengths that are
-            written are this rank's, and ``Metadata.empty_rows`` names the rows that it has no token of.
+        shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. Lengths that are passed are
+            the whole rows', those that are written this rank's; ``cu_seqlens_q`` counts all query tokens.
 
     Attributes:
         spec: the backend's `BackendSpec`.
@@ -91,9 +89,7 @@ class MetadataBuilder:
         self.req_to_token, self.spec = req_to_token, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
         self.max_batch_size, self.max_context_len = config.max_batch_size, config.max_context_len
-        self.max_tokens = config.max_tokens
-        self.status = Status(req_to_token.device)
-        self._is_sharded = config.shard is not None
+        self.max_tokens, self.status = config.max_tokens, Status(req_to_token.device)
         self._on_cpu = req_to_token.device.type == "cpu"
         buffers = Buffers(config)
         self._views = buffers.views
@@ -186,9 +182,7 @@ class MetadataBuilder:
         ):
             inputs = self._check(inputs)
         if max_tokens is not None:
-            arguments.integer("max_tokens", max_tokens, 0, self.max_tokens)
-            if self._is_sharded:
-                raise ValueError(f"max_tokens must be None for a builder with a shard, got {max_tokens}")
+            self._steps.check_max_tokens(max_tokens)
         # at page size 1 an entry is a token
         max_entries = max_tokens if self.page_size == 1 else None
         if not step.run(inputs, max_entries):

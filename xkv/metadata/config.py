@@ -11,7 +11,7 @@ from .. import arguments, dispatch
 from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, View
 from ..platforms.detect import platform
 from ..platforms.specs import BackendSpec
-from ..shard import Shard, local_length, source_tokens
+from ..shard import Shard, local_length, local_source, source_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class BuilderConfig:
         if size not in spec.page_sizes:
             allowed = ", ".join(map(str, spec.page_sizes))
             raise ValueError(f"page_size for {spec.name!r} must be one of {allowed}, got {page_size}")
-        source_page_size, shard = arguments.local_source(
+        source_page_size, shard = local_source(
             size, source_page_size, shard, window_token_map, "window_token_map"
         )
         max_batch_size = arguments.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)

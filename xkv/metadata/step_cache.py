@@ -74,6 +74,12 @@ class StepCache:
             raise ValueError("query_lens_sign needs query_lens as a tensor, got an int")
         return rows, lens, delta, query, sign, start, window_start
 
+    def check_max_tokens(self, max_tokens: int) -> None:
+        """Checks ``max_tokens`` of a build: the host does not know the sum of a shard's lengths."""
+        arguments.integer("max_tokens", max_tokens, 0, self._config.max_tokens)
+        if self._config.shard is not None:
+            raise ValueError(f"max_tokens must be None for a builder with a shard, got {max_tokens}")
+
     def make(self, inputs: Inputs) -> Step:
         """Returns a new step for checked inputs."""
         config, spec = self._config, self._config.spec
