@@ -160,8 +160,7 @@ class Buffers:
             allocated = (shape[0] + spec.pad_entries, *shape[1:])
             out = torch.full(allocated, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
             view.out = out[: shape[0]]  # what is behind is for the backend to read
-            names = (*spec.outputs, "kv_start_offset", *(["empty_rows"] if config.shard else []))
-            for name in names:
+            for name in (*spec.outputs, "kv_start_offset", *(["empty_rows"] if config.shard else [])):
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
         for view in views[1:]:

@@ -130,8 +130,8 @@ class MetadataBuilder:
                 example 1500 encoder tokens followed by 10 decoder tokens, page size 64, ``kv_start=1500``:
                 ``kv_start_offset`` is 28 and ``cache_seqlens`` 38, 28 of them the encoder's.
             window_kv_start: the same for the window's view, in addition to ``sliding_window``.
-            max_tokens: tokens, the sum of all lengths (each at least the spec's ``min_seq_len``), if known;
-                ``kv_indices`` at page size 1 is a view of that length, more is cut. None with a shard.
+            max_tokens: tokens, the sum of all lengths (each at least the spec's ``min_seq_len``), if known:
+                at page size 1 ``kv_indices`` is a view of that length; the rest is cut. Not with a shard.
 
         Returns:
             Views of the builder's buffers for this batch; the next build overwrites them.

@@ -40,12 +40,13 @@ class BuilderCase(Case):
         """The tensors that are written."""
         family, sizes, found = self.family, self.sizes, dict[str, Spec]()
         rows, page_size = sizes.max_batch_size, family.page_size
-        shard, names = family.shard, [*self.spec.outputs]
-        tokens = sizes.max_tokens if shard is None else shard.max_tokens(sizes.max_tokens, rows)
-        entries = self.spec.entries(tokens, rows, page_size)
-        width = self.spec.width(max(local_length(sizes.context, shard), 1), page_size)
-        shape = (rows, width) if family.form == TABLE else (entries,)
-        names += [] if shard is None else ["empty_rows"]
+        shard, names = family.shard, [*self.spec.outputs, *(["empty_rows"] if family.shard else [])]
+        if family.form == TABLE:
+            tokens = max(local_length(sizes.context, shard), 1)
+            shape: tuple[int, ...] = (rows, self.spec.width(tokens, page_size))
+        else:
+            tokens = sizes.max_tokens if shard is None else shard.max_tokens(sizes.max_tokens, rows)
+            shape = (self.spec.entries(tokens, rows, page_size),)
         for prefix in self.prefixes:
             found[prefix + "out"] = Spec(shape, family.dtype)
             # a window's rows begin anywhere

@@ -114,6 +114,7 @@ _MODES = (
     ("shard of slots", "window page_map global", 0),
     ("shard of page ids", "unit query_lens kv_start window window_map local", 1),
 )
+_SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional
 # arguments, dtype of the sums that the engine passes)
 SGLANG, VLLM = "SGLang kernels", "vLLM page indices"
@@ -161,20 +162,17 @@ def families(vendor: str) -> list[Family]:
 
 def backend_families(*specs: BackendSpec) -> list[Family]:
     """The families of these backends: every mode of each."""
-    turns, found = cycle((I32, I64)), []
-    shards = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}
-    for spec in specs:
-        for mode, options, sign in _MODES:
-            always = ["status", "pad_value"] if spec.pad_to_tokens else ["status"]
-            shard = next((shards[name] for name in options.split() if name in shards), None)
-            found.append(
-                Family(
-                    spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
-                    16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
-                    frozenset([*always, *options.split()]), sign, spec, shard=shard,
-                )
-            )  # fmt: skip
-    return found
+    turns = cycle((I32, I64))
+    return [
+        Family(
+            spec.name, mode, TABLE if spec.form == "table" else CSR, spec.page_size,
+            16 if "unit" in options else 1, next(turns), getattr(torch, spec.id_dtype),
+            frozenset(["status", *options.split(), *(["pad_value"] if spec.pad_to_tokens else [])]),
+            sign, spec, shard=next((_SHARDS[name] for name in options.split() if name in _SHARDS), None),
+        )
+        for spec in specs
+        for mode, options, sign in _MODES
+    ]  # fmt: skip
 
 
 def op_family(
