@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python ci/tune.py --json tune.json
 
-Workloads, checks and timing, in place, are those of `python -m xkv bench`. For each class
-of rows, every candidate is timed at one page size, on page tables if its row builds any; then the best of
-them, and the row in use, for longer, at every page size and on CSR indices too.
+Workloads, checks and timing, in place, are those of `python -m xkv bench`. For each class of rows, every
+candidate is timed at one page size, on page tables if its row builds any; then the best of them, and the row
+in use, for longer, at every page size and on CSR indices too.
 """
 
 from __future__ import annotations

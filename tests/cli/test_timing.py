@@ -119,7 +119,7 @@ def test_in_place(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_place_takes_the_median_of_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow replay of the kernels alone moves no call's time."""
     times = iter([[3.0, 99.0, 2.0, 3.5, 2.5], [10.0, 11.0, 12.0, 2.0, 10.0]])
-    monkeypatch.setattr(timing, "_rounds", lambda calls, *more: {name: next(times) for name in calls})
+    monkeypatch.setattr(timing, "back_to_back", lambda calls, *more: {name: next(times) for name in calls})
     found = timing.in_place({"x": lambda n: None}, lambda n: None, range(2), [], 5)
     assert found == {"x": [7.0, 8.0, 9.0, -1.0, 7.0]}
 

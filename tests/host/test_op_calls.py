@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +70,16 @@ def test_the_second_call_is_launched_with_its_own_pointers(made: Made) -> None:
     assert len(same) == 3  # all else is the first call's
 
 
+def fully_checked(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The build of an op's call that the cache does not know."""
+    builds: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "run", builds.append)
+        patch.setattr(op_calls.Signature, "launch", lambda *_: False)
+        call()
+    return builds[0]
+
+
 def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
     """A call of any sizes and row strides."""
     batch, width, stride = rng.randint(1, 40), rng.randint(64, 700), rng.randint(0, 9)
@@ -120,12 +132,8 @@ def test_a_call_of_other_sizes_is_a_call_like_it(
         if len(made) > known:
             continue  # the first that deals its work out in this way
         assert len(made.launched) == count + 1
-        builds: list[Any] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", builds.append)
-            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
-            getattr(xkv, op)(**call)
-        assert made.launched[-1] == arguments(builds[0])
+        build = fully_checked(partial(getattr(xkv, op), **call), monkeypatch)
+        assert made.launched[-1] == arguments(build)
         fast += 1
     assert fast > 40
     assert len(made) <= 4
@@ -153,12 +161,8 @@ def test_a_call_of_sizes_that_came_before(
         count = len(made.launched)
         getattr(xkv, op)(**call)
         assert (len(made), len(made.launched)) == (known, count + 1)
-        builds: list[Any] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", builds.append)
-            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
-            getattr(xkv, op)(**call)
-        assert made.launched[-1] == arguments(builds[0])
+        build = fully_checked(partial(getattr(xkv, op), **call), monkeypatch)
+        assert made.launched[-1] == arguments(build)
 
 
 SHARDS = [
@@ -178,13 +182,9 @@ def test_a_call_with_another_shard(op: str, made: Made, monkeypatch: pytest.Monk
         getattr(xkv, op)(**call, shard=shard)
         if len(made.launched) == count:
             continue
-        builds: list[Any] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(launch, "run", builds.append)
-            patch.setattr(op_calls.Signature, "launch", lambda *_: False)
-            getattr(xkv, op)(**call, shard=shard)
-        assert made.launched[-1] == arguments(builds[0])
-        assert value(made.launched[-1], "shard_rank") == (None if builds[0].shard is None else shard.rank)
+        build = fully_checked(partial(getattr(xkv, op), **call, shard=shard), monkeypatch)
+        assert made.launched[-1] == arguments(build)
+        assert value(made.launched[-1], "shard_rank") == (None if build.shard is None else shard.rank)
     assert (len(made), len(made.launched)) == (len(SHARDS), len(SHARDS))
 
 

@@ -29,7 +29,7 @@ class CacheEntry:
 
     Args:
         build: a build of this signature.
-        pointers: the kernel's names of the tensors whose addresses `launch` takes.
+        pointers: the kernel's names of the tensors whose addresses `prepare` takes.
         sizes: the kernel's names of the integers that it takes.
 
     Attributes:
@@ -74,8 +74,17 @@ class CacheEntry:
         found = self._schedules[batch, row_items] = schedule.grid, schedule.own_tiles, compiled
         return found
 
-    def launch(self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int) -> bool:
-        """Launches if the kernel for these sizes is compiled; otherwise returns False.
+    def call(
+        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
+    ) -> tuple[list[Any], CompiledLaunch] | None:
+        """Returns what `prepare` does, without the list, for a call that is launched or repeated as it is."""
+        found = self.prepare(pointers, sizes, batch, row_items)
+        return None if found is None else (found[0], found[2])
+
+    def prepare(
+        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
+    ) -> PreparedCall | None:
+        """Returns a call for these sizes; None if their kernel is not compiled.
 
         Args:
             pointers: addresses, in the order of the names that the entry was made with.
@@ -83,24 +92,6 @@ class CacheEntry:
             batch: requests.
             row_items: upper bound of the entries in one row.
         """
-        found = self.prepare(pointers, sizes, batch, row_items)
-        if found is None:
-            return False
-        call, _, compiled = found
-        compiled.launch(call)
-        return True
-
-    def call(
-        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
-    ) -> tuple[list[Any], CompiledLaunch] | None:
-        """Returns the call that `launch` makes, which may be repeated as it is, and its `CompiledLaunch`."""
-        found = self.prepare(pointers, sizes, batch, row_items)
-        return None if found is None else (found[0], found[2])
-
-    def prepare(
-        self, pointers: Sequence[int], sizes: Sequence[int], batch: int, row_items: int
-    ) -> PreparedCall | None:
-        """Returns the call that `launch` makes, with the list that holds its arguments."""
         found = self._schedules.get((batch, row_items)) or self._schedule(batch, row_items)
         if found is None:
             return None

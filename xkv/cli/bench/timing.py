@@ -90,7 +90,7 @@ def in_place(
 
     work = {_ALONE: before} | {name: functools.partial(pair, call) for name, call in calls.items()}
     before(inputs[0])
-    found = _rounds(work, inputs, warm, rounds, cold, stream)
+    found = back_to_back(work, inputs, warm, rounds, cold, stream)
     alone = statistics.median(found.pop(_ALONE))
     return {name: [us - alone for us in times] for name, times in found.items()}
 
@@ -114,17 +114,8 @@ def back_to_back(
         stream: likewise.
 
     Returns:
-        By name, microseconds of one call in each round. Syncs.
-    """
-    return _rounds(calls, inputs, warm, rounds, cold, stream)
-
-
-def _rounds(
-    calls: Calls[T], inputs: Sequence[T], warm: Sequence[Tensor], rounds: int, cold: bool, stream: bool
-) -> dict[str, list[float]]:
-    """By name, microseconds of one call in each round; replays take turns.
-
-    The GPU is kept busy until a replay is queued: else the host's time to queue it would be measured.
+        By name, microseconds of one call in each round; replays take turns, and the GPU is kept busy until
+        one is queued: else the host's time to queue it would be measured. Syncs.
     """
     if stream and not cold:
         raise ValueError("calls on a stream are queued while L2 is being overwritten: cold must be True")
