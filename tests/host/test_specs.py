@@ -16,6 +16,7 @@ from xkv.launch import compile
 from xkv.params import OUTPUTS
 from xkv.platforms.specs import FORM_OUTPUTS
 
+pytestmark = pytest.mark.usefixtures("every_backend")
 TABLE: dict[str, Any] = {
     "name": "mine", "form": "table", "page_sizes": (16, 64), "page_size": 64, "outputs": ("cache_seqlens",),
 }  # fmt: skip
