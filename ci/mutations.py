@@ -299,9 +299,8 @@ MUTATIONS = [
     ),
     Mutation(
         "indptr summed, not read", SCHEDULER,
-        "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n"
-        "    return b, idx, offset, has_more",
-        "    return b, idx, offset, has_more",
+        "    if C.INDPTR_IS_INPUT:\n        offset = row_offset(b, req, view, policy, C)\n    elif C.FORM",
+        "    if C.FORM",
         "every row of an engine's stream that is shared out begins at 0", "indptr_is_input and stream",
         "tests/kernel/test_indptr_is_input.py",
     ),
@@ -447,14 +446,14 @@ MUTATIONS = [
     ),
     Mutation(
         "leftover tiles end too soon", SCHEDULER,
-        "has_more = (tile_idx + num_programs < chunk_end) | (chunk + C.BATCH_BLOCK < req.batch)",
-        "has_more = tile_idx + num_programs < chunk_end",
+        "    for first_row in range(C.BATCH_BLOCK, req.batch, C.BATCH_BLOCK):",
+        "    for first_row in range(C.BATCH_BLOCK, req.batch - C.BATCH_BLOCK, C.BATCH_BLOCK):",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
         "leftover tiles of the first rows alone", SCHEDULER,
-        "            if chunk + C.BATCH_BLOCK < req.batch:\n                chunk_end",
-        "            if tile_idx < 0:\n                chunk_end",
+        "while (tile_idx >= chunk.end) & (chunk.first_row + C.BATCH_BLOCK < req.batch):",
+        "while (tile_idx >= chunk.end) & (chunk.first_row < 0):",
         "the last rows of a large batch are not finished", "every_chunk",
     ),
     Mutation(
@@ -505,8 +504,8 @@ MUTATIONS = [
     ),
     Mutation(
         "row offset of a leftover tile", SCHEDULER,
-        "offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)",
-        "offset += tl.sum(items.to(tl.int64), 0)",
+        "offset += tl.sum(tl.where(is_before, chunk.items, 0).to(tl.int64), 0)",
+        "offset += tl.sum(chunk.items.to(tl.int64), 0)",
         "a leftover tile is written further on in the stream", "curated and skewed",
     ),
     Mutation(

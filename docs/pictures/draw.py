@@ -248,7 +248,7 @@ def concepts() -> Picture:
 TILES, PER_ROW, OWN, LEFTOVER = [2, 18, 1, 6], 2, 2, 10
 
 
-def partition(contiguous: bool) -> list[list[int]]:
+def partition() -> list[list[int]]:
     """Returns what writes each tile of each row: the number of a row's program, then of a leftover one."""
     left = sum(max(tiles - OWN, 0) for tiles in TILES)
     each, odd = divmod(left, LEFTOVER)
@@ -257,44 +257,29 @@ def partition(contiguous: bool) -> list[list[int]]:
     for b, tiles in enumerate(TILES):
         writers.append([b * PER_ROW + tile % PER_ROW for tile in range(min(tiles, OWN))])
         for _ in range(tiles - OWN):
-            taker = next(p for p in range(LEFTOVER) if dealt < ends[p]) if contiguous else dealt % LEFTOVER
-            writers[-1].append(taker)
+            writers[-1].append(next(p for p in range(LEFTOVER) if dealt < ends[p]))
             dealt += 1
     return writers
 
 
 def tiles() -> Picture:
     """Draws how tiles are distributed over programs."""
-    draw = Picture(860, 470, "How the tiles of a batch are distributed over the programs of one launch")
+    draw = Picture(860, 252, "How the tiles of a batch are distributed over the programs of one launch")
     draw.box(20, 18, 20, 18, "a")
     note = f"each row has {PER_ROW} programs P, which write its first {OWN} tiles"
     draw.heading(50, 32, "own tiles", note)
     draw.box(20, 46, 20, 18, "b")
-    note = (
-        f"the tiles that longer rows have left, distributed evenly over {LEFTOVER} programs L without a row"
-    )
+    note = f"{LEFTOVER} programs L without a row: each takes a contiguous range of what longer rows have left"
     draw.heading(50, 60, "leftover tiles", note)
-    for part, (name, why, contiguous) in enumerate(
-        [
-            ("page tables", f"leftover tile n goes to the program L with number n modulo {LEFTOVER}", False),
-            ("CSR and slots", "each program L takes a contiguous range of the leftover tiles", True),
-        ]
-    ):
-        top = 92 + 188 * part
-        draw.heading(20, top, name, why)
-        for b, writers in enumerate(partition(contiguous)):
-            y = top + 14 + 34 * b
-            draw.text(20, y + 19, f"row {b}", "dim")
-            draw.cells(
-                70, y, 42, 28,
-                [(f"P{p}", "a") if tile < OWN else (f"L{p}", "b") for tile, p in enumerate(writers)],
-            )  # fmt: skip
-    draw.text(
-        20,
-        452,
-        "Two more programs, the first of the grid, write lengths, prefix sums and the status word.",
-        "dim",
-    )
+    for b, writers in enumerate(partition()):
+        y = 84 + 34 * b
+        draw.text(20, y + 19, f"row {b}", "dim")
+        draw.cells(
+            70, y, 42, 28,
+            [(f"P{p}", "a") if tile < OWN else (f"L{p}", "b") for tile, p in enumerate(writers)],
+        )  # fmt: skip
+    note = "Two more programs, the first of the grid, write lengths, prefix sums and the status word."
+    draw.text(20, 238, note, "dim")
     return draw
 
 

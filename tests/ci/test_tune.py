@@ -84,6 +84,17 @@ def test_ranking() -> None:
     assert tune_rows.finalists(scores, C, 2) == [C, A]
 
 
+def test_of_rows_with_like_means_the_one_without_a_bad_point() -> None:
+    times = {
+        A: {"x": 1.0, "y": 1.0, "z": 1.2},
+        B: {"x": 1.06, "y": 1.06, "z": 1.08},
+        C: {"x": 1.3, "y": 1.0, "z": 1.0},
+    }
+    scores = tune_rows.ranked(times)
+    assert [score.row for score in scores] == [B, A, C]
+    assert scores[0].mean > scores[1].mean
+
+
 def test_source() -> None:
     """It is the row, and no line of it is longer than ruff allows."""
     score = tune_rows.Score(C, 1.0234, 1.119, '1 x 1M + 255 x 4K in 1M, page 64, csr "quoted"')

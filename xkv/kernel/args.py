@@ -150,6 +150,26 @@ class Tile(NamedTuple):
     row_offset: Any
 
 
+class Chunk(NamedTuple):
+    """BATCH_BLOCK rows of the batch, among which a leftover tile is searched.
+
+    Attributes:
+        first_row: its first row.
+        seen: leftover tiles of all rows before it.
+        end: the same of all rows up to its last.
+        leftover: leftover tiles of each row, a vector.
+        items: items of each row, a vector.
+        offset: items of all rows before it. 0 in tables.
+    """
+
+    first_row: Any
+    seen: Any
+    end: Any
+    leftover: Any
+    items: Any
+    offset: Any
+
+
 class Policy(NamedTuple):
     """The values for missing ids and padding, the status word, and the number of own tiles of a row."""
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from .args import ARGUMENTS, INT32_MAX, TABLE, Config, Policy, Request, Tile, View
 from .prefix_sums import write_sums
 from .rows import load_row, padded_end, report_first, row_offset, row_tiles
-from .scheduler import count_tiles, find_tile, split_evenly
+from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
 from .tiles import load_entries, store_tile
 
 __all__ = ["Config", "xkv_build"]
@@ -45,34 +45,17 @@ def _write_row_tiles(first_tile, end, stride, first_error, req, view, policy, C:
 @triton.jit
 def _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C: tl.constexpr):
     """Writes the share of program ``pid`` of ``num_programs``. Returns ``first_error``."""
-    tile_idx = pid.to(tl.int64) if C.INT64_TILES else pid
-    if C.FORM == TABLE:
-        b, idx, offset, has_more = find_tile(tile_idx, num_programs, tile_idx, req, view, policy, C)
+    pid = pid.to(tl.int64) if C.INT64_TILES else pid
+    chunk = load_chunk(req.batch * 0, pid * 0, req.batch.to(tl.int64) * 0, req, view, policy, C)
+    tile_idx, tile_end = split_evenly(pid, num_programs, count_tiles(chunk, req, view, policy, C))
+    while tile_idx < tile_end:
+        chunk, b, idx, offset = find_tile(tile_idx, chunk, req, view, policy, C)
         row = load_row(b, b < req.batch, req, view, policy, C)
-        entries = load_entries(idx, row, req, view, policy, C)
-        while b < req.batch:
-            tile_idx += num_programs
-            next_b, next_idx = req.batch, idx
-            if has_more:
-                next_b, next_idx, _, has_more = find_tile(
-                    tile_idx, num_programs, tile_idx, req, view, policy, C
-                )
-            next_row = load_row(next_b, next_b < req.batch, req, view, policy, C)
-            next_entries = load_entries(next_idx, next_row, req, view, policy, C)
-            first_error = store_tile(Tile(b, idx, row, entries, offset), first_error, req, view, policy, C)
-            b, idx, row, entries = next_b, next_idx, next_row, next_entries
-    else:
-        num_tiles = count_tiles(tile_idx * 0, req, view, policy, C)
-        tile_idx, tile_end = split_evenly(tile_idx, num_programs, num_tiles)
-        while tile_idx < tile_end:
-            b, idx, offset, _ = find_tile(tile_idx, num_programs, num_tiles, req, view, policy, C)
-            row = load_row(b, b < req.batch, req, view, policy, C)
-            end = row_tiles(b, row.items, req, view, policy, C)
-            end = tl.minimum(idx + tile_end - tile_idx, end).to(tl.int32)
-            entries = load_entries(idx, row, req, view, policy, C)
-            tile = Tile(b, idx, row, entries, offset)
-            first_error = _write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
-            tile_idx += tl.maximum(end - idx, 1)
+        end = row_tiles(b, row.items, req, view, policy, C)
+        end = tl.minimum(idx + tile_end - tile_idx, end).to(tl.int32)
+        tile = Tile(b, idx, row, load_entries(idx, row, req, view, policy, C), offset)
+        first_error = _write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
+        tile_idx += tl.maximum(end - idx, 1)
     return first_error
 
 

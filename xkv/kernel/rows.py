@@ -71,16 +71,10 @@ def report_first(policy, words):
 
 
 @triton.jit
-def load_row(b, mask, req, view, policy, C: tl.constexpr, TRUSTED: tl.constexpr = False):
-    """Loads row b of the batch (a scalar or a vector) as a `Row`.
-
-    With TRUSTED the source row is neither read nor checked: a row without one keeps its items.
-    """
-    row = b * 0
-    row_exists = row == 0
-    if not TRUSTED:
-        row, high, _ = _load_word(req.rows_ptr, req.rows_stride, b, mask)
-        row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
+def load_row(b, mask, req, view, policy, C: tl.constexpr):
+    """Loads row b of the batch (a scalar or a vector) as a `Row`."""
+    row, high, _ = _load_word(req.rows_ptr, req.rows_stride, b, mask)
+    row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
     length = _load_int(req.lens_ptr, req.lens_stride, b, mask)
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:

@@ -1,31 +1,34 @@
 """The tile scheduler: which leftover tiles each of the programs past the batch writes.
 
-Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch, and so are these
-programs. There is no counter in memory: each finds its tiles from the lengths, a chunk of BATCH_BLOCK rows at
-a time.
-
-* Tables: program p takes the tiles p, p + programs, ... Programs that run at the same time write adjacent
-  tiles, and nothing is counted in advance.
-* Streams: program p takes a contiguous range. The lengths of the rows before its own have to be summed
-  anyway, which also gives the number of tiles, and within a range a search is needed once per row. In tables
-  this would cost more: programs that run at the same time would write far apart.
+Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch. Each program takes
+a contiguous range of them and finds it from the lengths, a chunk of BATCH_BLOCK rows at a time: there is no
+counter in memory, and a row is searched once in a range.
 """
 
 import triton
 import triton.language as tl
 
-from .args import TABLE
+from .args import TABLE, Chunk
 from .rows import load_row, row_offset, tiles_left
 
 
 @triton.jit
-def count_tiles(zero, req, view, policy, C: tl.constexpr):
-    """Returns the number of leftover tiles, in the dtype of ``zero``."""
-    total = zero
-    for chunk in range(0, req.batch, C.BATCH_BLOCK):
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
+def load_chunk(first_row, seen, offset, req, view, policy, C: tl.constexpr):
+    """Loads a `Chunk`, given the leftover tiles and the items of all rows before it."""
+    i = first_row + tl.arange(0, C.BATCH_BLOCK)
+    items = load_row(i, i < req.batch, req, view, policy, C).items
+    leftover = tiles_left(i, items, req, view, policy, C) + seen * 0  # in the dtype of the sum
+    return Chunk(first_row, seen, seen + tl.sum(leftover, 0), leftover, items, offset)
+
+
+@triton.jit
+def count_tiles(chunk, req, view, policy, C: tl.constexpr):
+    """Returns the number of leftover tiles, given the first chunk."""
+    total = chunk.end
+    for first_row in range(C.BATCH_BLOCK, req.batch, C.BATCH_BLOCK):
+        i = first_row + tl.arange(0, C.BATCH_BLOCK)
         items = load_row(i, i < req.batch, req, view, policy, C).items
-        total += tl.sum(tiles_left(i, items, req, view, policy, C) + zero, 0)
+        total += tl.sum(tiles_left(i, items, req, view, policy, C) + total * 0, 0)
     return total
 
 
@@ -39,42 +42,23 @@ def split_evenly(pid, num_programs, num_tiles):
 
 
 @triton.jit
-def find_tile(tile_idx, num_programs, num_tiles, req, view, policy, C: tl.constexpr):
-    """Finds leftover tile ``tile_idx``: returns its row, its index in it, the `row_offset`, and ``has_more``.
+def find_tile(tile_idx, chunk, req, view, policy, C: tl.constexpr):
+    """Finds leftover tile ``tile_idx``, which is in ``chunk`` or a later one.
 
-    A stream has ``num_tiles`` of them. Those of a table are not counted: the row is ``batch`` if there is no
-    such tile, and ``has_more`` is False only if tile ``tile_idx + num_programs`` is known not to exist.
+    Returns its chunk, its row, its index in the row, and the `row_offset`.
     """
-    b = req.batch
-    idx = req.batch * 0
-    offset = req.batch.to(tl.int64) * 0
-    seen = tile_idx * 0
-    chunk = req.batch * 0
-    searching = chunk < req.batch
-    has_more = searching
-    while searching:
-        i = chunk + tl.arange(0, C.BATCH_BLOCK)
-        # in tables no offsets are summed, so row indices need no check here: a tile of a bad row is empty
-        items = load_row(i, i < req.batch, req, view, policy, C, C.FORM == TABLE).items
-        leftover = tiles_left(i, items, req, view, policy, C) + seen * 0  # in the dtype of the sum
-        if C.FORM == TABLE:
-            chunk_end = seen + tl.sum(leftover, 0)
-        else:
-            chunk_end = num_tiles
-            if chunk + C.BATCH_BLOCK < req.batch:
-                chunk_end = seen + tl.sum(leftover, 0)
-        searching = (tile_idx >= chunk_end) & (chunk + C.BATCH_BLOCK < req.batch)
-        has_more = (tile_idx + num_programs < chunk_end) | (chunk + C.BATCH_BLOCK < req.batch)
-        is_before = leftover >= 0
-        if tile_idx < chunk_end:
-            tile_ends = seen + tl.cumsum(leftover, 0)
-            is_before = tile_ends <= tile_idx
-            b = chunk + tl.sum(is_before.to(tl.int32), 0)
-            idx = (tile_idx - tl.max(tl.where(is_before, tile_ends, seen), 0)).to(tl.int32) + policy.own_tiles
+    while (tile_idx >= chunk.end) & (chunk.first_row + C.BATCH_BLOCK < req.batch):
+        offset = chunk.offset
         if C.FORM != TABLE and not C.INDPTR_IS_INPUT:
-            offset += tl.sum(tl.where(is_before, items, 0).to(tl.int64), 0)
-        seen = chunk_end
-        chunk += C.BATCH_BLOCK
+            offset += tl.sum(chunk.items.to(tl.int64), 0)
+        chunk = load_chunk(chunk.first_row + C.BATCH_BLOCK, chunk.end, offset, req, view, policy, C)
+    tile_ends = chunk.seen + tl.cumsum(chunk.leftover, 0)
+    is_before = tile_ends <= tile_idx
+    b = chunk.first_row + tl.sum(is_before.to(tl.int32), 0)
+    idx = (tile_idx - tl.max(tl.where(is_before, tile_ends, chunk.seen), 0)).to(tl.int32) + policy.own_tiles
+    offset = chunk.offset
     if C.INDPTR_IS_INPUT:
         offset = row_offset(b, req, view, policy, C)
-    return b, idx, offset, has_more
+    elif C.FORM != TABLE:
+        offset += tl.sum(tl.where(is_before, chunk.items, 0).to(tl.int64), 0)
+    return chunk, b, idx, offset
