@@ -24,11 +24,14 @@ pytestmark = pytest.mark.compile
 # How many programs fewer than the row asks for a compute unit holds: of these forms a lane takes too many
 # registers for the rows of large batches, or on AMD a wavefront too many scalars.
 LACKING = {
-    ("cuda", "table of 1"): 2,  # on sm120; else 1
-    ("cuda", "token csr"): 1,
-    ("cuda", "triton"): 1,
-    ("cuda", "slots"): 3,
-    ("cuda", "larger source pages"): 1,
+    ("cuda", "table of 1"): 3,  # on sm100 and later; on sm90 2
+    ("cuda", "flashinfer_decode"): 1,
+    ("cuda", "flashinfer_prefill"): 1,
+    ("cuda", "token csr"): 4,
+    ("cuda", "triton"): 4,
+    ("cuda", "slots"): 4,
+    ("cuda", "larger source pages"): 3,
+    ("hip", "table of 1"): 1,
     ("hip", "slots"): 1,
     ("hip", "aiter_mla"): 1,
     ("hip", "aiter_batch_prefill"): 1,
@@ -36,7 +39,7 @@ LACKING = {
 }
 # Scalars that find no scalar register go to lanes of a vector register, not to memory: of most forms, none.
 # Where a lane reads 16 bytes, each of its four entries has a mask of two scalars.
-SCALAR_SPILLS = {"aiter_mla": 8, "aiter_batch_prefill": 6, "triton": 7, "slots": 7}
+SCALAR_SPILLS = {"aiter_mla": 12, "aiter_batch_prefill": 12, "triton": 12, "slots": 7}
 ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
 
 
@@ -85,7 +88,7 @@ def examine(kernel: Any, where: Platform, row: Tuning, name: str = "", *, heavy:
         assert not re.search(r"\.local\b", ptx)
         # ptxas puts a register or two on the stack where that lets one more program run
         assert used.stack <= 32
-        assert used.registers <= (255 if heavy else 128)
+        assert used.registers <= (255 if heavy else 160 if name == "slots" else 128)
     else:
         text = kernel.asm["amdgcn"]
         # the triple's first part is another with each LLVM
@@ -137,12 +140,12 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
 def divisions(build: Build) -> int:
     """Divisions by what only the launch knows; those by a page size are shifts.
 
-    By a tail's tile, in 32 bits: once in a stream, at most six times in a table, whose code to store a tile
-    is there for own and for leftover tiles. By the programs, of what a stream's long rows have left: once.
+    By a tail's tile, in 32 bits: once in a stream, at most eight times in a table, where each row's tiles are
+    counted with its padding. By the programs, of what long rows have left: once.
     """
-    if build.form == TABLE:
-        return 0 if build.pad_value is None else 6
-    return 1 if build.pad_value is None else 2
+    if build.pad_value is None:
+        return 1
+    return 9 if build.form == TABLE else 2
 
 
 def constant_divisors(text: str) -> list[int]:

@@ -8,54 +8,54 @@ _REASONED = "untuned, compile-checked; sm90's row"
 # fmt: off
 _SM90 = (
     Tuning(
-        "strided_far", 16, 256, 4, 8, 2, 8, 256, 1, 4, 16, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.006 of the "
-        "best of each point, most 1.02 (1 x 128K, page 32)",
+        "strided_far", 16, 256, 4, 8, 2, 2, 64, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.010 of the "
+        "best of each point, most 1.03 (8 x 8K in 1M, page 32, csr)",
     ),
     Tuning(
         "strided_far", None, 512, 4, 8, 4, 2, 256, 1, 1, 256, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.005 of the "
-        "best of each point, most 1.03 (1 x 1M + 255 x 4K in 1M, page 64, csr)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.008 of the "
+        "best of each point, most 1.05 (4 x 128K + 252 x 2K in 128K, page 32, csr)",
     ),
     Tuning(
-        "strided_near", 16, 128, 2, 8, 2, 2, 256, 1, 4, 16, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.007 of the "
-        "best of each point, most 1.01 (1 x 128K, page 16)",
+        "strided_near", 16, 128, 4, 8, 2, 2, 256, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.015 of the "
+        "best of each point, most 1.03 (1 x 128K, page 16, csr)",
     ),
     Tuning(
         "strided_near", None, 1024, 4, 8, 4, 2, 512, 1, 1, 256, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.005 of the "
-        "best of each point, most 1.02 (1 x 1M + 255 x 4K in 1M, page 16)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.014 of the "
+        "best of each point, most 1.13 (4 x 128K + 252 x 2K in 128K, page 16)",
     ),
     Tuning(
         "contiguous", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.003 of the "
-        "best of each point, most 1.01 (8 x 8K in 1M, page 1)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.008 of the "
+        "best of each point, most 1.01 (1 x 128K, page 1)",
     ),
     Tuning(
-        "contiguous", None, 1024, 4, 8, 8, 4, 2048, 2, 4, 256, True,
+        "contiguous", None, 1024, 4, 4, 2, 4, 2048, 2, 4, 256, True,
         "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.009 of the "
-        "best of each point, most 1.04 (512 x 2K in 128K, page 1)",
+        "best of each point, most 1.03 (256 x 128K, page 1)",
     ),
     Tuning(
         "ragged", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.011 of the "
-        "best of each point, most 1.03 (1 x 128K, page 1, csr)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.009 of the "
+        "best of each point, most 1.02 (1 x 128K, page 1, csr)",
     ),
     Tuning(
-        "ragged", None, 2048, 4, 4, 4, 4, 2048, 2, 2, 256, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.043 of the "
-        "best of each point, most 1.23 (256 x 128K, page 1, csr)",
+        "ragged", None, 2048, 4, 4, 4, 4, 2048, 2, 4, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.051 of the "
+        "best of each point, most 1.12 (32 x 32K in 128K, page 1, csr)",
     ),
     Tuning(
         "expand", 16, 2048, 4, 8, 2, 2, 1024, 1, 4, 16, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.018 of the "
-        "best of each point, most 1.04 (1 x 128K, page 1 of 16)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.017 of the "
+        "best of each point, most 1.04 (1 x 128K, page 1 of 16, csr)",
     ),
     Tuning(
         "expand", None, 1024, 4, 8, 4, 2, 2048, 2, 4, 256, True,
-        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.084 of the "
-        "best of each point, most 1.34 (256 x ~4K in 128K, page 1 of 16)",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.069 of the "
+        "best of each point, most 1.25 (256 x ~4K in 128K, page 1 of 16)",
     ),
 )
 # fmt: on
