@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from conftest import INTERPRETED
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xkv
@@ -18,6 +19,8 @@ def ranks(size: int, interleave: int, source: Any) -> list[xkv.Shard]:
     return [xkv.Shard(size, rank, interleave, source) for rank in range(size)]
 
 
+# In the interpreter each rank's launch is a signature of its own: an example takes seconds.
+FEW = settings(max_examples=4 if INTERPRETED else 50)
 SIZES = st.integers(1, 9)
 RUNS = st.sampled_from([1, 2, 3, 16, 100])
 LENGTHS = st.integers(0, 2000)
@@ -49,6 +52,7 @@ def batch(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(len(lengths)), torch.tensor(lengths)
 
 
+@FEW
 @given(
     size=SIZES, interleave=RUNS, data=st.data(), lengths=st.lists(st.integers(0, 300), min_size=1, max_size=4)
 )  # fmt: skip
@@ -77,6 +81,7 @@ def test_the_ranks_of_a_global_source_show_every_token_once(
     assert shown == int((lens - starts).sum())
 
 
+@FEW
 @given(
     size=SIZES, page_size=st.sampled_from(POWERS[:4]), interleave=st.sampled_from(POWERS),
     blocks=st.integers(1, 3), source=st.sampled_from(["local", "global", "global, of blocks"]),
