@@ -26,9 +26,7 @@ def count_tiles(chunk, req, view, policy, C: tl.constexpr):
     """Returns the number of leftover tiles, given the first chunk."""
     total = chunk.end
     for first_row in range(C.BATCH_BLOCK, req.batch, C.BATCH_BLOCK):
-        i = first_row + tl.arange(0, C.BATCH_BLOCK)
-        items = load_row(i, i < req.batch, req, view, policy, C).items
-        total += tl.sum(tiles_left(i, items, req, view, policy, C) + total * 0, 0)
+        total = load_chunk(first_row, total, chunk.offset, req, view, policy, C).end
     return total
 
 
