@@ -30,8 +30,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 GPUS = 0 if INTERPRETED else torch.cuda.device_count()
 
 if INTERPRETED:
+    import interpreter_speed
     import shadow
 
+    interpreter_speed.install()
     shadow.install()
 
 
