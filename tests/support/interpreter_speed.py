@@ -2,8 +2,8 @@
 
 Nothing that a kernel computes changes, and no check is lost:
 
-* Each call of one jit function by another patches ``triton.language`` again, by some 500 attributes. Within a launch
-  it is patched already.
+* Each call of one jit function by another patches ``triton.language`` again, by some 500 attributes. Within a
+  launch it is patched already.
 * Each addition, subtraction and product of int32 is computed a second time in int64 to find overflows, for an
   assertion that the interpreter leaves out (its option ``debug`` is off).
 """
