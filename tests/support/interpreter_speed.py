@@ -6,11 +6,13 @@ Nothing that a kernel computes changes, and no check is lost:
   launch it is patched already.
 * Each addition, subtraction and product of int32 is computed a second time in int64 to find overflows, for an
   assertion that the interpreter leaves out (its option ``debug`` is off).
+* Each value looks its dtype up in a table that is made for it alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import triton.language as tl
@@ -31,3 +33,4 @@ def install() -> None:
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    interpreter._get_np_dtype = functools.cache(interpreter._get_np_dtype)
