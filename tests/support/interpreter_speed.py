@@ -15,8 +15,11 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+
+POINTER = np.dtype(np.uint64)
 
 
 def install() -> None:
@@ -33,4 +36,10 @@ def install() -> None:
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
-    interpreter._get_np_dtype = functools.cache(interpreter._get_np_dtype)
+    table = functools.cache(interpreter._get_np_dtype)
+
+    def np_dtype(dtype: Any) -> Any:
+        element = dtype.element_ty if isinstance(dtype, tl.block_type) else dtype
+        return POINTER if isinstance(element, tl.pointer_type) else table(element)  # a pointer's has no hash
+
+    interpreter._get_np_dtype = np_dtype
