@@ -68,6 +68,37 @@ MUTATIONS = [
         "every rank reads the ids of rank 0's tokens", "curated and shard",
     ),
     Mutation(
+        "positions of another tile", TILES, "req.positions_stride, token, live)",
+        "req.positions_stride, token - pos, live)", "each tile reads the first positions",
+        "curated and slots",
+    ),
+    Mutation(
+        "drafts past the longest context", ROWS, "end = tl.minimum(end, req.max_position)", "end = end",
+        "they overwrite another request's page (vllm #32628)", "curated and slots",
+    ),
+    Mutation(
+        "drafts past the longest context reported", TILES, "misplaced = misplaced & (at < req.max_position)",
+        "pass", "a step that is right is reported", "curated and slots",
+    ),
+    Mutation(
+        "positions out of the row not reported", TILES, "bad = bad | misplaced", "bad = bad",
+        "a token without a slot goes unnoticed", "curated and slots",
+    ),
+    Mutation(
+        "a row of padding reported", ROWS, "is_padding = (row == -1) & (high == -1)",
+        "is_padding = row > row",
+        "every step in a graph of vLLM's is reported", "curated and slots",
+    ),
+    Mutation(
+        "more query tokens than positions", ROWS, "room = tl.minimum(view.capacity, req.positions_len)",
+        "room = view.capacity + 0", "positions are read past their end", "curated and slots",
+    ),
+    Mutation(
+        "padding from the sum of the rows", KERNEL, "total = tl.maximum(tl.load(view.indptr_ptr + req.batch)",
+        "total = tl.maximum(tl.load(view.indptr_ptr)", "slots are overwritten with padding",
+        "curated and slots",
+    ),
+    Mutation(
         "slots at whole positions", TILES,
         "at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE", "at = at + 0",
         "a local source is read at positions of the whole row, past its end", "curated and shard",
@@ -264,7 +295,7 @@ MUTATIONS = [
         "the entry past a row's last is read", "curated and fill",
     ),
     Mutation(
-        "tokens that the row lacks", TILES, "& (pos + j * C.PAGE_SIZE < row.end)", "",
+        "tokens that the row lacks", TILES, "& (token < row.end)", "",
         "a padded row shows a stale page", "curated and (least or slots)",
     ),
     Mutation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .platforms.tuning import AccessPattern, access_pattern
 from .shard import Shard, local_length, ranks_between, source_tokens
@@ -97,6 +97,10 @@ class Build:
         query_lens: query tokens of each request, ``[batch]`` int, or None.
         query_sign: -1, 0 or 1: ``query_lens`` times this is added to the lengths.
         query_len: query tokens of every request, if ``query_lens`` is None.
+        positions: of slots, the position in its row of each query token, ``[n]`` int, or None: the last
+            ``query_lens`` of each row. Those of row b are between its two entries of the first view's
+            ``kv_indptr``, ``[batch + 1]`` int, which is input then. A row index of -1 is a row of padding.
+        max_position: query tokens from this position on have no slot, and are not reported. None: no limit.
         min_seq_len: lengths written are at least this; entries without a token hold ``missing_id``.
         min_last_page_len: last page lengths written are at least this.
         window_is_prefix_only: windows do not grow with the query tokens: the attention kernel gets the
@@ -109,10 +113,11 @@ class Build:
         missing_id: written for a live token without an id.
         report_missing: report a live token without an id.
         indptr_is_input: ``kv_indptr`` of the first view, ``[batch]`` int32 or int64, is read, not written: it
-            says where each row of a stream begins. Such a stream has no padding, no other prefix sums and
-            no status. In tables, the leading 0 of ``cu_seqlens_k`` and ``cu_seqlens_q`` is not written.
-            The values are not trusted: a row that begins before 0 is not written, what is past the stream's
-            end is cut, and where rows overlap an entry has the value of one of them.
+            says where each row of a stream begins. Such a stream has no other prefix sums, and but for
+            given ``positions`` no padding and no status. In tables, the leading 0 of ``cu_seqlens_k`` and
+            ``cu_seqlens_q`` is not written. The values are not trusted: a row that begins before 0 is not
+            written, what is past the stream's end is cut, and where rows overlap an entry has the value of
+            one of them.
         shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
             ``source_page_size`` of a "global" source is 1.
         status: the status word, ``[1]`` int64, or None.
@@ -132,6 +137,8 @@ class Build:
     query_lens: Tensor | None = None
     query_sign: int = 0
     query_len: int = 0
+    positions: Tensor | None = None
+    max_position: int | None = None
     min_seq_len: int = 0
     min_last_page_len: int = 0
     window_is_prefix_only: bool = False
@@ -178,6 +185,8 @@ class Build:
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
+        if self.positions is not None:
+            return min(capacity, int(self.positions.shape[0]))
         bound = local_length(self.source_tokens, self.shard) // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)
 
@@ -189,61 +198,7 @@ class Build:
         names = [name for name in OUTPUTS if not (self.indptr_is_input and name == "kv_indptr")]
         return any(getattr(view, name) is not None for view in self.views for name in names)
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the kernel's arguments by name, without ``own_tiles`` and the constexpr.
-
-        An unused argument is None, so that it is no argument of the compiled kernel: a launch costs less,
-        and the constant bank that every program reads first stays small.
-        """
-        source, padded, queries = self.req_to_token, self.pad_value is not None, self.query_lens
-        cu_q = self.views[0].cu_seqlens_q
-        first = _view_arguments(self, self.views[0])
-        other = _view_arguments(self, self.views[1]) if len(self.views) == 2 else dict.fromkeys(first)
-        wants_last = any(view.kv_last_page_len is not None for view in self.views)
-        return {
-            "src_ptr": source, "src_stride": source.stride(0), "src_rows": source.shape[0],
-            "src_tokens": self.max_tokens,
-            **_int32_words("rows", self.req_pool_indices), **_int32_words("lens", self.seq_lens),
-            "batch": self.batch,
-            **_int32_words("delta", self.seq_lens_delta_rows), "delta": self.seq_lens_delta,
-            **_int32_words("query", queries), "query_sign": None if queries is None else self.query_sign,
-            "query_len": self.query_len if cu_q is not None and queries is None else None,
-            "shard_rank": None if self.shard is None else int(self.shard.rank),
-            **first, "cu_q_ptr": cu_q,
-            **{second_view(name): value for name, value in other.items()},
-            "min_len": self.min_seq_len or None,
-            "min_last": self.min_last_page_len if wants_last else None,
-            "pad_multiple": (self.pad_to_multiple_of or INT32_MAX) if padded else None,
-            "pad_value": self.pad_value, "missing_id": self.missing_id,
-            "report_missing": None if self.status is None else int(self.report_missing),
-            "status_ptr": self.status,
-        }  # fmt: skip
-
 
 def second_view(name: str) -> str:
     """The name of the second view's kernel argument: out_ptr -> out2_ptr, capacity -> capacity2."""
     return f"{name[:-4]}2_ptr" if name.endswith("_ptr") else f"{name}2"
-
-
-def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
-    """A vector of int32 or int64 as int32, and its stride: 1 or 2. One kernel reads both, without a copy."""
-    import torch
-
-    stride = 1
-    if x is not None and x.dtype is not torch.int32:
-        # a vector of one entry may have any stride
-        x, stride = x.as_strided(x.shape, (1,)).view(torch.int32), 2
-    return {f"{name}_ptr": x, f"{name}_stride": None if x is None else stride}
-
-
-def _view_arguments(build: Build, view: View) -> dict[str, Any]:
-    token_map, page_map = view.token_map, view.page_map
-    return {
-        **_int32_words("start", view.kv_start), "window": build.window_tokens(view),
-        "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
-        "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
-        "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,
-        "capacity": view.capacity(build.form),
-        "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
-        "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
-    }  # fmt: skip

@@ -42,7 +42,10 @@ _OWN = {
         " Tensor(d!)? kv_start_offset",
         ", SymInt page_size, SymInt min_last_page_len",
     ),
-    SLOTS: ("Tensor query_lens, Tensor(a!) out", ""),
+    SLOTS: (
+        "Tensor? query_lens, Tensor? positions, Tensor? query_start_loc, Tensor(a!) out",
+        ", SymInt? max_position",
+    ),
 }
 _OPS: dict[int, Any] = {}  # the registered ops, by form
 
@@ -70,7 +73,8 @@ def run(build: Build) -> None:
         tensors += [view.kv_start, view.kv_indptr, view.out, view.kv_last_page_len, view.kv_start_offset]
         numbers["min_last_page_len"] = build.min_last_page_len
     else:
-        tensors += [build.query_lens, view.out]
+        tensors += [build.query_lens, build.positions, view.kv_indptr, view.out]
+        numbers["max_position"] = build.max_position
     if build.form != SLOTS:
         numbers["page_size"] = build.page_size
     _OPS[build.form](*tensors, **numbers)
@@ -91,8 +95,7 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
     ) -> None:  # fmt: skip
         inputs = [source, rows, lens]
         if form == SLOTS:
-            query_lens, *outs = own
-            inputs.append(query_lens)
+            numbers["query_lens"], numbers["positions"], numbers["query_start_loc"], *outs = own
         else:
             numbers["kv_start"], *outs, numbers["kv_start_offset"] = own
         if numbers["shard"] is not None:

@@ -110,6 +110,14 @@ def test_vllm_s_slots(seed: int) -> None:
     )  # fmt: skip
     assert got.tolist() == want[0].tolist()
     assert status.read() is None
+    got.fill_(7)
+    xkv.build_slot_mapping(
+        step.blocks, ints(step.rows), ints(step.lens), positions=ints(positions, I64),
+        query_start_loc=ints(starts), source_page_size=step.page_size, shard=shard, pad_value=-1, out=got,
+        status=status,
+    )  # fmt: skip
+    assert got.tolist() == want[0].tolist()
+    assert status.read() is None
 
 
 @pytest.mark.parametrize("has_starts", [False, True], ids=["", "kv_start"])

@@ -43,7 +43,7 @@ def backend(name: str, *bases: str, within: str = warmup._WITHIN, **fields: Any)
 
 def signature(build: Build) -> Any:
     """What a compiled kernel depends on."""
-    kinds = [compile._argument_signature(x) for x in build.arguments().values()]
+    kinds = [compile._argument_signature(x) for x in compile.named_arguments(build).values()]
     return (
         build.form,
         build.page_size,

@@ -15,7 +15,7 @@ from op_arguments import ALL, CSR, SLOTS, TABLE, contents, good, tensors_in
 
 import xkv
 from xkv.cli.check import oracle
-from xkv.launch import launch, op_calls
+from xkv.launch import compile, launch, op_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(nested|Sparse|storage).*:UserWarning")
 
@@ -218,7 +218,8 @@ def test_an_int_of_a_type_of_its_own_reaches_the_kernel_as_an_int(name: str) -> 
     with launch.compile_only() as builds:
         getattr(xkv, name)(table, rows, lens, **options)
     (build,) = builds
-    numbers = [x for x in build.arguments().values() if not isinstance(x, torch.Tensor) and x is not None]
+    values = compile.named_arguments(build).values()
+    numbers = [x for x in values if not isinstance(x, torch.Tensor) and x is not None]
     numbers += [build.page_size, build.source_page_size, build.map_page_size]
     assert four in numbers
     assert {type(x) for x in numbers} == {int}

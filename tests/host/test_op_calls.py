@@ -105,13 +105,16 @@ def random_call(rng: random.Random, op: str, **options: Any) -> dict[str, Any]:
     if op == "build_kv_indices":
         out = xkv.KVIndices(ints(batch + 1 + more), ints(room * batch), ints(batch + more))
         return call | {"page_size": 16, "out": out}
+    if "positions" in options:
+        given = {"positions": ints(rng.randint(1, 90)), "query_start_loc": ints(batch + 1)}
+        return call | given | {"max_position": 99, "out": ints(room * batch)}
     return call | {"query_lens": ints(batch), "out": ints(room * batch)}
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"kv_start": 1}, {"token_map": 1},
+        {}, {"kv_start": 1}, {"token_map": 1}, {"positions": 1},
         {"shard": xkv.Shard(2, 1)}, {"shard": xkv.Shard(3, 1, 8, "global")},
     ],
     ids=lambda o: "".join(o) or "plain",
@@ -121,8 +124,8 @@ def test_a_call_of_other_sizes_is_a_call_like_it(
     op: str, options: dict[str, Any], made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its launch is the same as without the cache: every argument, and the grid."""
-    if op == "build_slot_mapping":
-        options = {name: value for name, value in options.items() if name != "kv_start"}
+    without = "kv_start" if op == "build_slot_mapping" else "positions"
+    options = {name: value for name, value in options.items() if name != without}
     rng = random.Random(op)
     fast = 0
     for _ in range(60):
@@ -244,6 +247,27 @@ def test_slots(made: Made) -> None:
         xkv.build_slot_mapping(source, rows, lens, query, out=out, max_tokens=3)
     (call,) = made[0].launched
     assert (value(call, "query_ptr"), value(call, "out_ptr")) == (query.data_ptr(), out.data_ptr())
+
+
+def test_slots_at_positions(made: Made) -> None:
+    source, rows, lens, _ = inputs()
+    for _ in range(2):
+        at, starts = on_gpu(torch.ones(5, dtype=torch.int64)), on_gpu(torch.zeros(4, dtype=torch.int32))
+        out = on_gpu(torch.zeros(7, dtype=torch.int64))
+        xkv.build_slot_mapping(
+            source, rows, lens, positions=at, query_start_loc=starts, max_position=9, out=out
+        )
+    (call,) = made[0].launched
+    given = {"positions_ptr": at, "indptr_ptr": starts, "out_ptr": out}
+    assert {name: value(call, name) for name in given} == {n: x.data_ptr() for n, x in given.items()}
+    assert [value(call, name) for name in ("positions_len", "positions_stride", "max_position")] == [5, 2, 9]
+    two = on_gpu(torch.zeros(3, dtype=torch.int32))
+    with pytest.raises(ValueError, match="query_start_loc must have 4 entries"):
+        xkv.build_slot_mapping(source, rows, lens, positions=at, query_start_loc=two, max_position=9, out=out)
+    with pytest.raises(ValueError, match="out must not share memory"):
+        xkv.build_slot_mapping(
+            source, rows, lens, positions=at, query_start_loc=starts, max_position=9, out=at
+        )
 
 
 CHANGES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from op_arguments import (
     I32,
     I64,
     LENS,
+    ROWS,
     SLOTS,
     STARTS,
     TABLE,
@@ -66,6 +67,37 @@ def test_slot_mapping(S: int, max_tokens: int | None, device: str) -> None:
     made = new(SLOTS, given)
     assert made.shape == (40 if max_tokens is None else max_tokens,)
     assert made[:40].tolist() == given["out"][:40].tolist()
+
+
+@pytest.mark.parametrize("S", [1, 16, 3])
+@pytest.mark.parametrize("dtypes", [(I32, I64), (I64, I32)], ids=["int32", "int64"])
+def test_slots_at_positions(dtypes: tuple[torch.dtype, torch.dtype], S: int, device: str) -> None:
+    """In any order, some of them twice; a row without query tokens, and two of padding."""
+    given = call(
+        SLOTS, device, S=S, room=20, positions=[0, 16, 3, 63, 0, 0, 127, 1, 1, 9],
+        query_start_loc=[0, 0, 1, 3, 4, 4, 8, 10, 10], req_pool_indices=[*ROWS, -1, -1],
+        seq_lens=[0, 1, 17, 64, TOKENS, 128, 5, 0], source=ids(S, tokens=129), pad_value=-1,
+    )  # fmt: skip
+    given["positions"], given["query_start_loc"] = (
+        given[name].to(dtype) for name, dtype in zip(("positions", "query_start_loc"), dtypes, strict=True)
+    )
+    assert assert_right(SLOTS, given) is None
+    made = new(SLOTS, given)
+    assert made.tolist() == given["out"][:10].tolist()
+    flat = [[x * S + n for x in row for n in range(S)] for row in ids(S, tokens=129)]
+    at = [(0, 0), (2, 16), (2, 3), (2, 63), (4, 0), (4, 0), (4, 127), (4, 1)]
+    assert made.tolist() == [*(flat[row][t] for row, t in at), -1, -1]
+
+
+def test_positions_from_a_limit_on_have_no_slot(device: str) -> None:
+    """Drafts past the longest context would overwrite another request's block (vllm #32628)."""
+    given = call(
+        SLOTS, device, room=4, positions=[5, 6, 7, 2], query_start_loc=[0, 3, 4], max_position=6,
+        req_pool_indices=[1, 2], seq_lens=[6, 3],
+    )  # fmt: skip
+    assert assert_right(SLOTS, given) is None
+    source = ids(1)
+    assert given["out"].tolist() == [source[1][5], -1, -1, source[2][2]]
 
 
 # Every mix of any four of the five: the fifth follows from an even number of int64.

@@ -137,6 +137,7 @@ def test_pad_value_of_a_new_table(device: str) -> None:
     assert xkv.build_page_table(**given).tolist() == out[:BATCH].tolist()
 
 
+GIVEN: dict[str, Any] = {"query_lens": None, "positions": [2, 3, 4], "query_start_loc": [0, 1, 2, 3]}
 # What only the device knows: (op, what differs, what is reported).
 VIOLATIONS: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
     ("build_page_table", {"req_pool_indices": [0, 5, -1]}, (1, Reason.BAD_ROW)),
@@ -151,6 +152,14 @@ VIOLATIONS: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
     ("build_slot_mapping", {"query_lens": [1, 5, 1]}, (1, Reason.BAD_QUERY)),
     ("build_slot_mapping", {"query_lens": [-1, 5, 1]}, (0, Reason.BAD_QUERY)),
     ("build_slot_mapping", {"max_tokens": 2}, (2, Reason.TRUNCATED)),
+    ("build_slot_mapping", GIVEN | {"positions": [2, 4, 4]}, (1, Reason.BAD_QUERY)),
+    ("build_slot_mapping", GIVEN | {"positions": [2, 3, -1]}, (2, Reason.BAD_QUERY)),
+    ("build_slot_mapping", GIVEN | {"positions": [2, 3, 2**40]}, (2, Reason.BAD_QUERY)),
+    ("build_slot_mapping", GIVEN | {"query_start_loc": [1, 1, 0, 3]}, (1, Reason.BAD_QUERY)),
+    ("build_slot_mapping", GIVEN | {"query_start_loc": [-1, 1, 2, 3]}, (0, Reason.BAD_QUERY)),
+    ("build_slot_mapping", GIVEN | {"query_start_loc": [0, 1, 2, 4]}, (2, Reason.TRUNCATED)),
+    ("build_slot_mapping", GIVEN | {"req_pool_indices": [0, 5, 1]}, (1, Reason.BAD_ROW)),
+    ("build_slot_mapping", GIVEN | {"req_pool_indices": [0, -2, 1]}, (1, Reason.BAD_ROW)),
 ]
 
 
@@ -158,7 +167,8 @@ VIOLATIONS: list[tuple[str, dict[str, Any], tuple[int, Reason]]] = [
 def test_violation(op: str, change: dict[str, Any], violation: tuple[int, Reason], device: str) -> None:
     options: dict[str, Any] = {"req_pool_indices": [0, 1, 2], "seq_lens": [3, 4, 5]}
     options |= {"query_lens": [1, 1, 1]} if op == SLOTS else {}
-    for more, reported in ((change, violation), ({}, None)):
+    right = GIVEN if "positions" in change else {}
+    for more, reported in ((change, violation), (right, None)):
         given = call(op, device, **options | more)
         del given["out"]
         getattr(xkv, op)(**given)

@@ -255,6 +255,60 @@ refuse(
     out=lambda g: g["out"].new_empty(0, 2**31), name="too wide",
 )  # fmt: skip
 refuse((SLOTS,), ValueError, "out must have at least 10 rows or entries", "got 9", max_tokens=10)
+AT: dict[str, Any] = {
+    "query_lens": None, "positions": lambda g: g["seq_lens"].new_zeros(5),
+    "query_start_loc": lambda g: g["seq_lens"].new_zeros(3),
+}  # fmt: skip
+for name in ("positions", "query_start_loc"):
+    for value, got in (([0], "list"), (3, "int")):
+        refuse((SLOTS,), TypeError, f"{name} must be a torch.Tensor", f"got {got}", **AT | {name: value})
+    for dtype in (torch.uint8, torch.float32):
+        half = lambda g, dtype=dtype: torch.zeros(3, dtype=dtype, device=g["seq_lens"].device)  # noqa: E731
+        refuse(
+            (SLOTS,), TypeError, f"{name} must be int32 or int64", f"got {dtype}", name=f"{name} {dtype}",
+            **AT | {name: half},
+        )  # fmt: skip
+    wide = lambda g: g["seq_lens"].new_zeros(3, 2)  # noqa: E731
+    refuse((SLOTS,), ValueError, f"{name} must have 1 dimension(s)", name=f"{name} 2-d", **AT | {name: wide})
+    sparse = lambda g: g["seq_lens"].new_zeros(6)[::2]  # noqa: E731
+    refuse(
+        (SLOTS,), ValueError, f"{name} must have an inner stride of 1", name=f"{name} strided",
+        **AT | {name: sparse},
+    )  # fmt: skip
+for count in (0, 2, 4):
+    starts = lambda g, count=count: g["seq_lens"].new_zeros(count)  # noqa: E731
+    refuse(
+        (SLOTS,), ValueError, "query_start_loc must have 3 entries, one more than seq_lens", f"got {count}",
+        name=f"{count} starts", **AT | {"query_start_loc": starts},
+    )  # fmt: skip
+refuse(
+    (SLOTS,), TypeError, "query_start_loc must be a torch.Tensor with positions, got None", name="no starts",
+    **AT | {"query_start_loc": None},
+)  # fmt: skip
+refuse(
+    (SLOTS,), TypeError, "query_lens must be a torch.Tensor, or positions and query_start_loc, got None",
+    name="neither", query_lens=None,
+)  # fmt: skip
+refuse(
+    (SLOTS,), ValueError, "query_lens must be None with positions, got Tensor", name="both",
+    **AT | {"query_lens": lambda g: g["seq_lens"].new_zeros(2)},
+)  # fmt: skip
+refuse(
+    (SLOTS,), ValueError, "max_tokens must be None with positions, got int", name="a bound of positions",
+    **AT | {"max_tokens": 5},
+)  # fmt: skip
+for name, value in (("max_position", 5), ("query_start_loc", AT["query_start_loc"])):
+    refuse((SLOTS,), ValueError, f"{name} must be None without positions, got ", **{name: value})
+for value in (-1, 2**28, 10**30):
+    refuse(
+        (SLOTS,), ValueError, f"max_position must be from 0 to {2**28 - 1}, got {value}",
+        **AT | {"max_position": value},
+    )  # fmt: skip
+for value in (True, 1.5):
+    refuse(
+        (SLOTS,), TypeError, f"max_position must be an int, got {type(value).__name__}",
+        **AT | {"max_position": value},
+    )  # fmt: skip
 for value in ([], (1, 2, 3), 3):
     refuse((CSR,), TypeError, "out must be an xkv.KVIndices", f"got {type(value).__name__}", out=value)
 refuse(
@@ -318,7 +372,7 @@ def over(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 SHARED = [(ALL, name) for name in ("req_to_token", "req_pool_indices", "seq_lens", "token_map")]
 SHARED += [(ALL, "page_map"), (ALL, "seq_lens_delta"), ((TABLE, CSR), "kv_start")]
-SHARED += [((SLOTS,), "query_lens"), (ALL, "status")]
+SHARED += [((SLOTS,), "query_lens"), ((SLOTS,), "positions"), ((SLOTS,), "query_start_loc"), (ALL, "status")]
 
 
 @pytest.mark.parametrize(("op", "name"), [(op, name) for ops, name in SHARED for op in ops], ids=str)
@@ -329,6 +383,9 @@ def test_out_over_an_input(op: str, name: str, device: str) -> None:
         target = given[name] = guarded(5, 8, 10, I64, device).fill_(1)
     elif name == "status":
         target = given[name].word = guarded_1d(1, I64, device).fill_(2**63 - 1)
+    elif name in ("positions", "query_start_loc"):
+        given |= {at: how(given) if how else None for at, how in AT.items()}
+        target = given[name] = guarded_1d(3, I64, device).fill_(1)
     else:
         target = given[name] = guarded_1d(2, I64, device).fill_(1)
     if op == CSR:

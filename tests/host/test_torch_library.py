@@ -98,6 +98,14 @@ def slots(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> An
     )  # fmt: skip
 
 
+def slots_at_positions(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
+    starts = torch.nn.functional.pad(t["few"].cumsum(0), (1, 0))
+    return xkv.build_slot_mapping(
+        t["source"], t["rows"], t["lens"] + 0, positions=t["page_map"], query_start_loc=starts, pad_value=-1,
+        max_position=60, status=status, **out,
+    )  # fmt: skip
+
+
 def table_of_a_rank(t: dict[str, Any], room: int | None, status: Status, **out: Any) -> Any:
     return xkv.build_page_table(
         t["source"], t["rows"], t["lens"] - 3, page_size=4, max_seq_len=room, kv_start=t["few"],
@@ -113,7 +121,7 @@ def slots_of_a_rank(t: dict[str, Any], room: int | None, status: Status, **out: 
 
 
 TABLES = [table, mapped_table, table_of_a_rank]
-CALLS = [table, mapped_table, csr, slots, table_of_a_rank, slots_of_a_rank]
+CALLS = [table, mapped_table, csr, slots, slots_at_positions, table_of_a_rank, slots_of_a_rank]
 every_call = pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__name__)
 
 
@@ -200,7 +208,8 @@ def test_one_node_of_a_graph_that_serves_other_batches(call: Any, device: str) -
 
 OPS = {
     table: "build_page_table", mapped_table: "build_page_table", csr: "build_kv_indices",
-    slots: "build_slot_mapping", table_of_a_rank: "build_page_table", slots_of_a_rank: "build_slot_mapping",
+    slots: "build_slot_mapping", slots_at_positions: "build_slot_mapping",
+    table_of_a_rank: "build_page_table", slots_of_a_rank: "build_slot_mapping",
 }  # fmt: skip
 
 

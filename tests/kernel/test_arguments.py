@@ -11,6 +11,7 @@ import torch
 
 from xkv import params
 from xkv.kernel import args, entry
+from xkv.launch import compile
 from xkv.params import CSR, Build, View
 
 
@@ -39,4 +40,4 @@ def test_each_group_is_built_of_its_own_names(group: Any, expected: list[tuple[s
 def test_the_host_gives_each_of_them(views: int) -> None:
     ints = torch.zeros(2, dtype=torch.int32)
     build = Build(ints.view(1, 2), ints, ints, CSR, 1, 1, 1, tuple(View(ints) for _ in range(views)))
-    assert {*build.arguments(), "own_tiles"} == {*args.ARGUMENTS}
+    assert {*compile.named_arguments(build), "own_tiles"} == {*args.ARGUMENTS}

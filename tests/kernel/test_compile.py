@@ -30,6 +30,7 @@ LACKING = {
     ("cuda", "token csr"): 4,
     ("cuda", "triton"): 4,
     ("cuda", "slots"): 5,  # on sm120; else 4
+    ("cuda", "slots at positions"): 4,
     ("cuda", "larger source pages"): 3,
     ("hip", "table of 1"): 1,
     ("hip", "slots"): 1,
@@ -39,7 +40,13 @@ LACKING = {
 }
 # Scalars that find no scalar register go to lanes of a vector register, not to memory: of most forms, none.
 # Where a lane reads 16 bytes, each of its four entries has a mask of two scalars.
-SCALAR_SPILLS = {"aiter_mla": 12, "aiter_batch_prefill": 12, "triton": 12, "slots": 7}
+SCALAR_SPILLS = {
+    "aiter_mla": 12,
+    "aiter_batch_prefill": 12,
+    "triton": 12,
+    "slots": 7,
+    "slots at positions": 35,
+}
 ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
 
 

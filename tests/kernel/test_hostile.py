@@ -215,7 +215,7 @@ FAULTS = {
 def test_the_program_that_is_printed_shows_the_fault(fault: str, tmp_path: Path) -> None:
     """Run where the fault is it fails, run where it is not it passes."""
     shutil.copytree(ROOT / "xkv", tmp_path / "xkv", ignore=shutil.ignore_patterns("__pycache__"))
-    spoilt = tmp_path / "xkv" / "reference.py"
+    spoilt = tmp_path / "xkv" / "reference" / "rows.py"
     right, wrong = FAULTS[fault]
     assert spoilt.read_text().count(right) == 1
     spoilt.write_text(spoilt.read_text().replace(right, wrong))

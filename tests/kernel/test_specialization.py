@@ -11,7 +11,7 @@ from compiling import GPUS, HEAVY, everything, forms_of, need, specialization
 from xkv import dispatch
 from xkv.cli.kernels.variants import BIG, meta, of_spec, plain
 from xkv.dispatch import specs_of
-from xkv.launch import launch
+from xkv.launch import compile, launch
 from xkv.params import TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
@@ -35,7 +35,7 @@ def test_what_is_not_asked_for_is_no_argument(arch: str, form: str) -> None:
     make = forms_of(where).get(form, lambda n: of_spec(specs_of("hip")["aiter_unified"], n))
     build = make(4)
     row = launch.tuned(build, where)
-    values = build.arguments() | {"own_tiles": 1}
+    values = compile.named_arguments(build) | {"own_tiles": 1}
     for name, (kind, _) in key(build, row, where).items():
         assert (kind == "constexpr") == (values.pop(name) is None), name
     assert not values

@@ -154,6 +154,8 @@ class Launch(Case):
             view = View(**{name: t[prefix + name] for name in WRITTEN if prefix + name in t}, window=window)
             view.kv_start = t.get(f"{prefix}kv_start".replace(".", "_"))
             view.token_map, view.page_map = t.get("window_map" if prefix else "token_map"), t.get("page_map")
+            if "positions" in t:
+                view.kv_indptr = t["query_start_loc"]
             views.append(view)
         family = self.family
         return Build(
@@ -161,7 +163,7 @@ class Launch(Case):
             family.source_page_size, self.sizes.map_page_size, tuple(views),
             **{"shard": family.shard} | self.fields,
             seq_lens_delta_rows=t.get("seq_lens_delta"), query_lens=t.get("query_lens"),
-            status=t.get("status"),
+            positions=t.get("positions"), indptr_is_input="positions" in t, status=t.get("status"),
         )  # fmt: skip
 
     def call(self, t: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
@@ -191,7 +193,10 @@ def any_launch(seed: int, hostile: bool, run: Callable[[Build], object], device:
     unit = pick([1, 1, 1, 2, 16, 64, 3 * page_size])
     shard = any_shard(rng, page_size, unit) if rng.random() < 0.4 else None
     names = ["seq_lens_delta", "token_map", "page_map", "status", "status", "status"]
-    names += [] if form == SLOTS else ["query_lens", "kv_start", "window", "window_map", "window_kv_start"]
+    if form == SLOTS:
+        names.append("positions")
+    else:
+        names += ["query_lens", "kv_start", "window", "window_map", "window_kv_start"]
     options = frozenset(name for name in names if rng.random() < 0.35)
     ids = pick([I32, I64])
     family = Family("launch", "", form, page_size, unit, ids, pick([I32, I64]), options, shard=shard)
@@ -205,6 +210,8 @@ def any_launch(seed: int, hostile: bool, run: Callable[[Build], object], device:
         "pad_value": pick([None, 0, -1]), "missing_id": pick([-1, 0, 7]),
         "report_missing": pick([True, False]),
     }  # fmt: skip
+    if "positions" in options:
+        fields["max_position"] = pick([None, rng.randint(0, sizes.tokens)])
     if fields["pad_value"] is not None:
         fields["pad_to_multiple_of"] = pick([None, 1, 3, 4, 64])
     extra = {"cache_seqlens", "kv_last_page_len"} | (

@@ -211,6 +211,23 @@ CASES = {
     "slots with padding": Case(
         "padding after the last slot", lambda P: [P + 3, 2, 5], fields={"pad_value": -1}, forms=(SLOTS,)
     ),
+    "slots at positions": Case(
+        "anywhere in a row, from a limit on none, and padding past the last", lambda P: [P + 3, 0, 5, 2 * P],
+        {
+            "positions": lambda P: [P + 2, 0, P, 4, 1, 2 * P - 1, 2 * P, -1, 0],
+            "query_start_loc": lambda P: [0, 3, 3, 5, 8], "req_pool_indices": lambda P: [3, -1, 0, 2],
+        },
+        fields={"max_position": 128, "pad_value": -1}, forms=(SLOTS,), width=11,
+    ),
+    "slots at positions of rows that cannot be": Case(
+        "what an engine should not write is cut and reported", lambda P: [P + 3, P, 5, 2 * P, 1, 3],
+        {
+            "positions": lambda P: [0, 1, 2, 3, 4, 0, 1, 10**9, 3, 2],
+            "query_start_loc": lambda P: [0, 4, 2, 7, 99, -3, 5],
+            "req_pool_indices": lambda P: [1, 2, -1, 9, 0, 0],
+        },
+        fields={"pad_value": -2}, forms=(SLOTS,), width=14,
+    ),
     "slots of short rows": Case(
         "query tokens before the row's first keep their place", lambda P: [1, P + 1, 0, 2],
         forms=(SLOTS,), query=4,
@@ -234,7 +251,8 @@ def make(
     vectors |= {"seq_lens": lens} | {k: of(page_size) for k, of in case.vectors.items()}
     if form == SLOTS:
         vectors = {k: v for k, v in vectors.items() if k != "kv_start"}
-        vectors["query_lens"] = [query + n % 2 for n in range(len(lens))]
+        if "positions" not in vectors:
+            vectors["query_lens"] = [query + n % 2 for n in range(len(lens))]
     vectors |= {k: of(tokens // P + 1 if k == "page_map" else tokens) for k, of in case.maps.items()}
     values = {k: torch.tensor(v, dtype=other) for k, v in vectors.items()} | {"req_to_token": source}
 

@@ -51,12 +51,21 @@ def everything(page_size: int, batch: int) -> Build:
     return build
 
 
+def slots_at_positions(batch: int) -> Build:
+    build = slots(16, batch)
+    build.query_lens, build.positions, build.indptr_is_input = None, meta(1 << 20, dtype=I64), True
+    build.views[0].kv_indptr = per_row(build, more=1)
+    build.max_position, build.pad_value, build.status = 1 << 20, -1, meta(1, dtype=I64)
+    return build
+
+
 FORMS = {
     "table of 64": lambda n: plain(TABLE, 64, 1, n),
     "table of 1": lambda n: plain(TABLE, 1, 1, n),
     "page csr": lambda n: of_spec(CSR_OF_PAGES, n),
     "token csr": lambda n: csr(1, n),
     "slots": lambda n: slots(16, n),
+    "slots at positions": lambda n: slots_at_positions(n),
     "larger source pages": lambda n: plain(TABLE, 1, 16, n),
     "smaller source pages": lambda n: plain(TABLE, 64, 16, n),
     "every table output": lambda n: everything(64, n),

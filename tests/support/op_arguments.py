@@ -64,7 +64,10 @@ def call(
         **options: more arguments.
     """
     given: dict[str, Any] = {"req_pool_indices": ROWS, "seq_lens": LENS, "source_page_size": S}
-    given |= {"query_lens": LENS} if op == SLOTS else {"page_size": P}
+    if op != SLOTS:
+        given["page_size"] = P
+    elif "positions" not in options:
+        given["query_lens"] = LENS
     given = {k: v for k, v in (given | options).items() if v is not None}
     tensors = {k: torch.tensor(v, device=device) for k, v in given.items() if isinstance(v, list)}
     source = ids(S) if source is None else source
@@ -86,12 +89,15 @@ def assert_right(op: str, given: dict[str, Any]) -> Violation | None:
     view = View(
         out[1] if op == CSR else out, get("kv_start"), None, get("token_map"), get("page_map"), **sums
     )
+    if get("positions") is not None:
+        view.kv_indptr = given["query_start_loc"]
     P, missing, per_row = get("page_size", 1), get("missing_id"), isinstance(delta, torch.Tensor)
     build = Build(
         given["req_to_token"], given["req_pool_indices"], given["seq_lens"], OPS[op], P,
         given["source_page_size"], get("map_page_size", P), (view,), max_seq_len=get("max_seq_len"),
         seq_lens_delta=0 if per_row else delta, seq_lens_delta_rows=delta if per_row else None,
-        query_lens=get("query_lens"), min_last_page_len=get("min_last_page_len", 0),
+        query_lens=get("query_lens"), positions=get("positions"), max_position=get("max_position"),
+        indptr_is_input=get("positions") is not None, min_last_page_len=get("min_last_page_len", 0),
         pad_value=get("pad_value"), pad_to_multiple_of=get("pad_to_multiple_of"),
         missing_id=-1 if missing is None else missing, report_missing=missing is None,
         status=given["status"].word,

@@ -82,6 +82,10 @@ class Request(NamedTuple):
     query_sign: Any
     query_len: Any
     shard_rank: Any
+    positions_ptr: Any
+    positions_stride: Any
+    positions_len: Any
+    max_position: Any
 
 
 class View(NamedTuple):
@@ -112,8 +116,9 @@ class Row(NamedTuple):
     With a shard, positions are those among the rank's own tokens, except in slots.
 
     Attributes:
-        source: the row of the source.
-        first: position of the first token of the first item: ``start``, rounded down to a page.
+        source: the row of the source; of given positions -1 for a row of padding.
+        first: position of the first token of the first item: ``start``, rounded down to a page. Of given
+            positions the index of the row's first.
         start: position of the first token that the row shows.
         end: position past the last token.
         items: entries of the row in the output.

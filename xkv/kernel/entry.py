@@ -95,16 +95,21 @@ def _build(req, view, policy, C: tl.constexpr):
     num_programs = tl.num_programs(0) * tl.num_programs(1)
     pid = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
 
+    total = req.batch.to(tl.int64) * 0
+    if C.HAS_PADDING and STREAM and not C.INDPTR_IS_INPUT:
+        total = write_sums(pid, num_programs, req, view, policy, C)
+    elif HAS_SUMS:
+        if pid * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
+            write_sums(pid, num_programs, req, view, policy, C)
     if C.HAS_PADDING and STREAM:
-        total = tl.minimum(write_sums(pid, num_programs, req, view, policy, C), view.capacity)
+        if C.INDPTR_IS_INPUT:
+            total = tl.maximum(tl.load(view.indptr_ptr + req.batch).to(tl.int64), 0)
+        total = tl.minimum(total, view.capacity)
         end = padded_end(total, view, policy)
         for at in range(total + pid * C.NUM_PAGE_PER_BLOCK, end, num_programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             padding = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
             tl.store(view.out_ptr + o, padding, mask=o < end)
-    elif HAS_SUMS:
-        if pid * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
-            write_sums(pid, num_programs, req, view, policy, C)
     _write_tiles(req, view, policy, HAS_SUMS, C)
 
 
@@ -116,6 +121,7 @@ def xkv_build(
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     # without an annotation, as these may be None
     delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
+    positions_ptr, positions_stride, positions_len, max_position,
     start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr, cu_q_ptr,
@@ -134,6 +140,7 @@ def xkv_build(
     req = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, src_ptr, src_stride, src_rows, src_tokens,
         delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
+        positions_ptr, positions_stride, positions_len, max_position,
     )  # fmt: skip
     policy = Policy(
         min_len, min_last, pad_multiple, pad_value, missing_id, report_missing, status_ptr, own_tiles

@@ -40,7 +40,9 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             stored_len = kv_len
             if STREAM:
                 inclusive_sum = item_sum + tl.cumsum(items, 0)
-                report(policy, i, TRUNCATED + i * 0, mask & (items > 0) & (inclusive_sum > view.capacity), C)
+                if not C.INDPTR_IS_INPUT:
+                    is_cut = mask & (items > 0) & (inclusive_sum > view.capacity)
+                    report(policy, i, TRUNCATED + i * 0, is_cut, C)
                 if C.FORM == CSR:
                     room = clip(view.capacity - (inclusive_sum - items), 0, items)
                     stored_len = tl.minimum(kv_len, room * C.PAGE_SIZE)

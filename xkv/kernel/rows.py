@@ -34,7 +34,7 @@ def _load_word(ptr, stride, i, mask):
 
 
 @triton.jit
-def _load_int(ptr, stride, i, mask):
+def load_int(ptr, stride, i, mask):
     """Loads a length or position of either width, clipped so that sums of four fit in int32."""
     low, high, sign = _load_word(ptr, stride, i, mask)
     saturated = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
@@ -49,6 +49,21 @@ def local_length(length, req, C: tl.constexpr):
         rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE
         length = length // ROUND * C.SHARD_INTERLEAVE + clip(rest, 0, C.SHARD_INTERLEAVE)
     return length
+
+
+@triton.jit
+def _given_tokens(b, mask, req, view):
+    """Returns the index of row b's first given position, how many the row has, and why some were cut.
+
+    The prefix sums are an input, and not trusted. A row that begins before 0 is not stored (`store_tile`).
+    """
+    begin = tl.load(view.indptr_ptr + b, mask=mask, other=0).to(tl.int64)
+    end = tl.load(view.indptr_ptr + b + 1, mask=mask, other=0).to(tl.int64)
+    room = tl.minimum(view.capacity, req.positions_len)
+    reason = tl.where((begin < 0) | (end < begin), BAD_QUERY, tl.where(end > room, TRUNCATED, 0))
+    first = clip(begin, 0, room).to(tl.int32)
+    query = tl.maximum(clip(end, 0, room).to(tl.int32) - first, 0)
+    return first, query, reason
 
 
 @triton.jit
@@ -75,20 +90,30 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     """Loads row b of the batch (a scalar or a vector) as a `Row`."""
     row, high, _ = _load_word(req.rows_ptr, req.rows_stride, b, mask)
     row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
-    length = _load_int(req.lens_ptr, req.lens_stride, b, mask)
+    length = load_int(req.lens_ptr, req.lens_stride, b, mask)
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:
-        delta += _load_int(req.delta_ptr, req.delta_stride, b, mask)
+        delta += load_int(req.delta_ptr, req.delta_stride, b, mask)
     length += delta
     query_len = length * 0
     if req.query_ptr is not None:
-        query_len += _load_int(req.query_ptr, req.query_stride, b, mask)
+        query_len += load_int(req.query_ptr, req.query_stride, b, mask)
         length += query_len * req.query_sign
     query = tl.maximum(query_len, 0)
     end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is not checked: engines leave stale values there
     reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
-    if C.FORM == SLOTS:
+    if C.FORM == SLOTS and C.INDPTR_IS_INPUT:
+        is_padding = (row == -1) & (high == -1)
+        first, query, why = _given_tokens(b, mask, req, view)
+        row = tl.where(row_exists, row, tl.where(is_padding, -1, 0))
+        reason = tl.where((reason == 0) | is_padding, why, reason)
+        if req.max_position is not None:
+            end = tl.minimum(end, req.max_position)
+        start = first
+        items = query
+        kv_len = local_length(end, req, C)
+    elif C.FORM == SLOTS:
         first = length - query
         start = first
         items = query
@@ -105,7 +130,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
                 window += tl.maximum(span, 1) - 1
             start = tl.maximum(end - window, 0)
         if view.start_ptr is not None:
-            kv_start = _load_int(view.start_ptr, view.start_stride, b, mask)
+            kv_start = load_int(view.start_ptr, view.start_stride, b, mask)
             bad = (kv_start < 0) | (kv_start > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
             is_cut = kv_start > start

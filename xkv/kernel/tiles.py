@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .args import BAD_ID, BAD_MAP, ID_MAX, INT32_MAX, SLOTS, TABLE
-from .rows import clip, report, written_entries
+from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE
+from .rows import clip, load_int, report, written_entries
 
 
 @triton.jit
@@ -39,17 +39,20 @@ def _local_slot(slot, C: tl.constexpr):
 
 @triton.jit
 def _tile_items(idx, row, req, policy, C: tl.constexpr):
-    """Returns the tile's first token, its item indices, and which of them have a token."""
+    """Returns the tile's first token, its item indices, their tokens, and which of them have one."""
     tile_start = idx * C.NUM_PAGE_PER_BLOCK
     # Scalars first, so that the vector work per item is a compare, a load, a select and a store.
     pos = row.first + tile_start * C.PAGE_SIZE
     j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
     live = j < row.items - tile_start
+    token = pos + j * C.PAGE_SIZE
+    if req.positions_ptr is not None:
+        token = load_int(req.positions_ptr, req.positions_stride, token, live)
     if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
-        live = live & (pos + j * C.PAGE_SIZE >= 0) & (pos + j * C.PAGE_SIZE < row.end)
+        live = live & (token >= 0) & (token < row.end)
     if C.FORM == SLOTS and C.SHARD_SIZE > 1:  # other ranks' tokens keep their places
-        live = live & ((pos + j) // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
-    return pos, j, live
+        live = live & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
+    return pos, j, token, live
 
 
 @triton.constexpr_function
@@ -61,14 +64,14 @@ def _lane_bytes(this, other):
 @triton.jit
 def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
-    pos, j, live = _tile_items(idx, row, req, policy, C)
+    pos, j, token, live = _tile_items(idx, row, req, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
-    if C.SHARD_SIZE > 1:
-        source = src_row + _source_position(pos + j * C.PAGE_SIZE, req, C) // C.SOURCE_PAGE_SIZE
+    if C.SHARD_SIZE > 1 or req.positions_ptr is not None:
+        source = src_row + _source_position(token, req, C) // C.SOURCE_PAGE_SIZE
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
-        source = src_row + (pos + j * C.PAGE_SIZE) // C.SOURCE_PAGE_SIZE
+        source = src_row + token // C.SOURCE_PAGE_SIZE
     if C.VEC_16B:
         begin = src_row + pos // C.SOURCE_PAGE_SIZE
         full_tile = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
@@ -92,7 +95,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
 
     Returns ``first_error``, the smallest status word of each item position so far, updated with this tile's.
     """
-    pos, j, live = _tile_items(tile.idx, tile.row, req, policy, C)
+    _, j, at, live = _tile_items(tile.idx, tile.row, req, policy, C)
     tile_start = tile.idx * C.NUM_PAGE_PER_BLOCK
     entry, items = tile.entries, tile.row.items
     num_written = items
@@ -120,7 +123,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        unit = _source_position(at, req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page += unit
         if view.out_ptr.dtype.element_ty == tl.int32:
             valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
@@ -134,7 +137,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
         if C.SOURCE_IS_GLOBAL:  # of single tokens
             token = _local_slot(token, C)
         else:
-            token += _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE
+            token += _source_position(at, req, C) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
             token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | past
@@ -149,6 +152,12 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     if policy.status_ptr is not None:
         bad = live & ~valid & (outside | (policy.report_missing != 0))
         reason = tl.where(outside, BAD_MAP, BAD_ID)
+        if req.positions_ptr is not None:
+            misplaced = (j < items - tile_start) & ((at < 0) | (at >= tile.row.end)) & (tile.row.source >= 0)
+            if req.max_position is not None:
+                misplaced = misplaced & (at < req.max_position)
+            bad = bad | misplaced
+            reason = tl.where(misplaced, BAD_QUERY, reason)
         if C.REDUCE_STATUS:
             first_error = tl.where(bad, tl.minimum(first_error, tile.b * 256 + reason), first_error)
         else:

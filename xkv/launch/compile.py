@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import dispatch, switches
-from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build
+from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build, View, second_view
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import Tuning
 from .grid import Schedule, make_schedule, with_balance
@@ -121,6 +122,8 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
+    if build.positions is not None:
+        contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
 
@@ -144,9 +147,66 @@ def _config(*fields: Any) -> Any:
 
 def arguments(build: Build, schedule: Schedule) -> list[Any]:
     """Returns the kernel's arguments in order, without the constexpr."""
-    values = build.arguments()
+    values = named_arguments(build)
     values["own_tiles"] = schedule.own_tiles
     return [values[name] for name in xkv_kernel().arg_names[:-1]]
+
+
+def named_arguments(build: Build) -> dict[str, Any]:
+    """Returns the kernel's arguments by name, without ``own_tiles`` and the constexpr.
+
+    An unused argument is None, so that it is no argument of the compiled kernel: a launch costs less,
+    and the constant bank that every program reads first stays small.
+    """
+    source, padded, queries = build.req_to_token, build.pad_value is not None, build.query_lens
+    given = build.positions
+    cu_q = build.views[0].cu_seqlens_q
+    first = _view_arguments(build, build.views[0])
+    other = _view_arguments(build, build.views[1]) if len(build.views) == 2 else dict.fromkeys(first)
+    wants_last = any(view.kv_last_page_len is not None for view in build.views)
+    return {
+        "src_ptr": source, "src_stride": source.stride(0), "src_rows": source.shape[0],
+        "src_tokens": build.max_tokens,
+        **_int32_words("rows", build.req_pool_indices), **_int32_words("lens", build.seq_lens),
+        "batch": build.batch,
+        **_int32_words("delta", build.seq_lens_delta_rows), "delta": build.seq_lens_delta,
+        **_int32_words("query", queries), "query_sign": None if queries is None else build.query_sign,
+        "query_len": build.query_len if cu_q is not None and queries is None else None,
+        "shard_rank": None if build.shard is None else int(build.shard.rank),
+        **_int32_words("positions", given),
+        "positions_len": None if given is None else given.shape[0],
+        "max_position": build.max_position,
+        **first, "cu_q_ptr": cu_q,
+        **{second_view(name): value for name, value in other.items()},
+        "min_len": build.min_seq_len or None,
+        "min_last": build.min_last_page_len if wants_last else None,
+        "pad_multiple": (build.pad_to_multiple_of or INT32_MAX) if padded else None,
+        "pad_value": build.pad_value, "missing_id": build.missing_id,
+        "report_missing": None if build.status is None else int(build.report_missing),
+        "status_ptr": build.status,
+    }  # fmt: skip
+
+
+def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
+    """A vector of int32 or int64 as int32, and its stride: 1 or 2. One kernel reads both, without a copy."""
+    stride = 1
+    if x is not None and x.dtype is not torch.int32:
+        # a vector of one entry may have any stride
+        x, stride = x.as_strided(x.shape, (1,)).view(torch.int32), 2
+    return {f"{name}_ptr": x, f"{name}_stride": None if x is None else stride}
+
+
+def _view_arguments(build: Build, view: View) -> dict[str, Any]:
+    token_map, page_map = view.token_map, view.page_map
+    return {
+        **_int32_words("start", view.kv_start), "window": build.window_tokens(view),
+        "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
+        "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
+        "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,
+        "capacity": view.capacity(build.form),
+        "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
+        "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
+    }  # fmt: skip
 
 
 @functools.cache

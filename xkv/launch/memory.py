@@ -22,7 +22,8 @@ def inputs_on_host(build: Build) -> bool:
     """Whether anything that a build reads per request is in host memory."""
     vectors = (
         build.req_to_token, build.req_pool_indices, build.seq_lens, build.seq_lens_delta_rows,
-        build.query_lens, *(view.kv_start for view in build.views),
+        build.query_lens, build.positions, *(view.kv_start for view in build.views),
+        *(view.kv_indptr for view in build.views if build.indptr_is_input),
     )  # fmt: skip
     return any(on_host(x) for x in vectors if x is not None)
 

@@ -11,16 +11,18 @@ from ..params import CAPACITY_MAX, CSR, INT32_MAX, MAX_BATCH, ROW_MAX, SLOTS, TA
 from ..shard import Shard, local_length, source_tokens
 from .cache import fits_int32
 
-# The tensors of a call, by the kernel's names. Maps and status, which are not per request, come last.
+# The tensors of a call, by the kernel's names. Those that are not per request come last.
 POINTERS = (
     "src_ptr", "rows_ptr", "lens_ptr", "out_ptr", "indptr_ptr", "last_ptr",
     "delta_ptr", "query_ptr", "start_ptr", "offset_ptr", "token_map_ptr", "page_map_ptr", "status_ptr",
+    "positions_ptr",
 )  # fmt: skip
-OUT, INDPTR, LAST, QUERY, OFFSET, TOKEN_MAP, PAGE_MAP = 3, 4, 5, 7, 9, 10, 11
+OUT, INDPTR, LAST, QUERY, OFFSET, TOKEN_MAP, PAGE_MAP, POSITIONS = 3, 4, 5, 7, 9, 10, 11, 13
 OUTPUTS = (OUT, INDPTR, LAST, OFFSET)
 REQUIRED = {TABLE: (0, 1, 2, OUT), CSR: (0, 1, 2, OUT, INDPTR, LAST), SLOTS: (0, 1, 2, OUT, QUERY)}  # by form
 _SIZES = ("batch", "src_stride", "src_rows", "src_tokens", "out_stride", "capacity")
 SRC_TOKENS = 3
+_LENGTHS = {TOKEN_MAP: "token_map_len", PAGE_MAP: "page_map_len", POSITIONS: "positions_len"}
 
 
 class Measured(NamedTuple):
@@ -61,11 +63,10 @@ class OpSizes:
         self._form, self._has_pad_value = form, has_pad_value
         self._page_size, self._source_page_size, self._shard = page_size, source_page_size, shard
         self._optional = present[4:]
-        maps = [
-            name for name, n in (("token_map_len", TOKEN_MAP), ("page_map_len", PAGE_MAP)) if n in present
-        ]
-        self.names = (*_SIZES, *maps)
-        self.outputs = [k for k, n in enumerate(present) if n in OUTPUTS]
+        self.names = (*_SIZES, *(name for n, name in _LENGTHS.items() if n in present))
+        # of slots, where each row's query tokens begin is an input
+        self._outputs = [n for n in OUTPUTS if form != SLOTS or n != INDPTR]
+        self.outputs = [k for k, n in enumerate(present) if n in self._outputs]
 
     def measure(self, tensors: Sequence[Tensor], item_sizes: Sequence[int]) -> Measured | None:
         """Returns a call's sizes; None if they are inconsistent, which the full checks report.
@@ -108,6 +109,8 @@ class OpSizes:
         lengths = [source_bytes, batch * item_sizes[1], batch * item_sizes[2], out_bytes]
         if len(tensors) > 4 and not self._measure_optional(tensors[4:], item_sizes[4:], sizes, lengths):
             return None
+        if POSITIONS in self._optional:
+            row_items = min(row_items, sizes[-1])
         return Measured(sizes, lengths, row_items, max_bound)
 
     def _measure_optional(
@@ -118,11 +121,14 @@ class OpSizes:
         for n, x, item_size in zip(self._optional, tensors, item_sizes, strict=True):
             (size,) = x.shape
             lengths.append(size * item_size)
-            if n in OUTPUTS:
+            if n in self._outputs:
                 if size < batch + (n == INDPTR):
                     return False
-            elif n in (TOKEN_MAP, PAGE_MAP):
+            elif n in _LENGTHS:
                 sizes.append(size)
+            elif n == INDPTR:
+                if size != batch + 1:
+                    return False
             elif size != (batch if n < OFFSET else 1):
                 return False
         return fits_int32(*sizes[len(_SIZES) :])

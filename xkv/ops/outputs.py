@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..params import INT32_MAX, LENGTH_MAX, Build
-from ..reference import local_lengths
+from ..reference.rows import local_lengths
 from ..shard import local_length
 
 
@@ -78,10 +78,13 @@ def new_csr(
     )  # fmt: skip
 
 
-def new_slots(build: Build, query_lens: Tensor, max_tokens: int | None, dtype: torch.dtype) -> Tensor:
-    """Allocates the slots of ``max_tokens`` query tokens. If it is None, of all of them, which syncs."""
-    if max_tokens is None:
-        max_tokens = min(int(query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
+def new_slots(build: Build, max_tokens: int | None, dtype: torch.dtype) -> Tensor:
+    """Allocates the slots of ``max_tokens`` query tokens. If it is None, of all: syncs, but for positions."""
+    if build.positions is not None:
+        max_tokens = build.positions.shape[0]
+    elif max_tokens is None:
+        assert build.query_lens is not None  # checked: one of the two is given
+        max_tokens = min(int(build.query_lens.to(torch.int64).clamp(0, LENGTH_MAX).sum()), INT32_MAX)
     return _new(build, (max_tokens,), dtype)
 
 

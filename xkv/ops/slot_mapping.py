@@ -1,4 +1,4 @@
-"""`build_slot_mapping`: the KV cache slots of the query tokens."""
+"""`build_slot_mapping`: the KV cache slots of query tokens: each row's last, or those at given positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import arguments, torch_library
 from ..launch import op_calls
-from ..params import INT32_MAX, SLOTS, View
+from ..params import CAPACITY_MAX, INT32_MAX, ROW_MAX, SLOTS, Build, View
 from ..shard import Shard
 from ..status import Status
 from . import outputs
@@ -19,8 +19,11 @@ def build_slot_mapping(
     req_to_token: Tensor,
     req_pool_indices: Tensor,
     seq_lens: Tensor,
-    query_lens: Tensor,
+    query_lens: Tensor | None = None,
     *,
+    positions: Tensor | None = None,
+    query_start_loc: Tensor | None = None,
+    max_position: int | None = None,
     source_page_size: int = 1,
     out: Tensor | None = None,
     max_tokens: int | None = None,
@@ -35,10 +38,12 @@ def build_slot_mapping(
     dtype: torch.dtype = torch.int64,
     status: Status | None = None,
 ) -> Tensor:
-    """Builds a slot mapping: the KV cache slots of the last ``query_lens[b]`` tokens of every request.
+    """Builds a slot mapping: the KV cache slots of the query tokens of every request.
 
-    The slots of row b, tokens ``[seq_lens[b] + delta - query_lens[b], seq_lens[b] + delta)``, follow those of
-    row b - 1. A query token outside the source row keeps its place and gets ``missing_id``.
+    They are either the last ``query_lens[b]`` tokens of each row, ``[seq_lens[b] + delta - query_lens[b],
+    seq_lens[b] + delta)``, whose slots follow those of row b - 1; or, as in vLLM, those at ``positions``, of
+    which ``query_start_loc`` says whose they are. A query token outside its row keeps its place, gets
+    ``missing_id``, and is reported as BAD_QUERY.
 
     With ``out`` it makes one launch, does not sync or allocate, and is safe in a CUDA or HIP graph. Without
     ``out`` it allocates, and syncs unless ``max_tokens`` is given. CPU tensors take the torch reference.
@@ -48,16 +53,27 @@ def build_slot_mapping(
         req_to_token: as in `build_page_table`.
         req_pool_indices: as in `build_page_table`.
         seq_lens: as in `build_page_table`, query tokens included.
-        query_lens: ``[batch]`` int32 or int64, query tokens of each request, 0 allowed.
+        query_lens: ``[batch]`` int32 or int64, query tokens of each request, 0 allowed. None: ``positions``
+            and ``query_start_loc`` are given.
+        positions: ``[n]`` int32 or int64, tokens: the position of each query token in its row, at least 0 and
+            less than ``seq_lens[b] + delta``. Those of row b, and its slots, are ``[query_start_loc[b],
+            query_start_loc[b + 1])``.
+        query_start_loc: ``[batch + 1]`` int32 or int64, from 0 to n, not decreasing; as it is not trusted, a
+            row that begins before 0 has no slots, and where rows overlap an entry has the value of one.
+            With it, a row of ``req_pool_indices`` that is -1 is padding: its tokens get ``missing_id``.
+        max_position: tokens, 0 to 2**28 - 1. Query tokens from this position on get ``missing_id`` and are
+            not reported, such as drafts past the longest context. None: no limit.
         source_page_size: as in `build_page_table`.
         out: ``[capacity]`` int32 or int64. None: allocated.
-        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must hold that many.
+        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must hold that many. Not with
+            ``positions``, whose length is one.
         seq_lens_delta: as in `build_page_table`.
         token_map: as in `build_page_table`.
         page_map: as in `build_page_table`.
         map_page_size: tokens per page of ``page_map``, a power of two.
         missing_id: as in `build_page_table`.
-        pad_value: int32, written past the last slot. None: those entries are left unwritten.
+        pad_value: int32, written past the last slot (``query_start_loc[batch]``). None: those entries are
+            left unwritten.
         pad_to_multiple_of: entries; padding ends at the next multiple of it. None: at the capacity.
         shard: this rank's share of each row, an `xkv.Shard`. Every query token keeps its entry: a token of
             another rank gets ``missing_id``, or -1 if that is None, and is not reported. Lengths are those
@@ -82,23 +98,31 @@ def build_slot_mapping(
         >>> rows, lens = torch.tensor([1, 0]), torch.tensor([7, 3])
         >>> xkv.build_slot_mapping(req_to_token, rows, lens, query_lens=torch.tensor([1, 2]))
         tensor([ 2,  9, 10])
+
+        The tokens at positions 5 and 6 of the first request, at position 2 of the second, and one of padding:
+
+        >>> positions, starts = torch.tensor([5, 6, 2, 0]), torch.tensor([0, 2, 3, 4])
+        >>> rows, lens = torch.tensor([1, 0, -1]), torch.tensor([7, 3, 0])
+        >>> xkv.build_slot_mapping(req_to_token, rows, lens, positions=positions, query_start_loc=starts)
+        tensor([ 1,  2, 10, -1])
     """
     deltas, delta = arguments.tensor_and_int(seq_lens_delta)
     required_only = (
         query_lens is not None
+        and positions is None
         and deltas is None
         and token_map is None
         and page_map is None
         and status is None
     )
     inputs: tuple[Any, ...] = (
-        req_to_token, req_pool_indices, seq_lens, out, None, None, deltas, query_lens,
+        req_to_token, req_pool_indices, seq_lens, out, query_start_loc, None, deltas, query_lens,
     )  # fmt: skip
     if not required_only:
-        inputs = (*inputs, None, None, token_map, page_map, getattr(status, "word", status))
+        inputs = (*inputs, None, None, token_map, page_map, getattr(status, "word", status), positions)
     signature = op_calls.lookup(
         inputs, required_only, SLOTS, 1, source_page_size, pad_value, shard, pad_to_multiple_of,
-        map_page_size, missing_id,
+        map_page_size, missing_id, max_position,
     )  # fmt: skip
     if out is not None and signature.launch(inputs, delta, max_tokens):
         return out
@@ -107,17 +131,55 @@ def build_slot_mapping(
         seq_lens_delta, None, token_map, page_map, map_page_size, missing_id, pad_value, pad_to_multiple_of,
         shard, status,
     )  # fmt: skip
-    build.query_lens = arguments.per_row("query_lens", query_lens, req_to_token, build.batch)
-    if max_tokens is not None:
-        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
-    if out is None:
-        out = outputs.new_slots(build, query_lens, max_tokens, dtype)
+    if positions is None:
+        _check_last_tokens(build, query_lens, query_start_loc, max_position, max_tokens)
     else:
-        reads = [*outputs.inputs_of(build, None, token_map, page_map), query_lens]
+        _check_positions(build, query_lens, positions, query_start_loc, max_position, max_tokens)
+    if out is None:
+        out = outputs.new_slots(build, max_tokens, dtype)
+    else:
+        reads = outputs.inputs_of(build, token_map, page_map, query_lens, positions, query_start_loc)
         arguments.output("out", out, 1, max_tokens or 0, reads)
-    build.views = (View(out, None, None, token_map, page_map),)
+    build.views = (View(out, None, None, token_map, page_map, kv_indptr=query_start_loc),)
     signature.run(build, inputs)
     return out
+
+
+def _check_last_tokens(
+    build: Build, query_lens: Tensor | None, query_start_loc: Tensor | None, max_position: int | None,
+    max_tokens: int | None,
+) -> None:  # fmt: skip
+    for name, value in (("query_start_loc", query_start_loc), ("max_position", max_position)):
+        if value is not None:
+            raise ValueError(f"{name} must be None without positions, got {type(value).__name__}")
+    if query_lens is None:
+        raise TypeError("query_lens must be a torch.Tensor, or positions and query_start_loc, got None")
+    build.query_lens = arguments.per_row("query_lens", query_lens, build.req_to_token, build.batch)
+    if max_tokens is not None:
+        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
+
+
+def _check_positions(
+    build: Build, query_lens: Tensor | None, positions: Tensor, query_start_loc: Tensor | None,
+    max_position: int | None, max_tokens: int | None,
+) -> None:  # fmt: skip
+    for name, value in (("query_lens", query_lens), ("max_tokens", max_tokens)):
+        if value is not None:
+            raise ValueError(f"{name} must be None with positions, got {type(value).__name__}")
+    arguments.tensor("positions", positions, 1, build.req_to_token)
+    if positions.shape[0] > CAPACITY_MAX:
+        raise ValueError(f"positions must have at most {CAPACITY_MAX} entries, got {positions.shape[0]}")
+    if query_start_loc is None:
+        raise TypeError("query_start_loc must be a torch.Tensor with positions, got None")
+    arguments.tensor("query_start_loc", query_start_loc, 1, build.req_to_token)
+    if query_start_loc.shape[0] != build.batch + 1:
+        raise ValueError(
+            f"query_start_loc must have {build.batch + 1} entries, one more than seq_lens, got"
+            f" {query_start_loc.shape[0]}"
+        )
+    if max_position is not None:
+        build.max_position = arguments.integer("max_position", max_position, 0, ROW_MAX)
+    build.positions, build.indptr_is_input = positions, True
 
 
 torch_library.register(SLOTS, build_slot_mapping)

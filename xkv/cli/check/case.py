@@ -59,7 +59,8 @@ class Case(ABC):
     @property
     def vectors(self) -> list[str]:
         """The inputs with an entry a request."""
-        options = self.family.options | ({"query_lens"} if self.family.form == SLOTS else set())
+        last_tokens = self.family.form == SLOTS and "positions" not in self.family.options
+        options = self.family.options | ({"query_lens"} if last_tokens else set())
         return ["req_pool_indices", "seq_lens", *(name for name in VECTORS if name in options)]
 
     def specs(self, rng: random.Random) -> dict[str, Spec]:
@@ -67,6 +68,9 @@ class Case(ABC):
         family, sizes = self.family, self.sizes
         found = {"req_to_token": Spec((sizes.rows, sizes.width), family.ids)} | self.outputs()
         found |= {name: Spec((sizes.batch,), rng.choice([I32, I64])) for name in self.vectors}
+        if "positions" in family.options:
+            found["positions"] = Spec((sizes.queries,), rng.choice([I32, I64]))
+            found["query_start_loc"] = Spec((sizes.batch + 1,), rng.choice([I32, I64]))
         for name, size in (("token_map", 1), ("window_map", 1), ("page_map", sizes.map_page_size)):
             if name in family.options:
                 found[name] = Spec((max(sizes.top // size - rng.randint(0, 9), 0),), family.dtype)

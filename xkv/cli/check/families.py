@@ -91,12 +91,17 @@ _SLOTS = (
     (1, 1, I64, I64, "status token_map page_map map_page_size pad_value pad_to_multiple_of"),
     (1, 16, I32, I32, "page_map"),
     (1, 2112, I64, I32, "status"),
+    (1, 1, I32, I64, "status positions pad_value"),
+    (1, 16, I64, I32, "status positions max_position seq_lens_delta"),
+    (1, 528, I32, I64, "status positions max_position page_map missing_id pad_value pad_to_multiple_of"),
 )
 _SLOTS_SHARDS = (
     ((1, 1, I32, I64, "status"), Shard(2, 1, 1, "global")),
     ((1, 1, I64, I32, "status page_map map_page_size"), Shard(3, 1, 4, "global")),
     ((1, 16, I64, I32, "status pad_value missing_id"), Shard(4, 3, 4, "local")),
     ((1, 528, I32, I64, "status token_map"), Shard(2, 0, 16, "local")),
+    ((1, 16, I32, I64, "status positions pad_value"), Shard(2, 1, 4, "local")),
+    ((1, 1, I64, I64, "status positions max_position"), Shard(3, 1, 1, "global")),
 )
 # of `MetadataBuilder`: (mode, optional arguments of its constructor and of its build, sign of query_lens)
 _MODES = (

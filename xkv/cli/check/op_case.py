@@ -15,7 +15,7 @@ from .case import Case, call_text, placed
 from .families import I32
 from .memory import Spec
 
-_INPUTS = ("req_to_token", "token_map", "page_map", "kv_start_offset")
+_INPUTS = ("req_to_token", "token_map", "page_map", "kv_start_offset", "positions", "query_start_loc")
 
 
 class OpCase(Case):
@@ -45,11 +45,14 @@ class OpCase(Case):
         family, sizes, options = self.family, self.sizes, self.family.options
         outputs: dict[str, Any] = {name: t[name] for name in OUTPUTS if name in t}
         view = View(t["out"], t.get("kv_start"), None, t.get("token_map"), t.get("page_map"), **outputs)
+        if "positions" in t:
+            view.kv_indptr = t["query_start_loc"]
         deltas, n = t.get("seq_lens_delta"), {k: v for k, v in sizes.numbers.items() if k in options}
         return Build(
             t["req_to_token"], t["req_pool_indices"], t["seq_lens"], family.form, family.page_size,
             family.source_page_size, sizes.map_page_size, (view,), **n, seq_lens_delta_rows=deltas,
             seq_lens_delta=sizes.delta if deltas is None else 0, query_lens=t.get("query_lens"),
+            positions=t.get("positions"), indptr_is_input="positions" in t,
             report_missing="missing_id" not in options, shard=family.shard, status=t.get("status"),
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """All that a `Build` must write and report, as a loop over rows and positions.
 
-It shares no code with the kernel and with xkv/reference.py; both are compared with it.
+It shares no code with the kernel and with xkv/reference/; both are compared with it.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     begins = None
     if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         begins = view.kv_indptr.tolist()
+    given = None if build.positions is None else [_cut(t) for t in build.positions.tolist()]
     zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset, empty = {}, dict(zero), dict(zero), {0: 0}, {}, {}, {}
@@ -108,7 +109,17 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         mine = _positions(shard, longest)
         here = bisect_left(mine, end)  # tokens of the row that the rank holds
 
-        if form == SLOTS:
+        if given is not None and begins is not None:
+            stop, room = begins[b + 1], min(capacity, len(given))
+            if row == -1:
+                why = 0
+            if not why and (begin < 0 or stop < begin):
+                why = Reason.BAD_QUERY
+            elif not why and stop > room:
+                why = Reason.TRUNCATED
+            positions = given[begin : max(min(stop, room), begin)] if begin >= 0 else []
+            total, kv_len = len(positions), here
+        elif form == SLOTS:
             if not why and (asked < 0 or asked > length):
                 why = Reason.BAD_QUERY
             positions = [length - query + n for n in range(min(query, left))]
@@ -153,7 +164,10 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             value = build.missing_id
             # t: of slots a position in the whole row, otherwise one among the rank's tokens
             n = bisect_left(mine, t) if form == SLOTS else t
-            if t >= 0 and n < here and (form != SLOTS or mine[n] == t):
+            unlimited = build.max_position is None or t < build.max_position
+            if given is not None and unlimited and row != -1 and not 0 <= t < end:
+                words.append(b * 256 + Reason.BAD_QUERY)
+            if t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
                 t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
                 page, lost = _page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
@@ -176,8 +190,9 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             if value > INT32_MAX and getattr(view, name) is not None:
                 words.append(b * 256 + Reason.OVERFLOW)
     if form != TABLE and build.pad_value is not None:
-        live = min(stream, capacity)
-        out.update(dict.fromkeys(range(live, _filled(build, live, capacity)), build.pad_value))
+        live = min(stream if begins is None else max(begins[-1], 0), capacity)
+        for n in range(live, _filled(build, live, capacity)):
+            out[n] = _either(out[n], build.pad_value) if n in out else build.pad_value
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
         "kv_indptr": indptr if begins is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,

@@ -27,6 +27,7 @@ class Sizes:
         room: entries of a table's row; ``pages``: those that a plugin may write; ``stream``: of a stream.
         context: tokens, a host bound, which ``room`` need not have room for.
         gaps: of which each tensor's elements between rows are drawn; ``shifts``: those out of alignment.
+        queries: query tokens whose positions are given, at most.
         numbers: an op's arguments that are no tensors, where it is to have them.
     """
 
@@ -57,9 +58,11 @@ class Sizes:
         self.delta = rng.choice(_DELTAS) if not family.function or "delta" in family.options else 0
         self.gaps = self.shifts = (0, 0, 1, 5)
         self.query_len = rng.choice([0, 1, 4])
+        self.queries = max(self.stream + rng.choice([0, 0, 2, -2]), 0)
         self.max_tokens = rng.randint(1, self.room * page_size * self.max_batch_size + 1)
         self.numbers: dict[str, Any] = {
             "min_last_page_len": 1, "missing_id": rng.choice([-1, 0, 7]), "pad_value": rng.choice([0, -1, 5]),
             "pad_to_multiple_of": rng.choice([1, 4, 64]),
+            "max_position": rng.choice([self.context, self.tokens]),
             "max_seq_len": min(self.context, self.room * page_size),  # which a table has room for
         }  # fmt: skip

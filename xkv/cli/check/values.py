@@ -10,7 +10,11 @@ import torch
 from .case import VECTORS, Case
 from .memory import SENTINEL
 
-INDPTR = ("begins", "sums")  # where a stream's rows begin: of each row, or of each and the end of the last
+INDPTR = (
+    "begins",
+    "sums",
+    "query_start_loc",
+)  # where rows of a stream begin; the latter two end with its end
 _CLEAN = (1 << 63) - 1  # a status word that nothing was reported to
 
 _NEAR = (1 << 28, 1 << 31)  # where lengths are cut, and where int32 ends
@@ -121,10 +125,15 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
     for name in ("req_to_token", *sorted(mapped)):
         to = host[name]
         to.copy_(ids(rng, to.shape, to.dtype, tops.get(name, sizes.top), heat(), steps.get(name, 1)))
+    if "positions" in host:
+        most = [tokens - 1] * sizes.queries
+        host["positions"].copy_(vector(rng, most, host["positions"].dtype, heat(), tokens))
     for name in host.keys() & set(INDPTR):
         lens = [rng.randint(0, tokens) for _ in range(batch)]
         if name == "begins":
             lens = [max(0, min(n, tokens)) for n in host["seq_lens"].tolist()]
+        if name == "query_start_loc":  # few enough for the stream, mostly
+            lens = [rng.randint(0, 2 * sizes.queries // max(batch, 1)) for _ in range(batch)]
         heat_of_sums = rng.choice([0, 0.3, 0.6, 1])  # of its own: the rows are to have tokens too
         host[name].copy_(
             indptr(rng, lens, host[name].shape[0], host[name].dtype, len(host["out"]), heat_of_sums)

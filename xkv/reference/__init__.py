@@ -5,27 +5,13 @@ Written to be obviously right. It allocates and, on a GPU, syncs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from .params import CSR, ID_MAX, INT32_MAX, LENGTH_MAX, SLOTS, TABLE, Build, View
-from .shard import Shard
-from .status import Reason
-
-
-class _Rows(NamedTuple):
-    """Each row of the batch, cut to what may be read and, in tables, written; all ``[batch]`` int64."""
-
-    row: Tensor
-    first: Tensor
-    start: Tensor
-    end: Tensor
-    items: Tensor
-    kv_len: Tensor
-    query: Tensor
-    reason: Tensor
+from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
+from ..shard import Shard
+from ..status import Reason
+from .rows import load_rows, to_int64
 
 
 def run(build: Build) -> None:
@@ -37,75 +23,6 @@ def run(build: Build) -> None:
     with torch.inference_mode():  # in it both inference tensors and others may be written to
         for view in build.views:
             _run_view(build, view)
-
-
-def _to_int64(x: Tensor) -> Tensor:
-    return x.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
-
-
-def _load_rows(build: Build, view: View) -> _Rows:
-    page_size = build.page_size
-    delta = torch.full_like(build.seq_lens, build.seq_lens_delta, dtype=torch.int64)
-    if build.seq_lens_delta_rows is not None:
-        delta = delta + _to_int64(build.seq_lens_delta_rows)
-    length = _to_int64(build.seq_lens) + delta
-    query_len = torch.zeros_like(length)
-    if build.query_lens is not None:
-        query_len = _to_int64(build.query_lens)
-        length = length + query_len * build.query_sign
-    query = query_len.clamp(min=0)
-    row = build.req_pool_indices.to(torch.int64)
-    row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
-    end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
-
-    reason = torch.zeros_like(length)
-
-    def report_first(where: Tensor, why: Reason) -> None:
-        reason[(reason == 0) & where] = int(why)
-
-    report_first(~row_exists & (length > 0), Reason.BAD_ROW)
-    report_first(end != length, Reason.BAD_LENGTH)
-    if build.form == SLOTS:
-        report_first((query_len < 0) | (query_len > length), Reason.BAD_QUERY)
-        kv_len = local_lengths(end, build.shard)
-        return _Rows(row, length - query, length - query, end, query, kv_len, query, reason)
-
-    start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
-    if view.window is not None:
-        window = torch.full_like(end, build.window_tokens(view) or 0)
-        if build.query_lens is not None and not build.window_is_prefix_only:
-            # the window begins with what the first query token sees; if the query tokens are subtracted from
-            # the length, the delta adds them back
-            span = torch.maximum(query, delta) if build.query_sign < 0 else query
-            window = window + span.clamp(min=1) - 1
-        start = (end - window).clamp(min=0)
-    if view.kv_start is not None:
-        kv_start = _to_int64(view.kv_start)
-        report_first((kv_start < 0) | (kv_start > length.clamp(min=0)), Reason.BAD_START)
-        is_cut = kv_start > start
-        start = torch.maximum(start, kv_start).minimum(end)
-    report_first(query_len < 0, Reason.BAD_QUERY)
-    start, end = local_lengths(start, build.shard), local_lengths(end, build.shard)
-    first = start // page_size * page_size
-    kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
-    items = (kv_len + page_size - 1) // page_size
-    if build.form == TABLE:
-        width = view.capacity(TABLE)
-        report_first(items > width, Reason.TRUNCATED)
-        items = items.clamp(max=width)
-        kv_len = torch.minimum(kv_len, items * page_size)
-    if build.starts_are_aligned:
-        report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
-    return _Rows(row, first, start, end, items, kv_len, query, reason)
-
-
-def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:
-    """Of the first ``length`` tokens of each row, how many the rank holds."""
-    if shard is None:
-        return length
-    rest = length % (shard.size * shard.interleave) - shard.rank * shard.interleave
-    whole = length // (shard.size * shard.interleave) * shard.interleave
-    return whole + rest.clamp(0, shard.interleave)
 
 
 def _local_position(t: Tensor, shard: Shard) -> Tensor:
@@ -129,7 +46,7 @@ def _source_position(build: Build, t: Tensor) -> Tensor:
 def _run_view(build: Build, view: View) -> None:
     batch, form, page_size = build.batch, build.form, build.page_size
     capacity = view.capacity(form)
-    rows = _load_rows(build, view)
+    rows = load_rows(build, view)
     offset = rows.items.cumsum(0) - rows.items  # where each row begins in the stream
     if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         offset = view.kv_indptr[:batch].to(torch.int64)
@@ -145,7 +62,14 @@ def _run_view(build: Build, view: View) -> None:
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
     t = rows.first[b] + j * page_size
+    if build.positions is not None:
+        t = to_int64(build.positions[t])
     live = (t >= 0) & (t < rows.end[b])
+    if build.positions is not None:
+        misplaced = ~live & (rows.row[b] >= 0)
+        if build.max_position is not None:
+            misplaced &= t < build.max_position
+        report.add(b[misplaced], Reason.BAD_QUERY)
     if form == SLOTS and build.shard is not None:
         live &= t // build.shard.interleave % build.shard.size == build.shard.rank
     value = torch.full_like(t, build.missing_id)
@@ -166,6 +90,8 @@ def _run_view(build: Build, view: View) -> None:
         out[b, j] = value.to(out.dtype)
     else:
         total = kept.sum()
+        if build.positions is not None and view.kv_indptr is not None:
+            total = view.kv_indptr[-1].to(torch.int64).clamp(0, capacity)
         if build.pad_value is not None:
             out[total : _padded_end(total, build.pad_to_multiple_of, capacity)] = build.pad_value
         out[offset[b] + j] = value.to(out.dtype)

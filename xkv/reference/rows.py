@@ -1,0 +1,110 @@
+"""The rows of a build in plain torch, cut to what may be read and written, for `xkv.reference`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..params import LENGTH_MAX, SLOTS, TABLE, Build, View
+from ..shard import Shard
+from ..status import Reason
+
+
+class Rows(NamedTuple):
+    """Each row of the batch, cut to what may be read and, in tables, written; all ``[batch]`` int64."""
+
+    row: Tensor
+    first: Tensor
+    start: Tensor
+    end: Tensor
+    items: Tensor
+    kv_len: Tensor
+    query: Tensor
+    reason: Tensor
+
+
+def to_int64(x: Tensor) -> Tensor:
+    """Lengths or positions as int64, clipped so that sums of four fit in int32."""
+    return x.to(torch.int64).clamp(-LENGTH_MAX, LENGTH_MAX)
+
+
+def load_rows(build: Build, view: View) -> Rows:
+    """Returns the rows of one view."""
+    page_size = build.page_size
+    delta = torch.full_like(build.seq_lens, build.seq_lens_delta, dtype=torch.int64)
+    if build.seq_lens_delta_rows is not None:
+        delta = delta + to_int64(build.seq_lens_delta_rows)
+    length = to_int64(build.seq_lens) + delta
+    query_len = torch.zeros_like(length)
+    if build.query_lens is not None:
+        query_len = to_int64(build.query_lens)
+        length = length + query_len * build.query_sign
+    query = query_len.clamp(min=0)
+    row = build.req_pool_indices.to(torch.int64)
+    row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
+    end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
+
+    reason = torch.zeros_like(length)
+
+    def report_first(where: Tensor, why: Reason) -> None:
+        reason[(reason == 0) & where] = int(why)
+
+    report_first(~row_exists & (length > 0), Reason.BAD_ROW)
+    report_first(end != length, Reason.BAD_LENGTH)
+    if build.form == SLOTS:
+        kv_len = local_lengths(end, build.shard)
+        if build.positions is not None and view.kv_indptr is not None:
+            is_padding = row == -1
+            reason[is_padding] = 0
+            room = min(view.capacity(SLOTS), int(build.positions.shape[0]))
+            begin, stop = (x.to(torch.int64) for x in (view.kv_indptr[:-1], view.kv_indptr[1:]))
+            report_first((begin < 0) | (stop < begin), Reason.BAD_QUERY)
+            report_first(stop > room, Reason.TRUNCATED)
+            count = stop.clamp(0, room) - begin.clamp(0, room)
+            count = torch.where(begin < 0, 0, count.clamp(min=0))
+            row = torch.where(row_exists, row, torch.where(is_padding, -1, 0))
+            if build.max_position is not None:
+                end = end.clamp(max=build.max_position)
+            first = begin.clamp(0, room)
+            return Rows(row, first, first, end, count, kv_len, count, reason)
+        report_first((query_len < 0) | (query_len > length), Reason.BAD_QUERY)
+        return Rows(row, length - query, length - query, end, query, kv_len, query, reason)
+
+    start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
+    if view.window is not None:
+        window = torch.full_like(end, build.window_tokens(view) or 0)
+        if build.query_lens is not None and not build.window_is_prefix_only:
+            # the window begins with what the first query token sees; if the query tokens are subtracted from
+            # the length, the delta adds them back
+            span = torch.maximum(query, delta) if build.query_sign < 0 else query
+            window = window + span.clamp(min=1) - 1
+        start = (end - window).clamp(min=0)
+    if view.kv_start is not None:
+        kv_start = to_int64(view.kv_start)
+        report_first((kv_start < 0) | (kv_start > length.clamp(min=0)), Reason.BAD_START)
+        is_cut = kv_start > start
+        start = torch.maximum(start, kv_start).minimum(end)
+    report_first(query_len < 0, Reason.BAD_QUERY)
+    start, end = local_lengths(start, build.shard), local_lengths(end, build.shard)
+    first = start // page_size * page_size
+    kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
+    items = (kv_len + page_size - 1) // page_size
+    if build.form == TABLE:
+        width = view.capacity(TABLE)
+        report_first(items > width, Reason.TRUNCATED)
+        items = items.clamp(max=width)
+        kv_len = torch.minimum(kv_len, items * page_size)
+    if build.starts_are_aligned:
+        report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
+    return Rows(row, first, start, end, items, kv_len, query, reason)
+
+
+def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:
+    """Of the first ``length`` tokens of each row, how many the rank holds."""
+    if shard is None:
+        return length
+    rest = length % (shard.size * shard.interleave) - shard.rank * shard.interleave
+    whole = length // (shard.size * shard.interleave) * shard.interleave
+    return whole + rest.clamp(0, shard.interleave)
