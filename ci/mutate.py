@@ -43,7 +43,7 @@ _LIMIT = 600  # seconds a test: a fault may make a kernel run forever
 _LEAST = _LIMIT // 10  # what a test that ran into the limit may take without the fault, if it has seen it
 # It wrote or read where nothing is. What ends a process from outside has seen nothing.
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-_SKIPPED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "out", "dist")
+_SKIPPED = shutil.ignore_patterns(".*", "__pycache__", "out", "dist", "site")
 
 
 class Result(NamedTuple):
