@@ -148,7 +148,7 @@ MUTATIONS = [
         "draft tokens are not there", "curated and delta",
     ),
     Mutation(
-        "delta of a row missing", ROWS, "delta += _load_int(req.delta_ptr", "_load_int(req.delta_ptr",
+        "delta of a row missing", ROWS, "delta += load_int(req.delta_ptr", "load_int(req.delta_ptr",
         "each row's own draft tokens are not there", "curated and delta",
     ),
     Mutation(
@@ -180,8 +180,8 @@ MUTATIONS = [
         "curated and window",
     ),
     Mutation(
-        "the host's bound not held", "xkv/params.py", '"src_tokens": self.max_tokens',
-        '"src_tokens": self.source_tokens',
+        "the host's bound not held", "xkv/launch/compile.py", '"src_tokens": build.max_tokens',
+        '"src_tokens": build.source_tokens',
         "lengths beyond max_seq_len reach the backend", "curated and host",
     ),
     Mutation(
@@ -290,8 +290,8 @@ MUTATIONS = [
         "a request reads the page after its own", "curated and odd",
     ),
     Mutation(
-        "live <= for <", TILES, "    live = j < row.items - tile_start\n    if C.FORM == SLOTS",
-        "    live = j <= row.items - tile_start\n    if C.FORM == SLOTS",
+        "live <= for <", TILES, "    live = j < row.items - tile_start\n    token = pos",
+        "    live = j <= row.items - tile_start\n    token = pos",
         "the entry past a row's last is read", "curated and fill",
     ),
     Mutation(
@@ -405,7 +405,7 @@ MUTATIONS = [
     ),
     Mutation(
         "place in a source page lost", TILES,
-        "token += _source_position(pos + j * C.PAGE_SIZE, req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
+        "token += _source_position(at, req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
@@ -418,7 +418,7 @@ MUTATIONS = [
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "unit = _source_position(pos + j * C.PAGE_SIZE, req, C) %",
+        "place in a larger page", TILES, "unit = _source_position(at, req, C) %",
         "unit = _source_position(j * C.PAGE_SIZE, req, C) %",
         "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),

@@ -212,10 +212,10 @@ CASES = {
         "padding after the last slot", lambda P: [P + 3, 2, 5], fields={"pad_value": -1}, forms=(SLOTS,)
     ),
     "slots at positions": Case(
-        "anywhere in a row, from a limit on none, and padding past the last", lambda P: [P + 3, 0, 5, 2 * P],
+        "anywhere in a row, from a limit on none, and padding past the last", lambda P: [P + 3, 7, 5, 2 * P],
         {
             "positions": lambda P: [P + 2, 0, P, 4, 1, 2 * P - 1, 2 * P, -1, 0],
-            "query_start_loc": lambda P: [0, 3, 3, 5, 8], "req_pool_indices": lambda P: [3, -1, 0, 2],
+            "query_start_loc": lambda P: [0, 3, 5, 5, 8], "req_pool_indices": lambda P: [3, -1, 0, 2],
         },
         fields={"max_position": 128, "pad_value": -1}, forms=(SLOTS,), width=11,
     ),
