@@ -15,6 +15,8 @@ from test_bench_tables import RECORD
 from xkv.__main__ import main
 from xkv.cli.bench import records
 
+pytestmark = pytest.mark.repo
+
 for module in ("tabulate", "tqdm", "msgspec"):
     pytest.importorskip(module)
 DOCS = Path(__file__).resolve().parents[2] / "docs"

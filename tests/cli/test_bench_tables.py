@@ -12,6 +12,8 @@ from xkv.cli.bench import records, table
 from xkv.cli.bench.cases import LEAST, OURS, READ_TABLE, SECTIONS, SGLANG, SGLANG_512
 from xkv.cli.bench.records import Point, Record, Serving, Setting, Widths
 
+pytestmark = pytest.mark.repo
+
 pytest.importorskip("tabulate")
 
 

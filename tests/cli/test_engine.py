@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from xkv.cli.demo.engine import Engine
 from xkv.cli.demo.traces import HASH_BLOCK, Request
 
+pytestmark = pytest.mark.repo
+
 
 def prompt(length: int, output: int = 3, hashes: tuple[int, ...] | None = None) -> Request:
     """A request; by default without hashes."""

@@ -10,6 +10,8 @@ import pytest
 
 from xkv.cli.demo.traces import HASH_BLOCK, MAX_TOKENS, Request, TraceError, read_trace, synthetic_trace
 
+pytestmark = pytest.mark.repo
+
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE = "2023-11-16 18:15:46.6805900,374,44"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_traces import AZURE, HEADER, check, mooncake
 
 from xkv.cli.demo.traces import TraceError, read_trace
+
+pytestmark = pytest.mark.repo
 
 FUZZ = settings(max_examples=150)
 

@@ -10,6 +10,8 @@ from xkv.integrations.patching import finding
 from xkv.integrations.patching.codes import code
 from xkv.integrations.patching.finding import Found
 
+pytestmark = pytest.mark.repo
+
 F = "def f(a):\n    return a\n"
 CODE = code(F)
 
