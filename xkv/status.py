@@ -38,8 +38,8 @@ _MEANING = {
     Reason.BAD_LENGTH: "its length is negative, or beyond req_to_token's width or the host's bound"
     " (max_context_len, max_seq_len); it was clipped",
     Reason.BAD_START: "its kv_start is negative or beyond its length; it was clipped",
-    Reason.BAD_QUERY: "its query length is negative and was taken as 0, or is beyond its length in a slot"
-    " mapping, where tokens that do not exist have no slot",
+    Reason.BAD_QUERY: "its query length is negative and was taken as 0, or in a slot mapping a query token's"
+    " position is outside the row: such tokens have no slot",
     Reason.TRUNCATED: "the output has no room for all of it; the row was truncated",
     Reason.BAD_ID: "a live token has no id, or one that the output dtype cannot hold",
     Reason.BAD_MAP: "an id is outside token_map or page_map; missing_id was written",

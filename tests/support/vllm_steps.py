@@ -11,7 +11,8 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import torch
 from tabulate import tabulate
 from vllm_engine import ROOT, distribution, folder, installed, modules
 
+import xkv
 from xkv.cli.bench import timing
 
 DEVICE = torch.device("cuda")
@@ -32,13 +34,17 @@ ROUNDS = 25
 
 
 class Step(NamedTuple):
-    """A call site, the kernel it launches and who holds that, and what the call writes."""
+    """A call site, the kernel it launches and who holds that, and what the call writes.
+
+    ``op``: the same by xkv's general op, where one has it.
+    """
 
     name: str
     host: Any
     kernel: str
     calls: list[Callable[[], Any]]
     written: list[torch.Tensor]
+    op: Sequence[Callable[[], Any]] = ()
 
 
 def filled(rows: int, width: int) -> torch.Tensor:
@@ -66,7 +72,15 @@ def slots(engine: Any, name: str, lens: list[int], queries: list[int], groups: i
     if ones:
         calls = [lambda one=one: one.compute_slot_mapping(batch, at, where) for one in ones]
         written = [one.slot_mapping.gpu for one in ones]
-        yield Step(f"V1 slots, {name}", engine.v1.ComputeSlotMappingKernel, "kernel", calls, written)
+        request, ends = torch.arange(batch, device=DEVICE), torch.tensor(lens, device=DEVICE).int()
+        op = [
+            partial(
+                xkv.build_slot_mapping, one.block_table.gpu, request, ends, positions=where,
+                query_start_loc=at, source_page_size=BLOCK, pad_value=-1, out=out,
+            )
+            for one, out in zip(ones, written, strict=True)
+        ]  # fmt: skip
+        yield Step(f"V1 slots, {name}", engine.v1.ComputeSlotMappingKernel, "kernel", calls, written, op)
     made = [tables(engine, batch, width, room, groups) for _ in range(INPUTS)]
     rows = torch.randperm(batch, device=DEVICE).int()
     calls = [lambda one=one: one.compute_slot_mappings(rows, at, where, room) for one in made]
@@ -129,24 +143,27 @@ def pages(engine: Any, name: str, lens: list[int]) -> Iterator[Step]:
 
 
 def measured(step: Step) -> list[Any]:
-    """Launches, device and host microseconds: vLLM's, then ours."""
+    """Launches, device and host microseconds: vLLM's, then the plugin's, then the op's."""
     ours = getattr(step.host, step.kernel)
     row: list[Any] = [step.name]
     results: list[list[torch.Tensor]] = []
     replaced = type(ours)
-    for kind in (replaced.xkv_base, replaced):
+    for kind, issued in ((replaced.xkv_base, step.calls), (replaced, step.calls), (replaced, step.op)):
         ours.__class__ = kind
+        if not issued:
+            row += ["", "", ""]
+            continue
         for x in step.written:
             x.fill_(-7)
-        for call in step.calls:
+        for call in issued:
             call()
         results.append([x.clone() for x in step.written])
         issue = {"": lambda call: call()}
-        device = timing.back_to_back(issue, step.calls, step.written[:1], ROUNDS, cold=False)
-        host = timing.host_rounds(issue, step.calls, ROUNDS)
-        row.append(timing.launches(issue[""], step.calls[0]))
+        device = timing.back_to_back(issue, issued, step.written[:1], ROUNDS, cold=False)
+        host = timing.host_rounds(issue, issued, ROUNDS)
+        row.append(timing.launches(issue[""], issued[0]))
         row += [round(statistics.median(found[""]), 1) for found in (device, host)]
-    same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    same = all(torch.equal(a, b) for found in results[1:] for a, b in zip(results[0], found, strict=True))
     return [*row, "equal" if same else "DIFFERENT"]
 
 
@@ -173,7 +190,8 @@ def main() -> int:
 
         vllm.plugins.load_general_plugins()
         rows = [measured(step) for step in steps(modules())]
-    head = ["step", "theirs", "device us", "host us", "ours", "device us", "host us", ""]
+    us = ["device us", "host us"]
+    head = ["step", "theirs", *us, "plugin", *us, "op", *us, ""]
     x = torch.zeros(256, dtype=torch.int32, device=DEVICE)
     (add,) = timing.host_rounds({"": x.add_}, [1], ROUNDS).values()
     print(timing.versions(), f"torch add_ {statistics.median(add):.1f} us of host")
