@@ -1,4 +1,4 @@
-"""One MLA layer with random weights and attention over a paged cache, for `decode.py`."""
+"""One MLA layer with random weights and attention over a paged cache, for the examples beside it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,16 @@ class Model:
 
 def torch_attention(query: Tensor, entries: Tensor, lens: Tensor) -> Tensor:
     """Attention of each query over the first ``lens`` entries of its row, ``[batch, most, CKV + KPE]``."""
+    return attention_with_lse(query, entries, lens)[0]
+
+
+def attention_with_lse(query: Tensor, entries: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the log-sum-exp of the scores, ``[batch, HEADS]``: -inf for a row of no entries."""
     scores = torch.einsum("bhd,bkd->bhk", query.float(), entries.float()) * SCALE
     past = torch.arange(entries.shape[1], device=lens.device) >= lens[:, None]
-    weights = scores.masked_fill(past[:, None], -torch.inf).softmax(-1)
-    return torch.einsum("bhk,bkd->bhd", weights, entries[..., :CKV].float())
+    scores = scores.masked_fill(past[:, None], -torch.inf)
+    output = torch.einsum("bhk,bkd->bhd", scores.softmax(-1), entries[..., :CKV].float())
+    return output, scores.logsumexp(-1)
 
 
 class TorchPaged:
@@ -53,10 +59,14 @@ class TorchPaged:
 
     def __call__(self, query: Tensor, meta: Any) -> Tensor:
         """Returns the attention output, ``[batch, HEADS, CKV]``."""
+        return self.with_lse(query, meta)[0]
+
+    def with_lse(self, query: Tensor, meta: Any) -> tuple[Tensor, Tensor]:
+        """Returns the same, and the log-sum-exp of the scores, ``[batch, HEADS]``."""
         page_size, most = self.paged.shape[1], meta.kv_indices.shape[0] - 1
         page = meta.kv_indices[(meta.kv_indptr[:-1, None] + self.position // page_size).clamp(max=most)]
         token = page.long() * page_size + self.position % page_size
-        return torch_attention(query, self.paged.flatten(0, 1)[token], meta.kv_len_arr)
+        return attention_with_lse(query, self.paged.flatten(0, 1)[token], meta.kv_len_arr)
 
 
 class FlashInferPaged:
