@@ -34,6 +34,7 @@ LACKING = {
     ("cuda", "larger source pages"): 3,
     ("hip", "table of 1"): 1,
     ("hip", "slots"): 1,
+    ("hip", "slots at positions"): 1,
     ("hip", "aiter_mla"): 1,
     ("hip", "aiter_batch_prefill"): 1,
     ("hip", "triton"): 1,
