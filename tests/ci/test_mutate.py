@@ -94,8 +94,13 @@ def test_a_crash():
 """
 
 
-@pytest.mark.parametrize(("test", "shown"), [(ALWAYS, "test_a_always"), (CRASH, "(signal 6)")])
-@pytest.mark.parametrize("name", ["seen", "equivalent", "a crash"])
+@pytest.mark.parametrize(
+    ("name", "test", "shown"),
+    [
+        ("seen", ALWAYS, "test_a_always"), ("equivalent", CRASH, "(signal 6)"),
+        ("a crash", ALWAYS, "test_a_always"),
+    ],
+)  # fmt: skip
 def test_what_fails_without_the_fault_has_not_seen_it(name: str, test: str, shown: str, toy: Path) -> None:
     """It is named, and what sees the fault is looked for among the others."""
     (toy / "test_toy.py").write_text(test + TEST)

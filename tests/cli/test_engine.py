@@ -102,7 +102,7 @@ def check_empty(engine: Engine) -> None:
     assert engine.kv.num_free == engine.kv.num_pages
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**32),
     page_size=st.sampled_from([1, 16, 64, 512, 1024]),

@@ -48,7 +48,7 @@ SCALAR_SPILLS = {
     "slots": 7,
     "slots at positions": 35,
 }
-ALIKE = ("sm103", "sm120")  # as sm100 to Triton: spared the two slowest compiles
+ALIKE = ("sm103", "sm120", "gfx950")  # as sm100 or gfx942 to Triton: spared the two slowest compiles
 
 
 def cases() -> list[Any]:
