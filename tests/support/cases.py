@@ -217,7 +217,7 @@ CASES = {
             "positions": lambda P: [P + 2, 0, P, 4, 1, 2 * P - 1, 2 * P, -1, 0],
             "query_start_loc": lambda P: [0, 3, 5, 5, 8], "req_pool_indices": lambda P: [3, -1, 0, 2],
         },
-        fields={"max_position": 128, "pad_value": -1}, forms=(SLOTS,), width=11,
+        fields={"max_position": 17, "pad_value": -1}, forms=(SLOTS,), width=11,
     ),
     "slots at positions of rows that cannot be": Case(
         "what an engine should not write is cut and reported", lambda P: [P + 3, P, 5, 2 * P, 1, 3],
