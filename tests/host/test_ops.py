@@ -84,6 +84,7 @@ def test_slots_at_positions(dtypes: tuple[torch.dtype, torch.dtype], S: int, dev
     assert assert_right(SLOTS, given) is None
     made = new(SLOTS, given)
     assert made.tolist() == given["out"][:10].tolist()
+    assert new(SLOTS, given | {"max_tokens": 12})[:10].tolist() == made.tolist()
     flat = [[x * S + n for x in row for n in range(S)] for row in ids(S, tokens=129)]
     at = [(0, 0), (2, 16), (2, 3), (2, 63), (4, 0), (4, 0), (4, 127), (4, 1)]
     assert made.tolist() == [*(flat[row][t] for row, t in at), -1, -1]

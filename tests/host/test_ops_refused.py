@@ -294,8 +294,8 @@ refuse(
     **AT | {"query_lens": lambda g: g["seq_lens"].new_zeros(2)},
 )  # fmt: skip
 refuse(
-    (SLOTS,), ValueError, "max_tokens must be None with positions, got int", name="a bound of positions",
-    **AT | {"max_tokens": 5},
+    (SLOTS,), ValueError, "out must have at least 10 rows or entries", "got 9", name="a bound of positions",
+    **AT | {"max_tokens": 10},
 )  # fmt: skip
 for name, value in (("max_position", 5), ("query_start_loc", AT["query_start_loc"])):
     refuse((SLOTS,), ValueError, f"{name} must be None without positions, got ", **{name: value})

@@ -80,7 +80,7 @@ def new_csr(
 
 def new_slots(build: Build, max_tokens: int | None, dtype: torch.dtype) -> Tensor:
     """Allocates the slots of ``max_tokens`` query tokens. If it is None, of all: syncs, but for positions."""
-    if build.positions is not None:
+    if max_tokens is None and build.positions is not None:
         max_tokens = build.positions.shape[0]
     elif max_tokens is None:
         assert build.query_lens is not None  # checked: one of the two is given

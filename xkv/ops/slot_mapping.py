@@ -46,8 +46,8 @@ def build_slot_mapping(
     ``missing_id``, and is reported as BAD_QUERY.
 
     With ``out`` it makes one launch, does not sync or allocate, and is safe in a CUDA or HIP graph. Without
-    ``out`` it allocates, and syncs unless ``max_tokens`` is given. CPU tensors take the torch reference.
-    Follows vLLM's _compute_slot_mappings_kernel.
+    ``out`` it allocates, and syncs unless ``max_tokens`` or ``positions`` is given. CPU tensors take the
+    torch reference. Follows vLLM's _compute_slot_mappings_kernel.
 
     Args:
         req_to_token: as in `build_page_table`.
@@ -65,8 +65,8 @@ def build_slot_mapping(
             not reported, such as drafts past the longest context. None: no limit.
         source_page_size: as in `build_page_table`.
         out: ``[capacity]`` int32 or int64. None: allocated.
-        max_tokens: tokens, host bound of the sum of ``query_lens``; ``out`` must hold that many. Not with
-            ``positions``, whose length is one.
+        max_tokens: tokens, host bound of the query tokens; ``out`` must hold that many. None: as many as
+            ``positions``, or the sum of ``query_lens``.
         seq_lens_delta: as in `build_page_table`.
         token_map: as in `build_page_table`.
         page_map: as in `build_page_table`.
@@ -132,9 +132,11 @@ def build_slot_mapping(
         shard, status,
     )  # fmt: skip
     if positions is None:
-        _check_last_tokens(build, query_lens, query_start_loc, max_position, max_tokens)
+        _check_last_tokens(build, query_lens, query_start_loc, max_position)
     else:
-        _check_positions(build, query_lens, positions, query_start_loc, max_position, max_tokens)
+        _check_positions(build, query_lens, positions, query_start_loc, max_position)
+    if max_tokens is not None:
+        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
     if out is None:
         out = outputs.new_slots(build, max_tokens, dtype)
     else:
@@ -146,8 +148,7 @@ def build_slot_mapping(
 
 
 def _check_last_tokens(
-    build: Build, query_lens: Tensor | None, query_start_loc: Tensor | None, max_position: int | None,
-    max_tokens: int | None,
+    build: Build, query_lens: Tensor | None, query_start_loc: Tensor | None, max_position: int | None
 ) -> None:  # fmt: skip
     for name, value in (("query_start_loc", query_start_loc), ("max_position", max_position)):
         if value is not None:
@@ -155,17 +156,14 @@ def _check_last_tokens(
     if query_lens is None:
         raise TypeError("query_lens must be a torch.Tensor, or positions and query_start_loc, got None")
     build.query_lens = arguments.per_row("query_lens", query_lens, build.req_to_token, build.batch)
-    if max_tokens is not None:
-        arguments.integer("max_tokens", max_tokens, 0, INT32_MAX)
 
 
 def _check_positions(
     build: Build, query_lens: Tensor | None, positions: Tensor, query_start_loc: Tensor | None,
-    max_position: int | None, max_tokens: int | None,
+    max_position: int | None,
 ) -> None:  # fmt: skip
-    for name, value in (("query_lens", query_lens), ("max_tokens", max_tokens)):
-        if value is not None:
-            raise ValueError(f"{name} must be None with positions, got {type(value).__name__}")
+    if query_lens is not None:
+        raise ValueError(f"query_lens must be None with positions, got {type(query_lens).__name__}")
     arguments.tensor("positions", positions, 1, build.req_to_token)
     if positions.shape[0] > CAPACITY_MAX:
         raise ValueError(f"positions must have at most {CAPACITY_MAX} entries, got {positions.shape[0]}")
