@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from mla import CKV, KPE, VOCAB, Model, TorchPaged, torch_attention
+from mla import CKV, KPE, VOCAB, Model, TorchPaged, decode_dense
 from torch import Tensor
 
 import xkv
@@ -106,21 +106,6 @@ def decode(model: Model, rank: Rank, prompts: list[Tensor], steps: int, captured
     return torch.stack(found)
 
 
-def decode_dense(model: Model, prompts: list[Tensor], steps: int) -> Tensor:
-    """Returns the same tokens, from one contiguous cache for each request."""
-    most, device = max(PROMPTS) + steps, prompts[0].device
-    cache = torch.zeros(len(PROMPTS), most, CKV + KPE, dtype=torch.half, device=device)
-    for b, prompt in enumerate(prompts):
-        cache[b, : len(prompt) - 1] = model.cache_entries(prompt[:-1])
-    tokens, lens, found = torch.stack([x[-1] for x in prompts]), torch.tensor(PROMPTS, device=device), []
-    for _ in range(steps):
-        cache[torch.arange(len(PROMPTS)), lens - 1] = model.cache_entries(tokens)
-        logits = model.logits(tokens, lambda query: torch_attention(query, cache, lens))  # noqa: B023
-        tokens, lens = logits.argmax(-1), lens + 1
-        found.append(tokens.cpu())
-    return torch.stack(found)
-
-
 def run(source: Literal["local", "global"], interleave: int, page_size: int, steps: int, cpu: bool) -> int:
     """Compares this rank's tokens with the dense ones; returns how many differ on any rank."""
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -130,7 +115,7 @@ def run(source: Literal["local", "global"], interleave: int, page_size: int, ste
     shard = xkv.Shard(size, rank, interleave, source)
     mine = Rank(model, shard, page_size, max(PROMPTS) + steps, device)
     tokens = decode(model, mine, prompts, steps, captured=not cpu)
-    wrong: Any = (tokens != decode_dense(model, prompts, steps)).sum().to(device)
+    wrong: Any = (tokens != decode_dense(model, prompts, steps).argmax(-1)).sum().to(device)
     dist.all_reduce(wrong)
     if rank == 0:
         print(

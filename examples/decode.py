@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from mla import CKV, KPE, VOCAB, FlashInferPaged, Model, TorchPaged, torch_attention
+from mla import CKV, KPE, VOCAB, FlashInferPaged, Model, TorchPaged, decode_dense
 from torch import Tensor
 
 import xkv
@@ -47,10 +47,8 @@ class Work:
         self.rows = torch.randperm(rows)[: len(PROMPTS)].to(device)
         # unused slots hold random values, so that reading a wrong one changes the result
         self.paged = torch.randn(rows * width, page_size, CKV + KPE).half().to(device)
-        self.dense = torch.zeros(len(PROMPTS), self.most, CKV + KPE, dtype=torch.half, device=device)
         for b, prompt in enumerate(self.prompts):  # the prefill, which for one layer needs no attention
             entries = model.cache_entries(prompt[:-1])
-            self.dense[b, : len(entries)] = entries
             self.paged.flatten(0, 1)[self.req_to_token[self.rows[b], : len(entries)].long()] = entries
 
 
@@ -124,16 +122,6 @@ def decode_paged(
     return logits
 
 
-def decode_dense(model: Model, work: Work, steps: int) -> Tensor:
-    """Returns the same logits, computed without pages."""
-    cache, tokens, lens, logits = work.dense.clone(), work.tokens, work.lens, []
-    for _ in range(steps):
-        cache[torch.arange(len(PROMPTS)), lens - 1] = model.cache_entries(tokens)
-        logits.append(model.logits(tokens, lambda query: torch_attention(query, cache, lens)))  # noqa: B023
-        tokens, lens = logits[-1].argmax(-1), lens + 1
-    return torch.stack(logits).cpu()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs all three and compares their tokens; returns 1 if they differ."""
     parser = argparse.ArgumentParser(description="A decode loop with metadata by xkv and by others.")
@@ -155,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     ours = decode_paged(model, work, args.steps, xkv_metadata(work, backend.name), on_gpu, flashinfer)
     others = {
         "reference": decode_paged(model, work, args.steps, python_metadata(work), False, flashinfer),
-        "dense": decode_dense(model, work, args.steps),
+        "dense": decode_dense(model, work.prompts, args.steps),
     }
 
     best = ours.topk(2).values

@@ -48,6 +48,23 @@ def attention_with_lse(query: Tensor, entries: Tensor, lens: Tensor) -> tuple[Te
     return output, scores.logsumexp(-1)
 
 
+def decode_dense(model: Model, prompts: list[Tensor], steps: int) -> Tensor:
+    """Generates greedily without pages: one contiguous cache for each request.
+
+    Returns the logits of every step, ``[steps, batch, VOCAB]``, on the CPU.
+    """
+    device, lens = prompts[0].device, torch.tensor([len(prompt) for prompt in prompts])
+    cache = torch.zeros(len(prompts), int(lens.max()) + steps, CKV + KPE, dtype=torch.half, device=device)
+    for b, prompt in enumerate(prompts):  # the prefill, which for one layer needs no attention
+        cache[b, : len(prompt) - 1] = model.cache_entries(prompt[:-1])
+    tokens, lens, logits = torch.stack([prompt[-1] for prompt in prompts]), lens.to(device), []
+    for _ in range(steps):
+        cache[torch.arange(len(prompts)), lens - 1] = model.cache_entries(tokens)
+        logits.append(model.logits(tokens, lambda query: torch_attention(query, cache, lens)))  # noqa: B023
+        tokens, lens = logits[-1].argmax(-1), lens + 1
+    return torch.stack(logits).cpu()
+
+
 class TorchPaged:
     """Attention over pages in torch, with fixed shapes, as a graph needs them."""
 
