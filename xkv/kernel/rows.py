@@ -103,22 +103,20 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is not checked: engines leave stale values there
     reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
-    if C.FORM == SLOTS and C.INDPTR_IS_INPUT:
-        is_padding = (row == -1) & (high == -1)
-        first, query, why = _given_tokens(b, mask, req, view)
-        row = tl.where(row_exists, row, tl.where(is_padding, -1, 0))
-        reason = tl.where((reason == 0) | is_padding, why, reason)
-        if req.max_position is not None:
-            end = tl.minimum(end, req.max_position)
+    if C.FORM == SLOTS:
+        if C.INDPTR_IS_INPUT:
+            is_padding = (row == -1) & (high == -1)
+            first, query, why = _given_tokens(b, mask, req, view)
+            row = tl.where(row_exists, row, tl.where(is_padding, -1, 0))
+            reason = tl.where((reason == 0) | is_padding, why, reason)
+            if req.max_position is not None:
+                end = tl.minimum(end, req.max_position)
+        else:
+            first = length - query
+            reason = tl.where((reason == 0) & ((query_len < 0) | (query_len > length)), BAD_QUERY, reason)
         start = first
         items = query
         kv_len = local_length(end, req, C)
-    elif C.FORM == SLOTS:
-        first = length - query
-        start = first
-        items = query
-        kv_len = local_length(end, req, C)
-        reason = tl.where((reason == 0) & ((query_len < 0) | (query_len > length)), BAD_QUERY, reason)
     else:
         start = length * 0
         if view.window is not None:
