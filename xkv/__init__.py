@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .dispatch import backends
     from .metadata.buffers import Metadata
     from .metadata.builder import MetadataBuilder
+    from .metadata.config import SlotMapping
+    from .metadata.group import MetadataGroup
     from .ops.kv_indices import KVIndices, build_kv_indices
     from .ops.page_table import build_page_table
     from .ops.slot_mapping import build_slot_mapping
@@ -28,6 +30,8 @@ _HOMES = {
     "backends": ".dispatch",
     "Metadata": ".metadata.buffers",
     "MetadataBuilder": ".metadata.builder",
+    "MetadataGroup": ".metadata.group",
+    "SlotMapping": ".metadata.config",
     "KVIndices": ".ops.kv_indices",
     "build_kv_indices": ".ops.kv_indices",
     "build_page_table": ".ops.page_table",
@@ -48,9 +52,11 @@ __all__ = [
     "KVIndices",
     "Metadata",
     "MetadataBuilder",
+    "MetadataGroup",
     "Platform",
     "Reason",
     "Shard",
+    "SlotMapping",
     "Status",
     "StatusError",
     "UnsupportedPlatformError",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .params import INT32_MAX, MAX_BATCH, ROW_MAX, SOURCE_PAGE_MAX, Build
+from .params import CAPACITY_MAX, INT32_MAX, MAX_BATCH, ROW_MAX, SOURCE_PAGE_MAX, Build
 from .shard import Shard, local_source
 from .status import Status
 
@@ -77,6 +79,21 @@ def per_row(name: str, value: Tensor, like: Tensor, rows: int) -> Tensor:
             f"{name} must have {rows} entries, one per request as seq_lens, got {value.shape[0]}"
         )
     return value
+
+
+def given_positions(positions: Any, query_start_loc: Any, like: Tensor, rows: int) -> None:
+    """Checks ``positions`` ``[n]`` and ``query_start_loc`` ``[rows + 1]``, which come together."""
+    tensor("positions", positions, 1, like)
+    if positions.shape[0] > CAPACITY_MAX:
+        raise ValueError(f"positions must have at most {CAPACITY_MAX} entries, got {positions.shape[0]}")
+    if query_start_loc is None:
+        raise TypeError("query_start_loc must be a torch.Tensor with positions, got None")
+    tensor("query_start_loc", query_start_loc, 1, like)
+    if query_start_loc.shape[0] != rows + 1:
+        raise ValueError(
+            f"query_start_loc must have {rows + 1} entries, one more than seq_lens, got"
+            f" {query_start_loc.shape[0]}"
+        )
 
 
 def int_or_per_row(

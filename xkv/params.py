@@ -97,6 +97,8 @@ class Build:
         query_lens: query tokens of each request, ``[batch]`` int, or None.
         query_sign: -1, 0 or 1: ``query_lens`` times this is added to the lengths.
         query_len: query tokens of every request, if ``query_lens`` is None.
+        query_start_loc: in a group, prefix sums of the query tokens in place of ``query_lens``,
+            ``[batch + 1]`` int32 or int64, or None.
         positions: of slots, the position in its row of each query token, ``[n]`` int, or None: the last
             ``query_lens`` of each row. Those of row b are between its two entries of the first view's
             ``kv_indptr``, ``[batch + 1]`` int, which is input then. A row index of -1 is a row of padding.
@@ -137,6 +139,7 @@ class Build:
     query_lens: Tensor | None = None
     query_sign: int = 0
     query_len: int = 0
+    query_start_loc: Tensor | None = None
     positions: Tensor | None = None
     max_position: int | None = None
     min_seq_len: int = 0
@@ -157,8 +160,15 @@ class Build:
         return int(self.seq_lens.shape[0])
 
     @property
+    def tiles_of_tokens(self) -> bool:
+        """Whether a tile has query tokens of several rows (`xkv.kernel.query_tokens`)."""
+        return self.form == SLOTS and self.query_lens is None
+
+    @property
     def access_pattern(self) -> AccessPattern:
         """Selects the tuning rows."""
+        if self.tiles_of_tokens:
+            return "query_tokens"
         ranks = 1 if self.form == SLOTS else ranks_between(self.shard)
         return access_pattern(self.page_size * ranks, self.source_page_size, ragged=self.form != TABLE)
 
@@ -177,7 +187,8 @@ class Build:
 
     def window_tokens(self, view: View) -> int | None:
         """Last tokens of a row that a window shows, without what the device adds for ``query_lens``."""
-        if view.window is None or self.query_lens is not None or self.window_is_prefix_only:
+        device_knows = self.query_lens is not None or self.query_start_loc is not None
+        if view.window is None or device_knows or self.window_is_prefix_only:
             return view.window
         return view.window + max(self.query_len, 1) - 1
 
@@ -185,7 +196,7 @@ class Build:
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
-        if self.positions is not None:
+        if self.positions is not None and self.pad_value is None:
             return min(capacity, int(self.positions.shape[0]))
         bound = local_length(self.source_tokens, self.shard) // self.page_size + 1 + self.min_seq_len
         return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)

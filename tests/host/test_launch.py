@@ -197,12 +197,12 @@ def test_a_kernel_that_another_thread_is_loading(monkeypatch: pytest.MonkeyPatch
             return self._run
 
     kernel = Loading()
-    monkeypatch.setattr(compile, "xkv_kernel", lambda: SimpleNamespace(warmup=lambda *_, **__: kernel))
+    jit = SimpleNamespace(warmup=lambda *_, **__: kernel)
     monkeypatch.setattr(compile, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     calls: list[object] = []
     threads = [
-        threading.Thread(target=lambda n=n: calls.append(compile.compiled(0, f"config {n}", {}, [])))
+        threading.Thread(target=lambda n=n: calls.append(compile.compiled(0, jit, f"config {n}", {}, [])))
         for n in (1, 1, 2)
     ]
     for thread in threads:

@@ -447,7 +447,11 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert op_calls._signature.cache_info().maxsize == op_calls._MAX_SIGNATURES <= 1 << 14
     entries = cache.LaunchCache()
     build = SimpleNamespace(
-        access_pattern="strided_near", writes_sums=True, views=(1,), req_to_token=torch.zeros(1, 1)
+        access_pattern="strided_near",
+        writes_sums=True,
+        views=(1,),
+        req_to_token=torch.zeros(1, 1),
+        tiles_of_tokens=False,
     )
     recorded = SimpleNamespace(
         fast_path=True, schedule=SimpleNamespace(balance=False, int64_tiles=False), tuning=None, first=0
@@ -487,7 +491,7 @@ def test_no_memory_is_seen_by_a_builder_that_knows_the_step() -> None:
     builder.build(rows, lens, **options)
     (step,) = builder._steps._by_signature.values()
     launched: list[Any] = []
-    step._positions, builder._on_cpu = tuple(range(8)), False
+    step._positions, builder._steps._on_cpu = tuple(range(8)), False
     compiled = SimpleNamespace(launch=launched.append)
     step._entry = SimpleNamespace(prepared=lambda *_: (None, [0] * 8, compiled))
     for name, x in {"req_pool_indices": rows, "seq_lens": lens, **options}.items():

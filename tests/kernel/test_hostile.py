@@ -99,7 +99,8 @@ def test_every_violation_comes_first_in_some_case() -> None:
     """All but OVERFLOW, which takes lengths that no small source has: tests/kernel/test_sizes.py."""
     first: dict[int, Counter[Reason | None]] = {TABLE: Counter(), CSR: Counter(), SLOTS: Counter()}
     for case in drawn():
-        word = oracle.expected(case.build)[1]
+        words = [oracle.expected(build)[1] for build in case.builds]
+        word = min((word for word in words if word is not None), default=None)
         first[case.family.form][None if word is None else Reason(word % 256)] += 1
     common = {None, *Reason} - {Reason.OVERFLOW}
     assert set(first[TABLE]) == set(first[CSR]) == common
@@ -156,7 +157,7 @@ def test_every_hostile_sum_comes_up(function: str, dtype: torch.dtype) -> None:
             seen["past 2**32"] += any(abs(v) > 2**32 for v in values)
             seen["near 2**63"] += any(abs(v) >= 2**63 - 9 for v in values)
             seen["a sane low half"] += any(abs(v) > 2**32 and 0 <= v % 2**32 <= room for v in values)
-            seen["claimed by several"] += any(oracle.run(case.build))
+            seen["claimed by several"] += any(case.expect().values())
     wide = {"past 2**32", "near 2**63", "a sane low half"}
     assert {what for what, count in seen.items() if not count} == (wide if dtype is I32 else set())
 

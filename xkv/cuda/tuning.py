@@ -57,6 +57,10 @@ _SM90 = (
         "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.069 of the "
         "best of each point, most 1.25 (256 x ~4K in 128K, page 1 of 16)",
     ),
+    Tuning(
+        "query_tokens", None, 128, 4, 4, 1, 4, 128, 1, 1, 256, True,
+        "one token a thread: reasoned, not measured",
+    ),
 )
 # fmt: on
 

@@ -86,6 +86,7 @@ class Request(NamedTuple):
     positions_stride: Any
     positions_len: Any
     max_position: Any
+    query_start_ptr: Any
 
 
 class View(NamedTuple):
@@ -108,6 +109,20 @@ class View(NamedTuple):
     offset_ptr: Any
     empty_ptr: Any
     cu_q_ptr: Any
+
+
+class Grid(NamedTuple):
+    """The programs that write a view, in rows of as many programs as each row of the batch gets.
+
+    Attributes:
+        x, y: the program's row, and its number in it.
+        num_x, num_y: how many there are.
+    """
+
+    x: Any
+    y: Any
+    num_x: Any
+    num_y: Any
 
 
 class Row(NamedTuple):
@@ -191,7 +206,7 @@ class Policy(NamedTuple):
 # The kernel's arguments in order, without the last, C. The kernel's signature repeats them, since Triton
 # specializes on values in a tuple argument; the host passes them by name.
 ARGUMENTS = (
-    *Request._fields,
+    *(name for name in Request._fields if name != "query_start_ptr"),
     *View._fields,
     *map(params.second_view, View._fields[:-1]),  # cu_q_ptr is per batch: the first view has it
     *Policy._fields,

@@ -9,6 +9,7 @@ jobs, which run side by side, so that none waits for another's:
 * Leftover tiles (``scheduler.py``; BALANCE): the programs past the batch divide the remaining tiles of longer
   rows evenly, so that the cost follows the live tokens, however skewed the lengths are.
 
+Slots of query tokens whose rows can be told from their index have tiles of tokens (``query_tokens.py``).
 ``tiles.py`` loads, translates and stores a tile; loads are prefetched one tile ahead. ``rows.py`` computes
 what a row shows, ``args.py`` groups the arguments, and `xkv.params.Build` describes them.
 """
@@ -16,8 +17,9 @@ what a row shows, ``args.py`` groups the arguments, and `xkv.params.Build` descr
 import triton
 import triton.language as tl
 
-from .args import ARGUMENTS, INT32_MAX, TABLE, Config, Policy, Request, Tile, View
+from .args import ARGUMENTS, INT32_MAX, SLOTS, TABLE, Config, Grid, Policy, Request, Tile, View
 from .prefix_sums import write_sums
+from .query_tokens import write_token_tiles
 from .rows import load_row, padded_end, report_first, row_offset, row_tiles
 from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
 from .tiles import load_entries, store_tile
@@ -60,10 +62,10 @@ def _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C: 
 
 
 @triton.jit
-def _write_tiles(req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
+def _write_tiles(grid, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
     """Writes the ids: a program of a row its own tiles, a program past the batch leftover tiles."""
-    b = tl.program_id(0) - HAS_SUMS  # the first programs write the sums
-    idx, stride = tl.program_id(1), tl.num_programs(1)
+    b = grid.x - HAS_SUMS  # the first programs write the sums
+    idx, stride = grid.y, grid.num_y
     # The loads of the first tile, masked: issued before any branch (a launch takes 0.08 us less).
     has_row = (b >= 0) & (b < req.batch)
     row = load_row(b, has_row, req, view, policy, C)
@@ -76,14 +78,14 @@ def _write_tiles(req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
     if C.BALANCE:
         if b >= req.batch:
             pid = (b - req.batch) * stride + idx
-            num_programs = (tl.num_programs(0) - HAS_SUMS - req.batch) * stride
+            num_programs = (grid.num_x - HAS_SUMS - req.batch) * stride
             first_error = _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C)
     if C.REDUCE_STATUS and policy.status_ptr is not None:
         report_first(policy, first_error)
 
 
 @triton.jit
-def _build(req, view, policy, C: tl.constexpr):
+def build_view(grid, req, view, policy, C: tl.constexpr):
     """Writes one view: lengths and prefix sums, the padding of a stream, then the ids."""
     STREAM: tl.constexpr = C.FORM != TABLE
     HAS_SUMS: tl.constexpr = (
@@ -92,11 +94,12 @@ def _build(req, view, policy, C: tl.constexpr):
         or view.last_ptr is not None or view.offset_ptr is not None or view.empty_ptr is not None
         or view.cu_q_ptr is not None or policy.status_ptr is not None
     )  # fmt: skip
-    num_programs = tl.num_programs(0) * tl.num_programs(1)
-    pid = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    TILES_OF_TOKENS: tl.constexpr = C.FORM == SLOTS and req.query_ptr is None
+    num_programs = grid.num_x * grid.num_y
+    pid = grid.x * grid.num_y + grid.y
 
     total = req.batch.to(tl.int64) * 0
-    if C.HAS_PADDING and STREAM and not C.INDPTR_IS_INPUT:
+    if C.HAS_PADDING and STREAM and not TILES_OF_TOKENS and not C.INDPTR_IS_INPUT:
         total = write_sums(pid, num_programs, req, view, policy, C)
     elif HAS_SUMS:
         if pid * C.BATCH_BLOCK < tl.maximum(req.batch, 1):
@@ -104,13 +107,20 @@ def _build(req, view, policy, C: tl.constexpr):
     if C.HAS_PADDING and STREAM:
         if C.INDPTR_IS_INPUT:
             total = tl.maximum(tl.load(view.indptr_ptr + req.batch).to(tl.int64), 0)
+        elif TILES_OF_TOKENS:
+            total += req.query_len.to(tl.int64) * req.batch
         total = tl.minimum(total, view.capacity)
         end = padded_end(total, view, policy)
         for at in range(total + pid * C.NUM_PAGE_PER_BLOCK, end, num_programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             padding = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
             tl.store(view.out_ptr + o, padding, mask=o < end)
-    _write_tiles(req, view, policy, HAS_SUMS, C)
+    if TILES_OF_TOKENS:
+        pid -= HAS_SUMS * grid.num_y
+        if pid >= 0:
+            write_token_tiles(pid, num_programs - HAS_SUMS * grid.num_y, req, view, policy, C)
+    else:
+        _write_tiles(grid, req, view, policy, HAS_SUMS, C)
 
 
 # Only the last argument is specialized. No other is, by value, alignment or storage size (which on AMD would
@@ -140,7 +150,7 @@ def xkv_build(
     req = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, src_ptr, src_stride, src_rows, src_tokens,
         delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
-        positions_ptr, positions_stride, positions_len, max_position,
+        positions_ptr, positions_stride, positions_len, max_position, None,
     )  # fmt: skip
     policy = Policy(
         min_len, min_last, pad_multiple, pad_value, missing_id, report_missing, status_ptr, own_tiles
@@ -150,14 +160,15 @@ def xkv_build(
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr,
         cu_q_ptr,
     )  # fmt: skip
+    grid = Grid(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1))
     if out2_ptr is None:
-        _build(req, view, policy, C)
+        build_view(grid, req, view, policy, C)
     elif tl.program_id(2) == 0:
-        _build(req, view, policy, C)
+        build_view(grid, req, view, policy, C)
     else:
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
             empty2_ptr, None,
         )  # fmt: skip
-        _build(req, view2, policy, C)
+        build_view(grid, req, view2, policy, C)

@@ -64,7 +64,7 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
                 report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
                 _store_prefix_sum(view.cu_k_ptr, i, inclusive_sum, INT32_MAX, mask, C)
             if view.cu_q_ptr is not None:
-                if req.query_ptr is None:
+                if req.query_ptr is None and req.query_start_ptr is None:
                     inclusive_sum = (i + 1).to(tl.int64) * req.query_len
                 else:
                     inclusive_sum = query_sum + tl.cumsum(query, 0)
@@ -74,6 +74,6 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             item_sum += tl.sum(items, 0)
         if view.cu_k_ptr is not None:
             kv_sum += tl.sum(kv_len, 0)
-        if view.cu_q_ptr is not None and req.query_ptr is not None:
+        if view.cu_q_ptr is not None and (req.query_ptr is not None or req.query_start_ptr is not None):
             query_sum += tl.sum(query, 0)
     return item_sum

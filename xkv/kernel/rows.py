@@ -52,10 +52,19 @@ def local_length(length, req, C: tl.constexpr):
 
 
 @triton.jit
+def _load_difference(ptr, b, mask):
+    """Returns what row b has of prefix sums, clipped like a length."""
+    begin = tl.load(ptr + b, mask=mask, other=0).to(tl.int64)
+    end = tl.load(ptr + b + 1, mask=mask, other=0).to(tl.int64)
+    begin, end = clip(begin, -LENGTH_MAX, LENGTH_MAX), clip(end, -LENGTH_MAX, LENGTH_MAX)
+    return clip(end - begin, -LENGTH_MAX, LENGTH_MAX).to(tl.int32)
+
+
+@triton.jit
 def _given_tokens(b, mask, req, view):
     """Returns the index of row b's first given position, how many the row has, and why some were cut.
 
-    The prefix sums are an input, and not trusted. A row that begins before 0 is not stored (`store_tile`).
+    The prefix sums are an input, and not trusted. A row that begins before 0 has none.
     """
     begin = tl.load(view.indptr_ptr + b, mask=mask, other=0).to(tl.int64)
     end = tl.load(view.indptr_ptr + b + 1, mask=mask, other=0).to(tl.int64)
@@ -63,6 +72,7 @@ def _given_tokens(b, mask, req, view):
     reason = tl.where((begin < 0) | (end < begin), BAD_QUERY, tl.where(end > room, TRUNCATED, 0))
     first = clip(begin, 0, room).to(tl.int32)
     query = tl.maximum(clip(end, 0, room).to(tl.int32) - first, 0)
+    query = tl.where(begin < 0, 0, query)
     return first, query, reason
 
 
@@ -99,6 +109,10 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     if req.query_ptr is not None:
         query_len += load_int(req.query_ptr, req.query_stride, b, mask)
         length += query_len * req.query_sign
+    elif req.query_start_ptr is not None:
+        query_len += _load_difference(req.query_start_ptr, b, mask)
+    elif C.FORM == SLOTS and req.query_len is not None:
+        query_len += req.query_len
     query = tl.maximum(query_len, 0)
     end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is not checked: engines leave stale values there
@@ -113,7 +127,10 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
                 end = tl.minimum(end, req.max_position)
         else:
             first = length - query
-            reason = tl.where((reason == 0) & ((query_len < 0) | (query_len > length)), BAD_QUERY, reason)
+            bad = (query_len < 0) | (query_len > length)
+            if req.query_ptr is None:  # as many in every row: one of length 0 is padding
+                bad = bad & (length != 0)
+            reason = tl.where((reason == 0) & bad, BAD_QUERY, reason)
         start = first
         items = query
         kv_len = local_length(end, req, C)
@@ -121,10 +138,12 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         start = length * 0
         if view.window is not None:
             window = view.window
-            if req.query_ptr is not None and not C.WINDOW_IS_PREFIX_ONLY:
+            if (req.query_ptr is not None or req.query_start_ptr is not None) and not C.WINDOW_IS_PREFIX_ONLY:
                 # the window begins with what the first query token sees; if the query tokens are subtracted
                 # from the length, the delta adds them back
-                span = tl.where(req.query_sign < 0, tl.maximum(query, delta), query)
+                span = query
+                if req.query_ptr is not None:
+                    span = tl.where(req.query_sign < 0, tl.maximum(query, delta), query)
                 window += tl.maximum(span, 1) - 1
             start = tl.maximum(end - window, 0)
         if view.start_ptr is not None:
@@ -133,7 +152,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
             is_cut = kv_start > start
             start = clip(kv_start, start, end)
-        if req.query_ptr is not None:
+        if req.query_ptr is not None or req.query_start_ptr is not None:
             reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
         start, end = local_length(start, req, C), local_length(end, req, C)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE

@@ -16,21 +16,28 @@ from .. import dispatch, switches
 from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build, View, second_view
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import Tuning
-from .grid import Schedule, make_schedule, with_balance
+from .grid import PartSchedule, Schedule, make_schedule, with_balance
 from .triton_launcher import LOADING, Call, record
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
 
 
-def compiled(device: int, config_: Any, options_: dict[str, Any], tensors: list[Any]) -> Call | None:
+def compiled(
+    device: int, kernel: Any, config_: Any, options_: dict[str, Any], tensors: list[Any]
+) -> Call | None:
     """Compiles and loads a kernel, once, without a launch; returns Triton's call of the driver's launcher."""
     key = (device, config_, *options_.values(), *map(_argument_signature, tensors))
     if key not in _compiled:
         with LOADING, torch.cuda.device(device):
             if key not in _compiled:
-                kernel = xkv_kernel().warmup(*tensors, config_, grid=(1,), **options_)
-                _compiled[key] = record(kernel, len(tensors) + 1)
+                loaded = kernel.warmup(*tensors, config_, grid=(1,), **options_)
+                _compiled[key] = record(loaded, len(tensors) + 1)
     return _compiled[key]
+
+
+def loaded() -> int:
+    """The number of kernels that were loaded."""
+    return len(_compiled)
 
 
 def warm(build: Build, max_batch: int | None) -> int:
@@ -45,14 +52,15 @@ def warm(build: Build, max_batch: int | None) -> int:
     Returns:
         The number of kernels that were newly loaded.
     """
-    before = len(_compiled)
+    before = loaded()
     device = build.req_to_token.get_device()
     if device >= 0:
         target = platform(build.req_to_token.device)
         for tuning, schedule in launch_variants(build, target, max_batch):
             fields = config(build, tuning, schedule, target)
-            compiled(device, fields, options(tuning, target), arguments(build, schedule))
-    return len(_compiled) - before
+            args = arguments(build, schedule)
+            compiled(device, xkv_kernel(), fields, options(tuning, target), args)
+    return loaded() - before
 
 
 def launch_variants(
@@ -97,7 +105,15 @@ def xkv_kernel() -> Any:
     return xkv_build
 
 
-def config(build: Build, tuning: Tuning, schedule: Schedule, target: Platform) -> Any:
+@functools.cache
+def group_kernel() -> Any:
+    """The kernel of a group."""
+    from ..kernel.group import xkv_build_group
+
+    return xkv_build_group
+
+
+def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, target: Platform) -> Any:
     """Returns the kernel's `Config`; the same object for equal fields."""
     shard = build.shard
     return _config(
@@ -122,7 +138,7 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
-    if build.positions is not None:
+    if build.tiles_of_tokens:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
@@ -160,6 +176,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
     """
     source, padded, queries = build.req_to_token, build.pad_value is not None, build.query_lens
     given = build.positions
+    counts = build.form == SLOTS and given is None
     cu_q = build.views[0].cu_seqlens_q
     first = _view_arguments(build, build.views[0])
     other = _view_arguments(build, build.views[1]) if len(build.views) == 2 else dict.fromkeys(first)
@@ -167,13 +184,13 @@ def named_arguments(build: Build) -> dict[str, Any]:
     return {
         "src_ptr": source, "src_stride": source.stride(0), "src_rows": source.shape[0],
         "src_tokens": build.max_tokens,
-        **_int32_words("rows", build.req_pool_indices), **_int32_words("lens", build.seq_lens),
+        **int32_words("rows", build.req_pool_indices), **int32_words("lens", build.seq_lens),
         "batch": build.batch,
-        **_int32_words("delta", build.seq_lens_delta_rows), "delta": build.seq_lens_delta,
-        **_int32_words("query", queries), "query_sign": None if queries is None else build.query_sign,
-        "query_len": build.query_len if cu_q is not None and queries is None else None,
+        **int32_words("delta", build.seq_lens_delta_rows), "delta": build.seq_lens_delta,
+        **int32_words("query", queries), "query_sign": None if queries is None else build.query_sign,
+        "query_len": build.query_len if queries is None and (cu_q is not None or counts) else None,
         "shard_rank": None if build.shard is None else int(build.shard.rank),
-        **_int32_words("positions", given),
+        **int32_words("positions", given),
         "positions_len": None if given is None else given.shape[0],
         "max_position": build.max_position,
         **first, "cu_q_ptr": cu_q,
@@ -187,7 +204,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
+def int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
     """A vector of int32 or int64 as int32, and its stride: 1 or 2. One kernel reads both, without a copy."""
     stride = 1
     if x is not None and x.dtype is not torch.int32:
@@ -199,7 +216,7 @@ def _int32_words(name: str, x: Tensor | None) -> dict[str, Any]:
 def _view_arguments(build: Build, view: View) -> dict[str, Any]:
     token_map, page_map = view.token_map, view.page_map
     return {
-        **_int32_words("start", view.kv_start), "window": build.window_tokens(view),
+        **int32_words("start", view.kv_start), "window": build.window_tokens(view),
         "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
         "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
         "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,

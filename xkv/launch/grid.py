@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from .. import dispatch
 from ..params import INT32_MAX, Build
 from ..platforms.detect import Platform
 from ..platforms.tuning import Tuning
@@ -32,6 +34,35 @@ class Schedule(NamedTuple):
     int64_tiles: bool
 
 
+class PartSchedule(NamedTuple):
+    """How the work of one part of a group is divided, whatever the batch.
+
+    Attributes:
+        tuning: its tuning row.
+        num_page_per_block: items per tile.
+        balance: whether rows may have leftover tiles.
+        int64_tiles: whether the number of those may exceed int32.
+        tiles: of the longest row, or of all query tokens.
+        tiles_of_tokens: whether tiles are no row's.
+    """
+
+    tuning: Tuning
+    num_page_per_block: int
+    balance: bool
+    int64_tiles: bool
+    tiles: int
+    tiles_of_tokens: bool
+
+    def programs(self, rows: int, units: int) -> int:
+        """Programs of each of so many rows, on a device of so many compute units."""
+        per_cu = self.tuning.balanced_per_cu if self.balance else self.tuning.programs_per_cu
+        return min(max(units * per_cu // rows, 1), self.tiles, GRID_Y_MAX)
+
+    def leftover(self, programs: int) -> bool:
+        """Whether rows of so many programs may have leftover tiles."""
+        return self.balance and self.tiles > programs * self.tuning.balanced_own_tiles
+
+
 def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | None = None) -> Schedule:
     """Returns the schedule of a build. The grid grows with the batch, not with the capacity.
 
@@ -44,13 +75,14 @@ def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | N
     batch = build.batch if batch is None else batch
     host_inputs = memory.inputs_on_host(build)
     return schedule_sizes(
-        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, host_inputs
-    )
+        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, host_inputs,
+        build.tiles_of_tokens,
+    )  # fmt: skip
 
 
 def schedule_sizes(
     batch: int, row_items: int, writes_sums: bool, num_views: int, tuning: Tuning, target: Platform,
-    host_inputs: bool = False,
+    host_inputs: bool = False, tiles_of_tokens: bool = False,
 ) -> Schedule:  # fmt: skip
     """Returns the schedule for these sizes.
 
@@ -63,8 +95,15 @@ def schedule_sizes(
         target: the device.
         host_inputs: whether inputs are in host memory. Each program that reads them pays for it, so that a
             row's own programs write all of it, and there are no more programs than fill the device once.
+        tiles_of_tokens: whether a tile is no row's; ``row_items`` are all query tokens then.
     """
     batch = max(batch, 1)
+    if tiles_of_tokens:
+        tiles = max(-(-row_items // tuning.num_page_per_block), 1)
+        programs = min(tiles, target.compute_units * (1 if host_inputs else tuning.programs_per_cu))
+        return Schedule(
+            (programs + writes_sums, 1, num_views), tuning.num_page_per_block, tiles, False, False
+        )
     # the programs of one more row have no tiles of their own and write the sums
     rows = batch + writes_sums
     num_page, units = tuning.num_page_per_block, target.compute_units
@@ -80,7 +119,8 @@ def schedule_sizes(
         tiles = max(-(-row_items // num_page), 1)
         programs = min(max(units * tuning.balanced_per_cu // rows, 1), tiles, GRID_Y_MAX)
         own_tiles = programs * tuning.balanced_own_tiles
-        leftover_rows = -(-units * tuning.leftover_per_cu // programs)
+        if tiles > own_tiles:
+            leftover_rows = -(-units * tuning.leftover_per_cu // programs)
     int64_tiles = balance and batch * tiles + leftover_rows * programs > INT32_MAX
     return Schedule((rows + leftover_rows, programs, num_views), num_page, own_tiles, balance, int64_tiles)
 
@@ -90,3 +130,33 @@ def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:
     num_page = tuning.balanced_num_page_per_block if balance else tuning.num_page_per_block
     int64_tiles = schedule.int64_tiles and balance
     return schedule._replace(num_page_per_block=num_page, balance=balance, int64_tiles=int64_tiles)
+
+
+def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedule:
+    """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
+    row = dispatch.tuning_row(target, build.access_pattern, max_batch)
+    of_tokens = build.tiles_of_tokens
+    found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, tiles_of_tokens=of_tokens)
+    num_page = found.num_page_per_block
+    tiles = max(-(-build.row_items // num_page), 1)
+    return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles, of_tokens)
+
+
+def group_grid(
+    batch: int, tables: Sequence[PartSchedule], slots: Sequence[PartSchedule], target: Platform
+) -> tuple[tuple[int, int, int], int]:
+    """Returns the grid of a group, and how many of its last rows write slots.
+
+    For every part it is that of the one with the most programs.
+    """
+    rows, units = max(batch, 1) + 1, target.compute_units
+    programs = max(part.programs(rows, units) for part in tables)
+    leftover = [part.tuning.leftover_per_cu for part in tables if part.leftover(programs)]
+    leftover_rows = -(-units * max(leftover, default=0) // programs)
+    slot_rows = 0
+    for part in slots:
+        of_slots = rows
+        if part.tiles_of_tokens:
+            of_slots = 1 + -(-min(part.tiles, units * part.tuning.programs_per_cu) // programs)
+        slot_rows = max(slot_rows, of_slots)
+    return (rows + leftover_rows + slot_rows, programs, len(tables)), slot_rows

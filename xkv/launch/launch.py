@@ -61,37 +61,41 @@ def launch(build: Build, tuning: Tuning, target: Platform) -> None:
     CompiledLaunch(build, tuning, target).run(build)
 
 
-class CompiledLaunch:
+class KernelLaunch:
     """A compiled kernel, and the call of the driver's launcher that launches it. It keeps no tensor alive.
 
+    Args:
+        kernel: Triton's `JITFunction`.
+        device: the index of the GPU; negative: interpreted.
+        config: the kernel's constexpr, its last argument.
+        options: Triton's.
+        grid: programs.
+        tensors: the kernel's other arguments, in order.
+
     Attributes:
-        tuning: the tuning row that it was compiled with.
-        schedule: the schedule of the build that it was made from.
         fast_path: whether the call of the driver's launcher is known. It may be made while no launch hooks
             are active.
         call: all arguments of that call.
         args: the list that holds the kernel's arguments among them, pointers as integers, from ``first`` on,
-            in the order of `compile.positions`. A thread that has it alone may replace them by others of the
-            same signature.
+            in their order. A thread that has it alone may replace them by others of the same signature.
         first: the index in ``args`` of the first.
         grid_at: the indices in ``call`` of the grid's three sizes.
     """
 
     __slots__ = (
-        "_capturing", "_config", "_device", "_launcher", "_nested", "_one_device", "_options", "_pdl_at",
-        "_stream", "_stream_at", "args", "call", "fast_path", "first", "grid_at", "schedule", "tuning",
+        "_capturing", "_config", "_device", "_kernel", "_launcher", "_nested", "_one_device", "_options",
+        "_pdl_at", "_stream", "_stream_at", "args", "call", "fast_path", "first", "grid_at",
     )  # fmt: skip
 
-    def __init__(self, build: Build, tuning: Tuning, target: Platform) -> None:
-        self.tuning, self.schedule = tuning, make_schedule(build, tuning, target)
-        self._config = compile.config(build, tuning, self.schedule, target)
-        self._options = compile.options(tuning, target)
-        self._device = device = build.req_to_token.get_device()
+    def __init__(
+        self, kernel: Any, device: int, config: Any, options: dict[str, Any], grid: tuple[int, int, int],
+        tensors: list[Any],
+    ) -> None:  # fmt: skip
+        self._kernel, self._config, self._options, self._device = kernel, config, options, device
         self.fast_path = False
         if device < 0:  # interpreted
             return
-        tensors = self._tensors(build)
-        call = compile.compiled(device, self._config, self._options, tensors)
+        call = compile.compiled(device, kernel, config, options, tensors)
         if call is None:
             return
         self.fast_path = True
@@ -101,8 +105,8 @@ class CompiledLaunch:
         self._capturing = torch._C._cuda_isCurrentStreamCapturing
         self._launcher, self._nested = call.launcher, call.nested
         self._stream_at, self._pdl_at, self.grid_at = call.stream_at, call.pdl_at, call.grid_at
-        args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), self._config]
-        self.call = call.make_call(self.schedule.grid, args)
+        args = [*(x if x is None or type(x) is int else x.data_ptr() for x in tensors), config]
+        self.call = call.make_call(grid, args)
         self.args, self.first = (args, 0) if call.nested else (self.call, len(call.args))
 
     def make_call(
@@ -131,20 +135,39 @@ class CompiledLaunch:
         with torch.cuda.device(device):
             self.launch(call)
 
+    def run_tensors(self, grid: tuple[int, int, int], tensors: list[Any]) -> None:
+        """Launches with these arguments, through Triton where the call of the launcher may not be made."""
+        if self._device < 0:
+            self._kernel[grid](*tensors, self._config, **self._options)
+            return
+        with torch.cuda.device(self._device):
+            self._kernel[grid](*tensors, self._config, **self._options)
+
+
+class CompiledLaunch(KernelLaunch):
+    """The launch of a build.
+
+    Attributes:
+        tuning: the tuning row that it was compiled with.
+        schedule: the schedule of the build that it was made from.
+    """
+
+    __slots__ = ("schedule", "tuning")
+
+    def __init__(self, build: Build, tuning: Tuning, target: Platform) -> None:
+        self.tuning, self.schedule = tuning, make_schedule(build, tuning, target)
+        super().__init__(
+            compile.xkv_kernel(), build.req_to_token.get_device(),
+            compile.config(build, tuning, self.schedule, target), compile.options(tuning, target),
+            self.schedule.grid, compile.arguments(build, self.schedule),
+        )  # fmt: skip
+
     def run(self, build: Build) -> None:
         """Launches the build that this was made from, which it does not keep."""
         if self.fast_path and not launch_hooks_active():
             self.launch(self.call)
-            return
-        kernel, tensors, grid = compile.xkv_kernel(), self._tensors(build), self.schedule.grid
-        if self._device < 0:
-            kernel[grid](*tensors, self._config, **self._options)
-            return
-        with torch.cuda.device(self._device):
-            kernel[grid](*tensors, self._config, **self._options)
-
-    def _tensors(self, build: Build) -> list[Any]:
-        return compile.arguments(build, self.schedule)
+        else:
+            self.run_tensors(self.schedule.grid, compile.arguments(build, self.schedule))
 
 
 @contextmanager

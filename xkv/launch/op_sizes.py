@@ -109,7 +109,7 @@ class OpSizes:
         lengths = [source_bytes, batch * item_sizes[1], batch * item_sizes[2], out_bytes]
         if len(tensors) > 4 and not self._measure_optional(tensors[4:], item_sizes[4:], sizes, lengths):
             return None
-        if POSITIONS in self._optional:
+        if POSITIONS in self._optional and not self._has_pad_value:
             row_items = min(row_items, sizes[-1])
         return Measured(sizes, lengths, row_items, max_bound)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,23 +29,39 @@ def run_checked(build: Build, status: Status) -> None:
     """Launches the build, compares all of its outputs with the reference's, and reads the status word.
 
     Raises:
-        MismatchError: an entry differs; one that should have been left unwritten counts too.
+        MismatchError: as in `run_compared`.
         StatusError: a row was cut.
     """
-    want = replace(build, status=status.word.clone(), views=tuple(map(_clone, build.views)))
-    launch.run(build)
-    reference.run(want)
-    pairs: list[tuple[str, Tensor | None, Tensor | None]] = [("status", status.word, want.status)]
-    for n, (a, b) in enumerate(zip(build.views, want.views, strict=True)):
-        pairs += [(f"views[{n}].{name}", getattr(a, name), getattr(b, name)) for name in WRITTEN]
-    for name, got, expected in pairs:
-        if got is not None and expected is not None and not torch.equal(got, expected):
-            at = torch.ne(got, expected).nonzero()[0].tolist()
-            raise MismatchError(
-                f"xkv built a wrong {name}: {got[tuple(at)].item()} at {at}, expected"
-                f" {expected[tuple(at)].item()}; please report this line and the output of xkv info"
-            )
+    run_compared([build], lambda: launch.run(build))
     status.check()
+
+
+def run_compared(builds: Sequence[Build], run: Callable[[], object]) -> None:
+    """Runs what writes these builds, and compares all of their outputs with the reference's.
+
+    Raises:
+        MismatchError: an entry differs; one that should have been left unwritten counts too.
+    """
+    words = {id(build.status): build.status.clone() for build in builds if build.status is not None}
+    wanted = [
+        replace(build, status=words.get(id(build.status)), views=tuple(map(_clone, build.views)))
+        for build in builds
+    ]
+    run()
+    for want in wanted:
+        reference.run(want)
+    for n, (build, want) in enumerate(zip(builds, wanted, strict=True)):
+        prefix = f"parts[{n}]." if len(builds) > 1 else ""
+        pairs: list[tuple[str, Tensor | None, Tensor | None]] = [("status", build.status, want.status)]
+        for k, (a, b) in enumerate(zip(build.views, want.views, strict=True)):
+            pairs += [(f"views[{k}].{name}", getattr(a, name), getattr(b, name)) for name in WRITTEN]
+        for name, got, expected in pairs:
+            if got is not None and expected is not None and not torch.equal(got, expected):
+                at = torch.ne(got, expected).nonzero()[0].tolist()
+                raise MismatchError(
+                    f"xkv built a wrong {prefix}{name}: {got[tuple(at)].item()} at {at}, expected"
+                    f" {expected[tuple(at)].item()}; please report this line and the output of xkv info"
+                )
 
 
 def _clone(view: View) -> View:

@@ -45,6 +45,7 @@ class Metadata:
     def __init__(
         self, view: View, form: int, batch: int, page_size: int, max_seq_len: int, *,
         starts: bool = False, entries: int | None = None, window: Metadata | None = None,
+        slots: Tensor | None = None, tokens: int | None = None,
     ) -> None:  # fmt: skip
         """Keeps the buffers; the properties slice them.
 
@@ -57,7 +58,10 @@ class Metadata:
             starts: whether rows may begin elsewhere than at token 0.
             entries: live entries of ``kv_indices``. None: unknown.
             window: the `Metadata` of the second view.
+            slots: the slot mapping.
+            tokens: query tokens. None: unknown.
         """
+        self._slots, self._tokens = slots, tokens
         self.page_size, self.max_seq_len, self.window = page_size, max_seq_len, window
         self._view, self._form, self._batch = view, form, batch
         self._starts, self._entries = starts, entries
@@ -120,6 +124,14 @@ class Metadata:
         # the kernel writes 0 or 1 in 4 bytes, of which the first is the bool; entries are 4 bytes apart
         return None if rows is None else rows.view(torch.bool)[::4]
 
+    @cached_property
+    def slot_mapping(self) -> Tensor | None:
+        """``[tokens]`` int32 or int64: the slot of each query token, if the builder has a `SlotMapping`.
+
+        The whole buffer if ``query_lens`` was a tensor.
+        """
+        return None if self._slots is None else self._slots[: self._tokens]
+
     @property
     def qo_indptr(self) -> Tensor | None:
         """``cu_seqlens_q`` under FlashInfer's and Aiter's name."""
@@ -143,11 +155,14 @@ class Buffers:
 
     Attributes:
         views: what the builder shows: one view, or two with a sliding window.
+        slot_views: the slots that it writes: none, one view, or two.
     """
 
     def __init__(self, config: BuilderConfig) -> None:
         self.views = views = config.views()
-        self._cached: dict[tuple[int, bool, bool], Metadata] = {}  # by the arguments of `metadata`
+        self._cached: dict[
+            tuple[int, bool, bool, int | None], Metadata
+        ] = {}  # by the arguments of `metadata`
         self._form, self._page_size = config.form, config.page_size
         self._max_seq_len = config.max_seq_len
         spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_batch_size
@@ -165,8 +180,16 @@ class Buffers:
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
         for view in views[1:]:
             view.cu_seqlens_q = None  # the same as the first view's
+        self.slot_views = config.slot_views()
+        for view in self.slot_views:
+            mapping = config.slot_mapping
+            assert mapping is not None
+            dtype = getattr(torch, mapping.id_dtype)
+            view.out = torch.full((mapping.max_tokens,), -1, dtype=dtype, device=device)
 
-    def metadata(self, batch: int, starts: bool, window_starts: bool, entries: int | None) -> Metadata:
+    def metadata(
+        self, batch: int, starts: bool, window_starts: bool, entries: int | None, tokens: int | None = None
+    ) -> Metadata:
         """Returns the views for a batch; cached, since engines use few batch sizes.
 
         Args:
@@ -174,19 +197,22 @@ class Buffers:
             starts: whether rows may begin elsewhere than at token 0.
             window_starts: likewise, for the second view.
             entries: live entries of ``kv_indices``. None: unknown.
+            tokens: query tokens. None: unknown.
         """
-        key = batch, starts, window_starts
+        key = batch, starts, window_starts, tokens
         found = self._cached.get(key) if entries is None else None
         if found is None:
             form, window = self._form, None
+            slots: list[Tensor | None] = [view.out for view in self.slot_views]
             for view, has in ((self.views[1], window_starts),) if len(self.views) == 2 else ():
                 window = Metadata(
                     view, form, batch, self._page_size, self._max_seq_len,
-                    starts=has or view.window is not None,
+                    starts=has or view.window is not None, slots=slots[-1] if slots else None, tokens=tokens,
                 )  # fmt: skip
             found = Metadata(
                 self.views[0], form, batch, self._page_size, self._max_seq_len,
                 starts=starts, entries=entries, window=window,
+                slots=slots[0] if slots else None, tokens=tokens,
             )  # fmt: skip
             if entries is None:
                 if len(self._cached) >= _MAX_CACHED:

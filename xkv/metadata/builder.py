@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import arguments
-from ..launch import compile
+from ..launch.group import GroupInputs
 from ..launch.guards import run_untraced
-from ..params import INT32_MAX, ROW_MAX
 from ..platforms.specs import BackendSpec
 from ..shard import Shard
 from ..status import Status
 from .buffers import Buffers, Metadata
-from .config import BuilderConfig
+from .config import BuilderConfig, SlotMapping
 from .graph import CapturedBuild
+from .parts import GroupLaunches, Member
 from .step import Inputs, Step
 from .step_cache import StepCache
 
@@ -47,6 +45,8 @@ class MetadataBuilder:
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
         shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. Lengths that are passed are
             the whole rows', those that are written this rank's; ``cu_seqlens_q`` counts all query tokens.
+        slot_mapping: a `SlotMapping`: also write the slots of the query tokens, through the same maps, in the
+            same launch. None: no slots.
 
     Attributes:
         spec: the backend's `BackendSpec`.
@@ -80,28 +80,29 @@ class MetadataBuilder:
         self, backend: str | BackendSpec, req_to_token: Tensor, *, max_batch_size: int, max_context_len: int,
         page_size: int | None = None, source_page_size: int = 1, max_tokens: int | None = None,
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
-        page_map: Tensor | None = None, shard: Shard | None = None,
+        page_map: Tensor | None = None, shard: Shard | None = None, slot_mapping: SlotMapping | None = None,
     ) -> None:  # fmt: skip
         config = BuilderConfig.checked(
             backend, req_to_token, page_size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, page_map, shard,
+            sliding_window, window_token_map, page_map, shard, slot_mapping,
         )  # fmt: skip
         self.req_to_token, self.spec = req_to_token, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
         self.max_batch_size, self.max_context_len = config.max_batch_size, config.max_context_len
         self.max_tokens, self.status = config.max_tokens, Status(req_to_token.device)
-        self._on_cpu = req_to_token.device.type == "cpu"
         buffers = Buffers(config)
         self._views = buffers.views
         self._steps = steps = StepCache(config, buffers, self.status)
         self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
-        # bound once: `build` then looks up one attribute for each, not two
-        self._metadata, self._step_of, self._check = buffers.metadata, steps.lookup, steps.check
+        self._run = steps.run
+        self.member = Member(config, buffers, self.status, steps)
+        self._group = None if slot_mapping is None else GroupLaunches([self.member])
 
     def build(
         self, req_pool_indices: Tensor, seq_lens: Tensor, *, seq_lens_delta: int | Tensor = 0,
         query_lens: int | Tensor = 1, query_lens_sign: int = 0, kv_start: Tensor | None = None,
         window_kv_start: Tensor | None = None, max_tokens: int | None = None,
+        positions: Tensor | None = None, query_start_loc: Tensor | None = None,
     ) -> Metadata:  # fmt: skip
         """Writes one step's metadata. One launch, no sync, no allocation; safe in a CUDA or HIP graph.
 
@@ -131,7 +132,12 @@ class MetadataBuilder:
                 ``kv_start_offset`` is 28 and ``cache_seqlens`` 38, 28 of them the encoder's.
             window_kv_start: the same for the window's view, in addition to ``sliding_window``.
             max_tokens: tokens, the sum of all lengths (each at least the spec's ``min_seq_len``), if known:
-                at page size 1 ``kv_indices`` is a view of that length; the rest is cut. Not with a shard.
+                at page size 1 ``kv_indices`` is a view of that length; the rest is cut. Not with a shard or a
+                slot mapping.
+            positions: ``[n]`` int32 or int64, as in `xkv.build_slot_mapping`: the tokens whose slots are
+                written. None: the last ``query_lens`` of each row; none of a row of length 0 if that is an
+                int. Needs a slot mapping and ``query_start_loc``.
+            query_start_loc: ``[batch + 1]`` int32 or int64, likewise, in place of ``query_lens``.
 
         Returns:
             Views of the builder's buffers for this batch; the next build overwrites them.
@@ -155,38 +161,36 @@ class MetadataBuilder:
             >>> meta.cache_seqlens, meta.cu_seqlens_q
             (tensor([9, 5], dtype=torch.int32), tensor([0, 2, 4], dtype=torch.int32))
         """
+        if self._group is not None:
+            if max_tokens is not None:
+                raise ValueError(f"max_tokens must be None with a slot mapping, got {max_tokens}")
+            (metadata,) = self._group.build(
+                GroupInputs(
+                    req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
+                    window_kv_start, positions, query_start_loc,
+                )
+            )  # fmt: skip
+            return metadata
+        if positions is not None or query_start_loc is not None:
+            raise ValueError(
+                "positions and query_start_loc need a builder with a slot_mapping, got one without"
+            )
         ints_only = (
             type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int
             and not query_lens_sign and kv_start is None and window_kv_start is None
         )  # fmt: skip
         step = self._recent
         if ints_only and step is not None and max_tokens is None:
-            metadata = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
-            if metadata is not None:
-                return metadata
+            found = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
+            if found is not None:
+                return found
         inputs: Inputs = (
             req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
         )  # fmt: skip
-        step = self._step_of(inputs)
+        step, metadata = self._run(inputs, ints_only, max_tokens)
         if ints_only:
             self._recent = step
-        (batch,), (rows,) = seq_lens.shape, req_pool_indices.shape
-        if (
-            not ints_only
-            or self._on_cpu  # where no guard tells one device from another
-            or rows != batch
-            or batch > self.max_batch_size
-            or not -ROW_MAX <= seq_lens_delta <= ROW_MAX
-            or not 0 <= query_lens <= INT32_MAX // (batch + 1)
-        ):
-            inputs = self._check(inputs)
-        if max_tokens is not None:
-            self._steps.check_max_tokens(max_tokens)
-        # at page size 1 an entry is a token
-        max_entries = max_tokens if self.page_size == 1 else None
-        if not step.run(inputs, max_entries):
-            self._check(inputs)
-        return self._metadata(batch, kv_start is not None, window_kv_start is not None, max_entries)
+        return metadata
 
     def warmup(self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True) -> int:
         """Compiles and loads every kernel that this builder can launch. Syncs.
@@ -195,28 +199,21 @@ class MetadataBuilder:
         about a second per kernel that is not in Triton's cache on disk, and does nothing on a CPU.
 
         Args:
-            ragged: also with ``query_lens`` as a tensor.
+            ragged: also with ``query_lens`` as a tensor, and with ``positions``, if there is a slot mapping.
             row_deltas: also with ``seq_lens_delta`` as a tensor.
             chunks: also with ``kv_start`` and, with a sliding window, ``window_kv_start``.
 
         Returns:
             The number of kernels that were newly loaded.
         """
-        one = torch.ones(1, dtype=torch.int32, device=self.req_to_token.device)
-        starts = (None, one) if chunks else (None,)
-        deltas: list[int | Tensor] = [0, one] if row_deltas else [0]
-        queries: list[int | Tensor] = [1, one] if ragged else [1]
-        window_starts = starts if len(self._views) == 2 else (None,)
-        loaded = 0
-        for delta, query, start, window_start in itertools.product(deltas, queries, starts, window_starts):
-            inputs: Inputs = (one, one, delta, query, 0, start, window_start)
-            loaded += compile.warm(self._steps.make(inputs).fill(inputs), self.max_batch_size)
-        return loaded
+        if self._group is not None:
+            return self._group.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks)
+        return self._steps.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks)
 
     def capture(
         self, batch_size: int, *, pad_seq_len: int = 0, req_pool_indices: Tensor | None = None,
         seq_lens: Tensor | None = None, **options: Any,
-    ) -> CapturedBuild:  # fmt: skip
+    ) -> CapturedBuild[Metadata]:  # fmt: skip
         """Captures a build of this padded batch size in a graph of its own. Syncs.
 
         Args:

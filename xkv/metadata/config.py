@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import arguments, dispatch
-from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, View
+from ..params import CAPACITY_MAX, CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, View
 from ..platforms.detect import platform
 from ..platforms.specs import BackendSpec
 from ..shard import Shard, local_length, local_source, source_tokens
+
+
+@dataclass(frozen=True)
+class SlotMapping:
+    """The slot mapping that a `MetadataBuilder` writes beside its backend's metadata, in the same launch.
+
+    Attributes:
+        max_tokens: query tokens of a batch, at most: the size of the buffer. 1 to 2**31 - 1 - 2**15.
+        id_dtype: "int32" or "int64", of the slots.
+        pad_value: int32, written behind the last query token up to the end of the buffer, as CUDA graphs of a
+            fixed size need. None: those entries are left unwritten.
+        max_position: tokens, 0 to 2**28 - 1. Query tokens at given positions from this one on get -1 and are
+            not reported, such as drafts past the longest context. None: no limit.
+
+    Raises:
+        TypeError: a field of another type. The message names the field.
+        ValueError: a field out of its range. Likewise.
+
+    Examples:
+        >>> import torch
+        >>> import xkv
+        >>> req_to_token = torch.arange(64, dtype=torch.int32).view(2, 32)
+        >>> builder = xkv.MetadataBuilder(
+        ...     "flash_attention", req_to_token, max_batch_size=2, max_context_len=32, page_size=4,
+        ...     slot_mapping=xkv.SlotMapping(max_tokens=8),
+        ... )
+        >>> meta = builder.build(torch.tensor([1, 0]), torch.tensor([7, 3]))
+        >>> meta.slot_mapping
+        tensor([38,  2])
+    """
+
+    max_tokens: int
+    id_dtype: Literal["int32", "int64"] = "int64"
+    pad_value: int | None = -1
+    max_position: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        arguments.integer("max_tokens of SlotMapping", self.max_tokens, 1, CAPACITY_MAX)
+        if self.id_dtype not in ("int32", "int64"):
+            raise ValueError(f"id_dtype of SlotMapping must be 'int32' or 'int64', got {self.id_dtype!r}")
+        if self.pad_value is not None:
+            arguments.integer("pad_value of SlotMapping", self.pad_value, -INT32_MAX - 1, INT32_MAX)
+        if self.max_position is not None:
+            arguments.integer("max_position of SlotMapping", self.max_position, 0, ROW_MAX)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +77,7 @@ class BuilderConfig:
         window_token_map: ``[n]`` int, or None.
         page_map: ``[m]`` int, or None.
         shard: the rank's share of each row, as `Build` takes it, or None.
+        slot_mapping: the slots that are written too, or None.
     """
 
     spec: BackendSpec
@@ -45,12 +92,14 @@ class BuilderConfig:
     window_token_map: Tensor | None
     page_map: Tensor | None
     shard: Shard | None
+    slot_mapping: SlotMapping | None
 
     @classmethod
     def checked(
         cls, backend: str | BackendSpec, req_to_token: Tensor, page_size: int | None, source_page_size: int,
         max_batch_size: int, max_context_len: int, max_tokens: int | None, sliding_window: int | None,
         window_token_map: Tensor | None, page_map: Tensor | None, shard: Shard | None,
+        slot_mapping: SlotMapping | None,
     ) -> BuilderConfig:  # fmt: skip
         """Checks the arguments and fills in the defaults.
 
@@ -78,10 +127,12 @@ class BuilderConfig:
         for name, ids in (("window_token_map", window_token_map), ("page_map", page_map)):
             if ids is not None:
                 arguments.tensor(name, ids, 1, req_to_token)
+        if slot_mapping is not None and not isinstance(slot_mapping, SlotMapping):
+            raise TypeError(f"slot_mapping must be an xkv.SlotMapping, got {type(slot_mapping).__name__}")
         form = TABLE if spec.form == "table" else CSR
         return cls(
             spec, form, req_to_token, size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, page_map, shard,
+            sliding_window, window_token_map, page_map, shard, slot_mapping,
         )  # fmt: skip
 
     @property
@@ -101,4 +152,16 @@ class BuilderConfig:
         views = [View(torch.empty(0), page_map=self.page_map)]
         if self.sliding_window is not None or self.window_token_map is not None:
             views.append(View(torch.empty(0), window=self.sliding_window, token_map=self.window_token_map))
+        return views
+
+    def slot_views(self) -> list[View]:
+        """The slots that the builder writes, without outputs yet: none, the rows', or the window's too.
+
+        The window's are others only if it has a map of its own.
+        """
+        if self.slot_mapping is None:
+            return []
+        views = [View(torch.empty(0), page_map=self.page_map)]
+        if self.window_token_map is not None:
+            views.append(View(torch.empty(0), token_map=self.window_token_map))
         return views

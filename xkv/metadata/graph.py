@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import arguments
-from .buffers import Metadata
+
+Built = TypeVar("Built")  # what a build returns
 
 
-class CapturedBuild:
-    """One `MetadataBuilder.build` in a CUDA or HIP graph, replayed with other rows and lengths.
+class CapturedBuild(Generic[Built]):
+    """One build in a CUDA or HIP graph, replayed with other rows and lengths.
 
-    `MetadataBuilder.capture` returns it. An engine that captures its whole forward step calls ``build``
-    inside its own capture instead.
+    `MetadataBuilder.capture` and `MetadataGroup.capture` return it. An engine that captures its whole forward
+    step calls ``build`` inside its own capture instead.
 
     Attributes:
-        metadata: views of the builder's buffers for the padded batch; every replay rewrites them.
+        metadata: what the build returned: views of the builder's buffers for the padded batch, or such views
+            of each builder of a group. Every replay rewrites them.
         batch_size: requests, padded ones included.
         req_pool_indices: ``[batch_size]`` int, read by every replay: the buffer that was passed to
             `MetadataBuilder.capture`, or an int64 one allocated here.
@@ -27,7 +29,7 @@ class CapturedBuild:
     """
 
     def __init__(
-        self, build: Callable[..., Metadata], device: torch.device, batch_size: int, pad_seq_len: int,
+        self, build: Callable[..., Built], device: torch.device, batch_size: int, pad_seq_len: int,
         req_pool_indices: Tensor | None, seq_lens: Tensor | None, options: dict[str, Any],
     ) -> None:  # fmt: skip
         if device.type != "cuda":
@@ -44,9 +46,9 @@ class CapturedBuild:
             # torch's default capture stream is on the GPU of this process's first capture
             stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             with torch.cuda.graph(self._graph, stream=stream):
-                self.metadata: Metadata = build(*inputs, **options)
+                self.metadata: Built = build(*inputs, **options)
 
-    def replay(self, req_pool_indices: Tensor | None = None, seq_lens: Tensor | None = None) -> Metadata:
+    def replay(self, req_pool_indices: Tensor | None = None, seq_lens: Tensor | None = None) -> Built:
         """Replays the graph with the current contents of ``req_pool_indices`` and ``seq_lens``.
 
         Without arguments it is one launch, at half the host time of a build. With arguments it first copies

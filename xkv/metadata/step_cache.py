@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import arguments, switches
-from ..params import INT32_MAX, ROW_MAX, Build
+from ..launch import compile
+from ..params import INT32_MAX, ROW_MAX, Build, View
 from ..status import Status
-from .buffers import Buffers
+from .buffers import Buffers, Metadata
 from .config import BuilderConfig
 from .step import Inputs, Step
 
@@ -28,8 +32,38 @@ class StepCache:
         self._config, self._buffers, self._status = config, buffers, status
         self._views = buffers.views
         self._req_to_token, self._max_batch_size = config.req_to_token, config.max_batch_size
+        self._on_cpu = config.req_to_token.device.type == "cpu"
         self._always_check = switches.on("XKV_CHECK")
         self._by_signature: dict[tuple[Any, ...], Step] = {}  # a few: by dtypes and which arguments are None
+
+    def run(self, inputs: Inputs, ints_only: bool, max_tokens: int | None) -> tuple[Step, Metadata]:
+        """Builds a step whose arguments were not checked. Returns it, and what the build returns.
+
+        Args:
+            inputs: of the build.
+            ints_only: whether only ints are given beside rows and lengths.
+            max_tokens: of the build.
+        """
+        step = self.lookup(inputs)
+        rows, lens, delta, query, _, start, window_start = inputs
+        batch: int = lens.shape[0]
+        if (
+            not ints_only
+            or self._on_cpu  # where no guard tells one device from another
+            or rows.shape[0] != batch
+            or batch > self._max_batch_size
+            or not -ROW_MAX <= delta <= ROW_MAX
+            or not 0 <= query <= INT32_MAX // (batch + 1)
+        ):
+            inputs = self.check(inputs)
+        if max_tokens is not None:
+            self.check_max_tokens(max_tokens)
+        # at page size 1 an entry is a token
+        max_entries = max_tokens if self._config.page_size == 1 else None
+        if not step.run(inputs, max_entries):
+            self.check(inputs)
+        metadata = self._buffers.metadata(batch, start is not None, window_start is not None, max_entries)
+        return step, metadata
 
     def lookup(self, inputs: Inputs) -> Step:
         """Returns the step of this signature; checks the inputs and makes it if there is none yet."""
@@ -82,25 +116,43 @@ class StepCache:
 
     def make(self, inputs: Inputs) -> Step:
         """Returns a new step for checked inputs."""
-        config, spec = self._config, self._config.spec
         views = []
         for view, start in zip(self._views, inputs[5:], strict=False):
             starts = start is not None or view.window is not None
             views.append(view if starts else replace(view, kv_start_offset=None))
-        build = Build(
-            config.req_to_token, inputs[0], inputs[1], config.form,
-            config.page_size, config.source_page_size, config.page_size,
-            tuple(replace(view) for view in views),
-            max_seq_len=config.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
-            starts_are_aligned=not spec.skips_tokens,
-            query_sign=inputs[4], min_seq_len=spec.min_seq_len,
-            min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
-            pad_value=spec.pad_id if spec.pad_to_tokens else None,
-            pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard,
-            status=self._status.word,
-        )  # fmt: skip
+        build = make_build(self._config, views, self._status, inputs)
         check = self._status if self._always_check else None
         return Step(build, inputs, self._max_batch_size, self._buffers, check)
+
+    def warmup(self, *, ragged: bool, row_deltas: bool, chunks: bool) -> int:
+        """As `MetadataBuilder.warmup`."""
+        one = torch.ones(1, dtype=torch.int32, device=self._req_to_token.device)
+        starts = (None, one) if chunks else (None,)
+        deltas: list[int | Tensor] = [0, one] if row_deltas else [0]
+        queries: list[int | Tensor] = [1, one] if ragged else [1]
+        window_starts = starts if len(self._views) == 2 else (None,)
+        loaded = 0
+        for delta, query, start, window_start in itertools.product(deltas, queries, starts, window_starts):
+            inputs: Inputs = (one, one, delta, query, 0, start, window_start)
+            loaded += compile.warm(self.make(inputs).fill(inputs), self._max_batch_size)
+        return loaded
+
+
+def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inputs: Inputs) -> Build:
+    """Returns what a builder launches for these views and checked inputs, but for what each view takes."""
+    spec = config.spec
+    return Build(
+        config.req_to_token, inputs[0], inputs[1], config.form,
+        config.page_size, config.source_page_size, config.page_size,
+        tuple(replace(view) for view in views),
+        max_seq_len=config.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
+        starts_are_aligned=not spec.skips_tokens,
+        query_sign=inputs[4], min_seq_len=spec.min_seq_len,
+        min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
+        pad_value=spec.pad_id if spec.pad_to_tokens else None,
+        pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard,
+        status=status.word,
+    )  # fmt: skip
 
 
 def _tensor_signature(x: Any) -> Any:

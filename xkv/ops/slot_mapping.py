@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import arguments, torch_library
 from ..launch import op_calls
-from ..params import CAPACITY_MAX, INT32_MAX, ROW_MAX, SLOTS, Build, View
+from ..params import INT32_MAX, ROW_MAX, SLOTS, Build, View
 from ..shard import Shard
 from ..status import Status
 from . import outputs
@@ -164,17 +164,7 @@ def _check_positions(
 ) -> None:  # fmt: skip
     if query_lens is not None:
         raise ValueError(f"query_lens must be None with positions, got {type(query_lens).__name__}")
-    arguments.tensor("positions", positions, 1, build.req_to_token)
-    if positions.shape[0] > CAPACITY_MAX:
-        raise ValueError(f"positions must have at most {CAPACITY_MAX} entries, got {positions.shape[0]}")
-    if query_start_loc is None:
-        raise TypeError("query_start_loc must be a torch.Tensor with positions, got None")
-    arguments.tensor("query_start_loc", query_start_loc, 1, build.req_to_token)
-    if query_start_loc.shape[0] != build.batch + 1:
-        raise ValueError(
-            f"query_start_loc must have {build.batch + 1} entries, one more than seq_lens, got"
-            f" {query_start_loc.shape[0]}"
-        )
+    arguments.given_positions(positions, query_start_loc, build.req_to_token, build.batch)
     if max_position is not None:
         build.max_position = arguments.integer("max_position", max_position, 0, ROW_MAX)
     build.positions, build.indptr_is_input = positions, True

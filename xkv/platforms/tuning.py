@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-AccessPattern = Literal["contiguous", "ragged", "expand", "strided_near", "strided_far"]
+AccessPattern = Literal["contiguous", "ragged", "expand", "strided_near", "strided_far", "query_tokens"]
 
 # Entries: up to this stride (64 bytes of int32, what DRAM transfers at a time) no byte that DRAM transfers
 # is skipped.
@@ -21,7 +21,9 @@ class Tuning:
             (page size 1), into a table; "ragged": the same into a stream, whose rows begin at any entry and
             wait for a prefix sum; "expand": every source entry, for several smaller pages each;
             "strided_near": every n-th entry, up to 64 bytes apart, so that DRAM transfers all of them anyway;
-            "strided_far": entries farther apart.
+            "strided_far": entries farther apart; "query_tokens": one entry for each query token, whatever its
+            row: such a tile is no row's, the leftover phase does not exist, and ``programs_per_cu`` is all
+            that divides the work.
         max_batch: requests; the row serves batches up to this size. None: any.
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
@@ -116,4 +118,5 @@ CPU_ROWS = (
     Tuning("expand", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
+    Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
 from ..shard import Shard
 from ..status import Reason
-from .rows import load_rows, to_int64
+from .rows import find_rows, load_rows, to_int64
 
 
 def run(build: Build) -> None:
@@ -62,8 +62,9 @@ def _run_view(build: Build, view: View) -> None:
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
     t = rows.first[b] + j * page_size
-    if build.positions is not None:
-        t = to_int64(build.positions[t])
+    if build.positions is not None and view.kv_indptr is not None:
+        own = find_rows(view.kv_indptr.to(torch.int64), t) == b
+        b, j, t = b[own], j[own], to_int64(build.positions[t[own]])
     live = (t >= 0) & (t < rows.end[b])
     if build.positions is not None:
         misplaced = ~live & (rows.row[b] >= 0)
@@ -113,7 +114,7 @@ def _run_view(build: Build, view: View) -> None:
         report.add(every[over], Reason.OVERFLOW)
     if view.cu_seqlens_q is not None:
         same = torch.full_like(rows.query, build.query_len)
-        query = same if build.query_lens is None else rows.query
+        query = same if build.query_lens is None and build.query_start_loc is None else rows.query
         over = _prefix_sums(view.cu_seqlens_q, query, write_zero=not build.indptr_is_input)
         report.add(every[over], Reason.OVERFLOW)
     report.write()

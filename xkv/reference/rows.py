@@ -41,6 +41,10 @@ def load_rows(build: Build, view: View) -> Rows:
     if build.query_lens is not None:
         query_len = to_int64(build.query_lens)
         length = length + query_len * build.query_sign
+    elif build.query_start_loc is not None:
+        query_len = to_int64(build.query_start_loc).diff().clamp(-LENGTH_MAX, LENGTH_MAX)
+    elif build.form == SLOTS and build.positions is None:
+        query_len = torch.full_like(length, build.query_len)
     query = query_len.clamp(min=0)
     row = build.req_pool_indices.to(torch.int64)
     row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
@@ -69,13 +73,17 @@ def load_rows(build: Build, view: View) -> Rows:
                 end = end.clamp(max=build.max_position)
             first = begin.clamp(0, room)
             return Rows(row, first, first, end, count, kv_len, count, reason)
-        report_first((query_len < 0) | (query_len > length), Reason.BAD_QUERY)
+        bad = (query_len < 0) | (query_len > length)
+        if build.query_lens is None:  # as many in every row: one of length 0 is padding
+            bad &= length != 0
+        report_first(bad, Reason.BAD_QUERY)
         return Rows(row, length - query, length - query, end, query, kv_len, query, reason)
 
     start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
         window = torch.full_like(end, build.window_tokens(view) or 0)
-        if build.query_lens is not None and not build.window_is_prefix_only:
+        counted = build.query_lens is not None or build.query_start_loc is not None
+        if counted and not build.window_is_prefix_only:
             # the window begins with what the first query token sees; if the query tokens are subtracted from
             # the length, the delta adds them back
             span = torch.maximum(query, delta) if build.query_sign < 0 else query
@@ -108,3 +116,20 @@ def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:
     rest = length % (shard.size * shard.interleave) - shard.rank * shard.interleave
     whole = length // (shard.size * shard.interleave) * shard.interleave
     return whole + rest.clamp(0, shard.interleave)
+
+
+def find_rows(sums: Tensor, t: Tensor) -> Tensor:
+    """Returns to which row each query token belongs: one that has it, if the sums do not decrease.
+
+    Where they do, several rows may have it, and one of them or none is returned: row t, or what a binary
+    search for the last row that begins at the token or before it ends at.
+    """
+    batch = sums.shape[0] - 1
+    guess = t.clamp(max=batch - 1)
+    first = torch.zeros_like(t)
+    size = batch
+    while size > 1:
+        half = size // 2
+        first = torch.where(sums[first + half] <= t, first + half, first)
+        size -= half
+    return torch.where((sums[guess] <= t) & (t < sums[guess + 1]), guess, first)

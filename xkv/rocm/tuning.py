@@ -21,6 +21,7 @@ _CDNA = (
     Tuning("ragged", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
     Tuning("expand", 16, 2048, 8, 1, 2, 1, 2048, 2, 2, 16, False, _REASONED),
     Tuning("expand", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
+    Tuning("query_tokens", None, 128, 2, 2, 1, 2, 128, 1, 2, 256, False, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor
 from ...dispatch import specs_of
 from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
-from ...params import OUTPUTS, TABLE, Build, View
+from ...metadata.config import SlotMapping
+from ...metadata.parts import GroupLaunches
+from ...params import OUTPUTS, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
 from ...shard import local_length
 from .case import Case, call_text, placed
-from .families import I32
+from .families import I32, I64
 from .memory import Spec
 
 
@@ -54,11 +57,21 @@ class BuilderCase(Case):
             for name in (*names, *(["kv_start_offset"] if starts else [])):
                 if not (prefix and name == "cu_seqlens_q"):
                     found[prefix + name] = Spec((rows + OUTPUTS[name],), I32)
+        for prefix in self.slots:
+            found[prefix + "out"] = Spec((self._mapping.max_tokens,), I64)
         return found
+
+    @property
+    def _mapping(self) -> SlotMapping:
+        sizes = self.sizes
+        tokens = max(sizes.queries, sizes.batch * sizes.query_len, 1)
+        return SlotMapping(tokens, "int64", sizes.numbers["pad_value"], sizes.numbers["max_position"])
 
     def inputs(self, specs: Mapping[str, Spec]) -> dict[str, Any]:
         """The call's arguments; a string names a tensor."""
         found: dict[str, Any] = {"seq_lens_delta": self.sizes.delta, "query_lens": self.sizes.query_len}
+        if "positions" in specs:
+            found |= {"query_lens": 1, "positions": "positions", "query_start_loc": "query_start_loc"}
         return found | {name: name for name in self.vectors} | {"query_lens_sign": self.family.query_sign}
 
     @property
@@ -72,6 +85,7 @@ class BuilderCase(Case):
             "shard": family.shard,
         }  # fmt: skip
         maps = {"page_map": "page_map", "window_token_map": "window_map"}
+        found |= {"slot_mapping": self._mapping} if self.slots else {}
         return found | {k: name for k, name in maps.items() if name in family.options}
 
     def launch(self, t: Mapping[str, Tensor]) -> Build:
@@ -102,6 +116,27 @@ class BuilderCase(Case):
             status=t["status"],
         )  # fmt: skip
 
+    def launches(self, t: Mapping[str, Tensor]) -> list[Build]:
+        """The views, and the slots of each that has some."""
+        first = self.launch(t)
+        first.query_start_loc = t.get("query_start_loc")
+        mapping, builds = self._mapping, [first]
+        for prefix in self.slots:
+            of_window = prefix.startswith("window")
+            view = View(
+                t[prefix + "out"], token_map=t.get("window_map") if of_window else None,
+                page_map=None if of_window else t.get("page_map"), kv_indptr=t.get("query_start_loc"),
+            )  # fmt: skip
+            positions = t.get("positions")
+            builds.append(
+                replace(
+                    first, form=SLOTS, page_size=1, views=(view,), positions=positions, query_start_loc=None,
+                    indptr_is_input=positions is not None, max_position=mapping.max_position, min_seq_len=0,
+                    min_last_page_len=0, missing_id=-1, pad_value=mapping.pad_value, pad_to_multiple_of=None,
+                )
+            )  # fmt: skip
+        return builds
+
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
         """The call on these tensors."""
         builder = MetadataBuilder(self.spec, **placed(self.constructor, t))
@@ -109,7 +144,11 @@ class BuilderCase(Case):
             for name in WRITTEN:
                 if prefix + name in t:
                     setattr(view, name, t[prefix + name])
+        for view, prefix in zip(builder.member.buffers.slot_views, self.slots, strict=True):
+            view.out = t[prefix + "out"]
         builder.status.word = t["status"]
+        if self.slots:  # what the launch reads was written before the buffers were replaced
+            builder._group = GroupLaunches([builder.member])
         return partial(builder.build, **placed(self.arguments, t))
 
     def text(self) -> str:
@@ -117,7 +156,8 @@ class BuilderCase(Case):
         known = specs_of("cpu").get(self.spec.name) is self.spec
         backend = repr(self.spec.name) if known else f"xkv.{self.spec!r}"
         return _PROGRAM.format(
-            made=call_text("xkv.MetadataBuilder", self.constructor, backend),
+            made=call_text("xkv.MetadataBuilder", self.constructor, backend), slots=self.slots,
+            again=_AGAIN if self.slots else "",
             prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
         )  # fmt: skip
 
@@ -128,5 +168,10 @@ for view, prefix in zip(builder._views, {prefixes}):
     for name in {written}:
         if prefix + name in t:
             setattr(view, name, t[prefix + name])
+for view, prefix in zip(builder.member.buffers.slot_views, {slots}):
+    view.out = t[prefix + "out"]
 builder.status.word = t["status"]
-{built}"""
+{again}{built}"""
+_AGAIN = """\
+builder._group = type(builder._group)([builder.member])
+"""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...metadata.config import SlotMapping
 from ...params import SLOTS, Build
 from ...shard import Shard
 from . import oracle
@@ -38,19 +39,24 @@ class Case(ABC):
     Attributes:
         memory: the tensors, and their image on the host.
         arguments: of the call; a string names a tensor.
-        build: the launch that the call must equal, on the image.
+        builds: what the call must write, on the image.
         run: makes the call.
         prefixes: before the names of the outputs of each view.
+        slots: the same of each slot mapping beside them.
     """
 
     def __init__(self, name: str, family: Family, sizes: Sizes, device: str, apart: bool = False) -> None:
         self.name, self.family, self.sizes, self.device = name, family, sizes, device
         two = family.options & {"window", "window_map"}
         self.prefixes = ("", "window.") if two else ("",)
+        self.slots = tuple(
+            prefix for prefix, needs in (("slots.", "slots"), ("window.slots.", "window_map"))
+            if {"slots", needs} <= family.options
+        )  # fmt: skip
         specs = self.specs(random.Random(name))
         self.arguments = self.inputs(specs)
         self.memory = Memory(specs, device, apart)
-        self.build = self.launch(self.memory.host)
+        self.builds = self.launches(self.memory.host)
         self.run: Callable[[], Any] = self.call(self.memory.tensors)
 
     def __str__(self) -> str:
@@ -93,7 +99,16 @@ class Case(ABC):
 
     @abstractmethod
     def launch(self, t: Mapping[str, Tensor]) -> Build:
-        """The launch that the call must equal, on these tensors."""
+        """The launch that the call must equal, on these tensors, without slots beside other outputs."""
+
+    def launches(self, t: Mapping[str, Tensor]) -> list[Build]:
+        """All that the call must write, on these tensors; each view has one of the prefixes, in order."""
+        return [self.launch(t)]
+
+    def expect(self) -> dict[str, oracle.Shared]:
+        """Writes what the call must write in the image; returns what several rows claim, by prefix."""
+        found = [shared for build in self.builds for shared in oracle.run(build)]
+        return dict(zip((*self.prefixes, *self.slots), found, strict=True))
 
     @abstractmethod
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
@@ -110,7 +125,7 @@ class Case(ABC):
         """
         memory = self.memory
         memory.send()
-        shared = dict(zip(self.prefixes, oracle.run(self.build), strict=True))
+        shared = self.expect()
         self.run()
         got = memory.receive()
         for prefix, entries in shared.items():
@@ -131,7 +146,7 @@ def placed(arguments: Mapping[str, Any], t: Mapping[str, Tensor]) -> dict[str, A
 def call_text(function: str, arguments: Mapping[str, Any], *more: str) -> str:
     """A call as text: names of tensors become ``t[name]``, all else is literal."""
     texts = {k: f"t[{v!r}]" if isinstance(v, str) else v for k, v in arguments.items()}
-    parts = [f"{k}={'xkv.' * isinstance(v, Shard)}{v}" for k, v in texts.items()]
+    parts = [f"{k}={'xkv.' * isinstance(v, (Shard, SlotMapping))}{v}" for k, v in texts.items()]
     return f"{function}({', '.join([*more, *parts])})"
 
 

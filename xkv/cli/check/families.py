@@ -118,6 +118,10 @@ _MODES = (
     ("page ids", "unit", 0),
     ("shard of slots", "window page_map global", 0),
     ("shard of page ids", "unit query_lens kv_start window window_map local", 1),
+    ("slots", "delta slots page_map", 0),
+    ("slots, ragged", "query_lens slots window", 1),
+    ("slots at positions", "unit positions slots window window_map kv_start", 0),
+    ("slots of a shard", "global positions slots page_map", 0),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional

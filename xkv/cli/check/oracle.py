@@ -78,11 +78,14 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         begins = view.kv_indptr.tolist()
     given = None if build.positions is None else [_cut(t) for t in build.positions.tolist()]
+    sums = None if build.query_start_loc is None else build.query_start_loc.tolist()
+    counted = queries is not None or sums is not None
     zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset, empty = {}, dict(zero), dict(zero), {0: 0}, {}, {}, {}
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
+    places: list[int] = []  # of given positions
     for b in range(build.batch):
         begin = stream if begins is None else begins[b]
         left = max(capacity - begin, 0) if begin >= 0 else 0
@@ -92,6 +95,10 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         if queries is not None:
             asked = _cut(queries[b])
             length += asked * build.query_sign
+        elif sums is not None:
+            asked = max(-LENGTH_MAX, min(LENGTH_MAX, _cut(sums[b + 1]) - _cut(sums[b])))
+        elif form == SLOTS and given is None:
+            asked = build.query_len
         row = rows[b]
         known = 0 <= row < len(source)
         longest = len(source[0]) * unit if source else 0
@@ -117,10 +124,14 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 why = Reason.BAD_QUERY
             elif not why and stop > room:
                 why = Reason.TRUNCATED
-            positions = given[begin : max(min(stop, room), begin)] if begin >= 0 else []
+            places = [
+                n for n in range(max(begin, 0), min(stop, room)) if begin >= 0 and _owner(begins, n) == b
+            ]
+            positions = [given[n] for n in places]
             total, kv_len = len(positions), here
         elif form == SLOTS:
-            if not why and (asked < 0 or asked > length):
+            padding = queries is None and length == 0
+            if not why and (asked < 0 or asked > length) and not padding:
                 why = Reason.BAD_QUERY
             positions = [length - query + n for n in range(min(query, left))]
             total, kv_len = query, here
@@ -128,7 +139,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             start = 0
             if view.window is not None:
                 # every query token sees `window` tokens, its own the last of them
-                count = query if queries is not None else build.query_len
+                count = query if counted else build.query_len
                 if queries is not None and build.query_sign < 0:
                     count = max(count, delta)
                 start = max(end - view.window - (0 if build.window_is_prefix_only else max(count - 1, 0)), 0)
@@ -173,7 +184,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 value = build.missing_id if page is None else page
                 if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):
                     words.append(b * 256 + lost)
-            at = (b, j) if form == TABLE else begin + j
+            at: Any = (b, j) if form == TABLE else begin + j if given is None else places[j]
             out[at] = _either(out[at], value) if at in out else value
         if form == TABLE and build.pad_value is not None:
             for j in range(len(positions), _filled(build, len(positions), capacity)):
@@ -181,12 +192,12 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
 
         stream += total
         kv_sum += kv_len
-        q_sum += query if build.query_lens is not None else build.query_len
+        q_sum += query if counted else build.query_len
         lens[b] = kv_len
         last[b] = max((kv_len - 1) % size + 1 if kv_len > 0 else 0, build.min_last_page_len)
         indptr[b + 1] = min(stream, capacity)
-        for name, sums, value in (("cu_seqlens_k", cu_k, kv_sum), ("cu_seqlens_q", cu_q, q_sum)):
-            sums[b + 1] = min(value, INT32_MAX)
+        for name, cu, value in (("cu_seqlens_k", cu_k, kv_sum), ("cu_seqlens_q", cu_q, q_sum)):
+            cu[b + 1] = min(value, INT32_MAX)
             if value > INT32_MAX and getattr(view, name) is not None:
                 words.append(b * 256 + Reason.OVERFLOW)
     if form != TABLE and build.pad_value is not None:
@@ -206,6 +217,20 @@ def _positions(shard: Shard | None, end: int) -> Sequence[int]:
     if shard is None:
         return range(end)
     return [t for t in range(end) if t // shard.interleave % shard.size == shard.rank]
+
+
+def _owner(sums: list[int], token: int) -> int:
+    """Whose a query token is: of row ``token`` if it has it, else of the row that a binary search finds."""
+    batch = len(sums) - 1
+    guess = min(token, batch - 1)
+    if sums[guess] <= token < sums[guess + 1]:
+        return guess
+    low, size = 0, batch
+    while size > 1:
+        half = size // 2
+        low += half if sums[low + half] <= token else 0
+        size -= half
+    return low
 
 
 def _either(before: Any, value: int) -> frozenset[int]:

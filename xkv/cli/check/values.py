@@ -128,6 +128,7 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
     if "positions" in host:
         most = [tokens - 1] * sizes.queries
         host["positions"].copy_(vector(rng, most, host["positions"].dtype, heat(), tokens))
+    stream = "slots.out" if "slots.out" in host else "out"
     for name in host.keys() & set(INDPTR):
         lens = [rng.randint(0, tokens) for _ in range(batch)]
         if name == "begins":
@@ -136,7 +137,7 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
             lens = [rng.randint(0, 2 * sizes.queries // max(batch, 1)) for _ in range(batch)]
         heat_of_sums = rng.choice([0, 0.3, 0.6, 1])  # of its own: the rows are to have tokens too
         host[name].copy_(
-            indptr(rng, lens, host[name].shape[0], host[name].dtype, len(host["out"]), heat_of_sums)
+            indptr(rng, lens, host[name].shape[0], host[name].dtype, len(host[stream]), heat_of_sums)
         )
 
 
