@@ -49,6 +49,9 @@ class View:
             backend. First view only.
         kv_start_offset: tokens of each row's first page before its first token, ``[batch]`` int32. No slots.
         empty_rows: 1 for each row without a token, otherwise 0, ``[batch]`` int32.
+        query_seqlens: of slots, the tokens that each query token sees, itself included, and of a shard those
+            of them that are the rank's: ``[>= capacity]`` int32. 0 for one outside its row, and for padding.
+        is_absolute: whether a window's row has the entries of its whole row: ``missing_id`` before it.
         max_entries: host bound of the entries of a row or the stream. None: the capacity of ``out``.
     """
 
@@ -64,6 +67,8 @@ class View:
     cu_seqlens_q: Tensor | None = None
     kv_start_offset: Tensor | None = None
     empty_rows: Tensor | None = None
+    query_seqlens: Tensor | None = None
+    is_absolute: bool = False
     max_entries: int | None = None
 
     def buffer_capacity(self, form: int) -> int:

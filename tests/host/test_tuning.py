@@ -249,9 +249,14 @@ def test_grid(build: Build, where: Platform) -> None:
     # every tile of a row is written, as an own tile or as a leftover one
     tiles = -(-most_items(build) // num_page)
     assert balance or tiles <= own_tiles
+    if build.tiles_of_tokens:
+        programs = max(min(tiles, where.compute_units * row.programs_per_cu), 1)
+        assert (x - build.writes_sums, y) == (programs, 1)
+        return
     # the grid grows with the batch alone, not with what a row has room for
     rows = max(build.batch, 1) + build.writes_sums
     leftover = where.compute_units * row.leftover_per_cu if balance else 0
-    assert x == rows + -(-leftover // y)
+    assert x in (rows, rows + -(-leftover // y))
+    assert x > rows or tiles <= own_tiles
     per_cu = row.balanced_per_cu if balance else row.programs_per_cu
     assert rows * y <= max(where.compute_units * per_cu, rows)

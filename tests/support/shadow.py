@@ -21,10 +21,14 @@ from triton.runtime import interpreter
 
 from xkv.cli.check import oracle
 from xkv.kernel.entry import xkv_build
+from xkv.kernel.group import xkv_build_group
+from xkv.launch import compile
 from xkv.launch.launch import CompiledLaunch
+from xkv.metadata.parts import GroupLaunches
 from xkv.params import Build
 
-_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty"}  # of view 2: 2 behind
+# of view 2: 2 behind
+_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty", "query_seqlens"}
 
 
 class Region(NamedTuple):
@@ -41,9 +45,10 @@ class Region(NamedTuple):
 
     def takes(self, what: str) -> bool:
         """Whether such an access may go there."""
+        name = self.name.split()[-1]  # of a group's parts, the number comes first
         if what == "atomic":
-            return self.name == "status_ptr"
-        return what == "read" or self.name.removesuffix("_ptr").removesuffix("2") in _OUTPUTS
+            return name == "status_ptr"
+        return what == "read" or name.removesuffix("_ptr").removesuffix("2") in _OUTPUTS
 
     def holds(self, at: Any, size: int) -> Any:
         """Which of the addresses begin ``size`` bytes that are all the tensor's."""
@@ -89,12 +94,13 @@ class Shadow:
             raise AssertionError(f"program {program}: {what} {self._named(int(at[nobodys][0]))}")
         return at
 
-    def end(self, build: Build) -> None:
+    def end(self, builds: list[Build]) -> None:
         """Raises where programs would have raced."""
         written = np.sort(np.concatenate([np.empty(0, np.int64), *self.written]))
         twice = written[1:][written[1:] == written[:-1]]
-        if len(twice) and build.indptr_is_input:
-            twice = np.setdiff1d(twice, claimed_by_several(build))
+        for build in builds:
+            if len(twice) and build.indptr_is_input:
+                twice = np.setdiff1d(twice, claimed_by_several(build))
         if len(twice):
             raise AssertionError(f"written twice in one launch: {self._named(int(twice[0]))}")
         read = np.concatenate([np.empty(0, np.int64), *self.read])
@@ -118,7 +124,7 @@ def claimed_by_several(build: Build) -> Any:
     return out.data_ptr() + np.array(several, dtype=np.int64) * out.element_size()
 
 
-_build: list[Build] = []  # what is launched
+_builds: list[list[Build]] = []  # what is launched: one build, or the parts of a group
 _launch: list[Shadow] = []  # of the launch that runs
 _reads: list[Any] | None = None  # of `recorded`
 
@@ -138,7 +144,7 @@ def install() -> None:
     """Puts the checker in the interpreter, for good."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    launch, run = executor.__call__, CompiledLaunch.run
+    launch, run, run_group = executor.__call__, CompiledLaunch.run, GroupLaunches._launch
 
     def checked_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
         if _launch:
@@ -156,26 +162,36 @@ def install() -> None:
         return atomic(self, op, ptr, value, mask, *args)
 
     def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.fn is not xkv_build.rewrite():  # engines' kernels are not ours to check
+        if self.fn not in (xkv_build.rewrite(), xkv_build_group.rewrite()):  # engines' are not ours to check
             launch(self, *args, **kwargs)
             return
-        named = zip(self.arg_names, args, strict=False)
-        shadow = Shadow({name: x for name, x in named if isinstance(x, torch.Tensor)})
+        named = dict(zip(self.arg_names, args, strict=False))
+        if self.fn is xkv_build_group.rewrite():
+            for n, build in enumerate(_builds[-1]):
+                named |= {f"{n} {name}": x for name, x in compile.named_arguments(build).items()}
+        shadow = Shadow({name: x for name, x in named.items() if isinstance(x, torch.Tensor)})
         _launch.append(shadow)
         try:
             launch(self, *args, **kwargs)
         finally:
             _launch.pop()
-        shadow.end(_build[-1])
+        shadow.end(_builds[-1])
         if _reads is not None:
             _reads.extend(shadow.read)
 
     def known_run(self: Any, build: Build) -> None:
-        _build.append(build)
+        _builds.append([build])
         try:
             run(self, build)
         finally:
-            _build.pop()
+            _builds.pop()
+
+    def known_group(self: Any, known: Any, builds: Any, inputs: Any) -> None:
+        _builds.append(list(builds))
+        try:
+            run_group(self, known, builds, inputs)
+        finally:
+            _builds.pop()
 
     def checked_hint(self: Any, key: str, value: list[int]) -> None:
         if key == "tt.divisibility":
@@ -185,4 +201,5 @@ def install() -> None:
     builder.create_atomic_rmw = checked_atomic
     executor.__call__ = checked_launch
     CompiledLaunch.run = known_run  # type: ignore[method-assign]
+    GroupLaunches._launch = known_group  # type: ignore[method-assign]
     interpreter.TensorHandle.set_attr = checked_hint

@@ -49,6 +49,7 @@ class Config(str):
     SHARD_SIZE: int  # 1: no shard
     SHARD_INTERLEAVE: int
     SOURCE_IS_GLOBAL: bool
+    WINDOW_IS_ABSOLUTE: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes one value per field, in order."""
@@ -109,6 +110,7 @@ class View(NamedTuple):
     offset_ptr: Any
     empty_ptr: Any
     cu_q_ptr: Any
+    query_seqlens_ptr: Any
 
 
 class Grid(NamedTuple):
@@ -132,8 +134,8 @@ class Row(NamedTuple):
 
     Attributes:
         source: the row of the source; of given positions -1 for a row of padding.
-        first: position of the first token of the first item: ``start``, rounded down to a page. Of given
-            positions the index of the row's first.
+        first: position of the first token of the first item: ``start``, rounded down to a page; 0 in an
+            absolute layout. Of given positions the index of the row's first.
         start: position of the first token that the row shows.
         end: position past the last token.
         items: entries of the row in the output.
@@ -203,11 +205,12 @@ class Policy(NamedTuple):
     own_tiles: Any
 
 
+_FLAT_VIEW = View._fields[:-1]  # query_seqlens_ptr is a group's alone
 # The kernel's arguments in order, without the last, C. The kernel's signature repeats them, since Triton
 # specializes on values in a tuple argument; the host passes them by name.
 ARGUMENTS = (
     *(name for name in Request._fields if name != "query_start_ptr"),
-    *View._fields,
-    *map(params.second_view, View._fields[:-1]),  # cu_q_ptr is per batch: the first view has it
+    *_FLAT_VIEW,
+    *map(params.second_view, _FLAT_VIEW[:-1]),  # cu_q_ptr is per batch: the first view has it
     *Policy._fields,
 )

@@ -99,6 +99,7 @@ def build_view(grid, req, view, policy, C: tl.constexpr):
     pid = grid.x * grid.num_y + grid.y
 
     total = req.batch.to(tl.int64) * 0
+    limit = total + view.capacity
     if C.HAS_PADDING and STREAM and not TILES_OF_TOKENS and not C.INDPTR_IS_INPUT:
         total = write_sums(pid, num_programs, req, view, policy, C)
     elif HAS_SUMS:
@@ -110,15 +111,18 @@ def build_view(grid, req, view, policy, C: tl.constexpr):
         elif TILES_OF_TOKENS:
             total += req.query_len.to(tl.int64) * req.batch
         total = tl.minimum(total, view.capacity)
+        limit = total  # so that what sums that decrease claim past it is padding alone
         end = padded_end(total, view, policy)
         for at in range(total + pid * C.NUM_PAGE_PER_BLOCK, end, num_programs * C.NUM_PAGE_PER_BLOCK):
             o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
             padding = (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty)
             tl.store(view.out_ptr + o, padding, mask=o < end)
+            if view.query_seqlens_ptr is not None:
+                tl.store(view.query_seqlens_ptr + o, (o * 0).to(tl.int32), mask=o < end)
     if TILES_OF_TOKENS:
         pid -= HAS_SUMS * grid.num_y
         if pid >= 0:
-            write_token_tiles(pid, num_programs - HAS_SUMS * grid.num_y, req, view, policy, C)
+            write_token_tiles(pid, num_programs - HAS_SUMS * grid.num_y, limit, req, view, policy, C)
     else:
         _write_tiles(grid, req, view, policy, HAS_SUMS, C)
 
@@ -158,7 +162,7 @@ def xkv_build(
     view = View(
         start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr,
-        cu_q_ptr,
+        cu_q_ptr, None,
     )  # fmt: skip
     grid = Grid(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1))
     if out2_ptr is None:
@@ -169,6 +173,6 @@ def xkv_build(
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-            empty2_ptr, None,
+            empty2_ptr, None, None,
         )  # fmt: skip
         build_view(grid, req, view2, policy, C)

@@ -38,7 +38,7 @@ def _find_rows(t, mask, req, view):
 
 
 @triton.jit
-def _load_tile(at, num_tokens, req, view, policy, C: tl.constexpr):
+def _load_tile(at, num_tokens, limit, req, view, policy, C: tl.constexpr):
     """Returns the `Tile` of the query tokens from ``at`` on, each a row of its own, its loads issued."""
     j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
     t = at + j
@@ -50,22 +50,25 @@ def _load_tile(at, num_tokens, req, view, policy, C: tl.constexpr):
         mask = mask & (t >= row.first) & (t < row.first + row.items)
     else:
         first = row.first + (t - b * req.query_len) - j  # each token's position is that of the row's item j
-    items = tl.where(mask, C.NUM_PAGE_PER_BLOCK, 0)
+    items = tl.where(mask & (t < limit), C.NUM_PAGE_PER_BLOCK, 0)
     row = Row(row.source, first, row.start, row.end, items, row.kv_len, row.query, row.reason)
     entries = load_entries(0, row, req, view, policy, C)
     return Tile(b, 0, row, entries, req.batch.to(tl.int64) * 0 + at)
 
 
 @triton.jit
-def write_token_tiles(pid, num_programs, req, view, policy, C: tl.constexpr):
-    """Writes the slots of every ``num_programs``-th tile of query tokens, from tile ``pid`` on."""
+def write_token_tiles(pid, num_programs, limit, req, view, policy, C: tl.constexpr):
+    """Writes the slots of every ``num_programs``-th tile of query tokens, from tile ``pid`` on.
+
+    Those of tokens from ``limit`` on are not written.
+    """
     if req.positions_ptr is not None:
         num_tokens = tl.minimum(req.positions_len, view.capacity)
     else:
         num_tokens = tl.minimum(req.batch.to(tl.int64) * req.query_len, view.capacity).to(tl.int32)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
     for at in range(pid * C.NUM_PAGE_PER_BLOCK, num_tokens, num_programs * C.NUM_PAGE_PER_BLOCK):
-        tile = _load_tile(at, num_tokens, req, view, policy, C)
+        tile = _load_tile(at, num_tokens, limit, req, view, policy, C)
         first_error = store_tile(tile, first_error, req, view, policy, C)
     if C.REDUCE_STATUS and policy.status_ptr is not None:
         report_first(policy, first_error)

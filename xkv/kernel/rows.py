@@ -156,6 +156,8 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
             reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
         start, end = local_length(start, req, C), local_length(end, req, C)
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
+        if C.WINDOW_IS_ABSOLUTE:
+            first = first * 0
         kv_len = tl.where(start < end, end - first, 0)
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE
-from .rows import clip, load_int, report, written_entries
+from .rows import clip, load_int, local_length, report, written_entries
 
 
 @triton.jit
@@ -50,6 +50,8 @@ def _tile_items(idx, row, req, policy, C: tl.constexpr):
         token = load_int(req.positions_ptr, req.positions_stride, token, live)
     if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
         live = live & (token >= 0) & (token < row.end)
+    if C.WINDOW_IS_ABSOLUTE:  # nor have those before the window
+        live = live & (token > row.start - C.PAGE_SIZE)
     if C.FORM == SLOTS and C.SHARD_SIZE > 1:  # other ranks' tokens keep their places
         live = live & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
     return pos, j, token, live
@@ -77,13 +79,15 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
         full_tile = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
         if C.FORM == SLOTS or policy.min_len is not None:
             full_tile = full_tile & (pos >= 0) & (pos + (C.NUM_PAGE_PER_BLOCK - 1) * C.PAGE_SIZE < row.end)
+        if C.WINDOW_IS_ABSOLUTE:
+            full_tile = full_tile & (pos > row.start - C.PAGE_SIZE)
         WIDTH: tl.constexpr = _lane_bytes(req.src_ptr.dtype.element_ty, view.out_ptr.dtype.element_ty)
         if full_tile & (begin.to(tl.int64) % WIDTH == 0):
             entry = tl.load(tl.multiple_of(begin, WIDTH) + j)
         else:
             entry = tl.load(source, mask=live, other=-1)
         return entry
-    elif C.FORM != SLOTS and policy.min_len is None and not C.HAS_PADDING:
+    elif C.FORM != SLOTS and policy.min_len is None and not C.HAS_PADDING and not C.WINDOW_IS_ABSOLUTE:
         return tl.load(source, mask=live)  # only live items are stored
     else:
         return tl.load(source, mask=live, other=-1)
@@ -168,6 +172,9 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     value = tl.where(valid, page, fallback.to(page.dtype)).to(view.out_ptr.dtype.element_ty)
     out = out_row + tile_start
     store_mask = j < num_written - tile_start
+    if view.query_seqlens_ptr is not None:
+        seen = tl.where((at >= 0) & (at < tile.row.end), local_length(at + 1, req, C), 0)
+        tl.store(view.query_seqlens_ptr + tile.row_offset + tile_start + j, seen, mask=store_mask)
     if C.VEC_16B:
         WIDTH: tl.constexpr = _lane_bytes(view.out_ptr.dtype.element_ty, req.src_ptr.dtype.element_ty)
         if (num_written - tile_start >= C.NUM_PAGE_PER_BLOCK) & (out.to(tl.int64) % WIDTH == 0):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..params import SLOTS, Build
-from ..platforms.detect import platform
+from ..platforms.detect import Platform
 from . import compile
 from .grid import PartSchedule, group_grid, part_schedule
 from .launch import KernelLaunch
@@ -47,16 +47,19 @@ class GroupInputs(NamedTuple):
     query_start_loc: Tensor | None
 
 
-def sort_parts(parts: Sequence[GroupPart], max_batch: int) -> list[int]:
+def sort_parts(parts: Sequence[GroupPart], max_batch: int, target: Platform) -> list[int]:
     """Returns an order of the parts in which those that are compiled to the same code are neighbours."""
     keys = [
-        (part.is_window, *(str(_kind_of(build, part, max_batch)) for build in (part.table, part.slots)))
+        (
+            part.is_window,
+            *(str(_kind_of(build, part, max_batch, target)) for build in (part.table, part.slots)),
+        )
         for part in parts
     ]
     return sorted(range(len(parts)), key=keys.__getitem__)
 
 
-def part_words(parts: Sequence[GroupPart], max_batch: int) -> Tensor:
+def part_words(parts: Sequence[GroupPart], max_batch: int, target: Platform) -> Tensor:
     """Returns what each part has of its own, those of the slots behind, for the device to read. May sync.
 
     ``[2 * parts, fields]`` int64.
@@ -65,7 +68,7 @@ def part_words(parts: Sequence[GroupPart], max_batch: int) -> Tensor:
     rows = [
         [
             x.data_ptr() if isinstance(x, Tensor) else x or 0
-            for x in _values(build, _schedule(build, max_batch))
+            for x in _values(build, part_schedule(build, target, max_batch))
         ]
         for build in builds
     ]
@@ -79,18 +82,23 @@ class GroupKernel:
         parts: in the order of ``words``, with inputs of this signature.
         words: `part_words` of the same sources, outputs and options.
         max_batch: requests, at most.
+        target: the device.
     """
 
-    def __init__(self, parts: Sequence[GroupPart], words: Tensor, max_batch: int) -> None:
+    def __init__(
+        self, parts: Sequence[GroupPart], words: Tensor, max_batch: int, target: Platform
+    ) -> None:  # fmt: skip
         from ..kernel.parts import Parts
 
-        source = parts[0].table.req_to_token
-        self._target, self._device, self._words = platform(source.device), source.get_device(), words
-        self._tables = [_schedule(part.table, max_batch) for part in parts]
-        self._slots = [_schedule(part.slots, max_batch) for part in parts if part.slots is not None]
+        self._target, self._words = target, words
+        self._device = parts[0].table.req_to_token.get_device()
+        self._tables = [part_schedule(part.table, target, max_batch) for part in parts]
+        self._slots = [
+            part_schedule(part.slots, target, max_batch) for part in parts if part.slots is not None
+        ]
         self._config = Parts(
-            [_kind_of(part.table, part, max_batch) for part in parts],
-            [_kind_of(part.slots, part, max_batch) for part in parts],
+            [_kind_of(part.table, part, max_batch, target) for part in parts],
+            [_kind_of(part.slots, part, max_batch, target) for part in parts],
         )
         row = max((x.tuning for x in (*self._tables, *self._slots)), key=lambda row: row.num_warps)
         self._options = compile.options(row, self._target)
@@ -146,10 +154,6 @@ def fill(part: GroupPart, inputs: GroupInputs) -> list[Build]:
     return builds
 
 
-def _schedule(build: Build, max_batch: int) -> PartSchedule:
-    return part_schedule(build, platform(build.req_to_token.device), max_batch)
-
-
 def _values(build: Build, schedule: PartSchedule) -> list[Any]:
     """What a build has of its own, in the order of the words: tensors, ints, and None for what it has not."""
     from ..kernel.parts import PART_FIELDS
@@ -162,14 +166,14 @@ def _values(build: Build, schedule: PartSchedule) -> list[Any]:
     return [values[name] for name in PART_FIELDS]
 
 
-def _kind_of(build: Build | None, part: GroupPart, max_batch: int) -> Any:
+def _kind_of(build: Build | None, part: GroupPart, max_batch: int, target: Platform) -> Any:
     """What the kernel is compiled for, of one of a part's builds; None: of none."""
     from ..kernel.parts import PART_FIELDS, PartKind
 
     if build is None:
         return None
-    schedule = _schedule(build, max_batch)
-    config = compile.config(build, schedule.tuning, schedule, platform(build.req_to_token.device))
+    schedule = part_schedule(build, target, max_batch)
+    config = compile.config(build, schedule.tuning, schedule, target)
     types: list[str | None] = []
     for name, x in zip(PART_FIELDS, _values(build, schedule), strict=True):
         wide = isinstance(x, Tensor) and x.dtype is torch.int64

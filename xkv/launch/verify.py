@@ -13,7 +13,7 @@ from ..params import OUTPUTS, Build, View
 from ..status import Status
 from . import launch
 
-WRITTEN = ("out", *OUTPUTS)
+WRITTEN = ("out", *OUTPUTS, "query_seqlens")
 
 
 class MismatchError(RuntimeError):

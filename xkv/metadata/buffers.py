@@ -45,7 +45,7 @@ class Metadata:
     def __init__(
         self, view: View, form: int, batch: int, page_size: int, max_seq_len: int, *,
         starts: bool = False, entries: int | None = None, window: Metadata | None = None,
-        slots: Tensor | None = None, tokens: int | None = None,
+        slots: Tensor | None = None, query_seqlens: Tensor | None = None, tokens: int | None = None,
     ) -> None:  # fmt: skip
         """Keeps the buffers; the properties slice them.
 
@@ -59,9 +59,10 @@ class Metadata:
             entries: live entries of ``kv_indices``. None: unknown.
             window: the `Metadata` of the second view.
             slots: the slot mapping.
+            query_seqlens: the tokens that each query token sees.
             tokens: query tokens. None: unknown.
         """
-        self._slots, self._tokens = slots, tokens
+        self._slots, self._query_seqlens, self._tokens = slots, query_seqlens, tokens
         self.page_size, self.max_seq_len, self.window = page_size, max_seq_len, window
         self._view, self._form, self._batch = view, form, batch
         self._starts, self._entries = starts, entries
@@ -132,6 +133,11 @@ class Metadata:
         """
         return None if self._slots is None else self._slots[: self._tokens]
 
+    @cached_property
+    def query_seqlens(self) -> Tensor | None:
+        """``[tokens]`` int32: how many tokens each query token sees, if the `SlotMapping` asks for it."""
+        return None if self._query_seqlens is None else self._query_seqlens[: self._tokens]
+
     @property
     def qo_indptr(self) -> Tensor | None:
         """``cu_seqlens_q`` under FlashInfer's and Aiter's name."""
@@ -179,6 +185,8 @@ class Buffers:
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
         for view in views[1:]:
+            if view.is_absolute:
+                view.kv_start_offset = None  # its first entry is that of the row's first page
             view.cu_seqlens_q = None  # the same as the first view's
         self.slot_views = config.slot_views()
         for view in self.slot_views:
@@ -186,6 +194,9 @@ class Buffers:
             assert mapping is not None
             dtype = getattr(torch, mapping.id_dtype)
             view.out = torch.full((mapping.max_tokens,), -1, dtype=dtype, device=device)
+        if config.slot_mapping is not None and config.slot_mapping.query_seqlens:
+            tokens = config.slot_mapping.max_tokens
+            self.slot_views[0].query_seqlens = torch.zeros(tokens, dtype=torch.int32, device=device)
 
     def metadata(
         self, batch: int, starts: bool, window_starts: bool, entries: int | None, tokens: int | None = None
@@ -213,6 +224,7 @@ class Buffers:
                 self.views[0], form, batch, self._page_size, self._max_seq_len,
                 starts=starts, entries=entries, window=window,
                 slots=slots[0] if slots else None, tokens=tokens,
+                query_seqlens=self.slot_views[0].query_seqlens if slots else None,
             )  # fmt: skip
             if entries is None:
                 if len(self._cached) >= _MAX_CACHED:

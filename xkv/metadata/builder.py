@@ -42,6 +42,10 @@ class MetadataBuilder:
             whose spec says ``window_is_prefix_only`` gets the last ``sliding_window`` tokens.)
         window_token_map: ``[n]`` int, slot -> slot of the window's pool, negative for none. A second view
             goes through it, and shows the whole row if ``sliding_window`` is None.
+        window_page_map: ``[m]`` int, page -> page of the window's pool: likewise, after the other.
+        window_is_absolute: the window's rows have an entry for every page of the row, as vLLM's have, and the
+            backend's ``pad_id`` before the window; lengths are the whole rows'. False: rows begin with the
+            window.
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
         shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. Lengths that are passed are
             the whole rows', those that are written this rank's; ``cu_seqlens_q`` counts all query tokens.
@@ -80,11 +84,13 @@ class MetadataBuilder:
         self, backend: str | BackendSpec, req_to_token: Tensor, *, max_batch_size: int, max_context_len: int,
         page_size: int | None = None, source_page_size: int = 1, max_tokens: int | None = None,
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
+        window_page_map: Tensor | None = None, window_is_absolute: bool = False,
         page_map: Tensor | None = None, shard: Shard | None = None, slot_mapping: SlotMapping | None = None,
     ) -> None:  # fmt: skip
         config = BuilderConfig.checked(
             backend, req_to_token, page_size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, page_map, shard, slot_mapping,
+            sliding_window, window_token_map, window_page_map, window_is_absolute, page_map, shard,
+            slot_mapping,
         )  # fmt: skip
         self.req_to_token, self.spec = req_to_token, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
@@ -96,7 +102,8 @@ class MetadataBuilder:
         self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
         self._run = steps.run
         self.member = Member(config, buffers, self.status, steps)
-        self._group = None if slot_mapping is None else GroupLaunches([self.member])
+        in_parts = slot_mapping is not None or window_is_absolute
+        self._group = GroupLaunches([self.member]) if in_parts else None
 
     def build(
         self, req_pool_indices: Tensor, seq_lens: Tensor, *, seq_lens_delta: int | Tensor = 0,

@@ -26,6 +26,9 @@ class SlotMapping:
             fixed size need. None: those entries are left unwritten.
         max_position: tokens, 0 to 2**28 - 1. Query tokens at given positions from this one on get -1 and are
             not reported, such as drafts past the longest context. None: no limit.
+        query_seqlens: also write how many tokens each query token sees, itself included: with a shard, how
+            many of them are this rank's. They are causal lengths for each query token, as decode kernels take
+            them for several query tokens a row. 0 for padding, and for a token outside its row.
 
     Raises:
         TypeError: a field of another type. The message names the field.
@@ -48,6 +51,7 @@ class SlotMapping:
     id_dtype: Literal["int32", "int64"] = "int64"
     pad_value: int | None = -1
     max_position: int | None = None
+    query_seqlens: bool = False
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -58,6 +62,10 @@ class SlotMapping:
             arguments.integer("pad_value of SlotMapping", self.pad_value, -INT32_MAX - 1, INT32_MAX)
         if self.max_position is not None:
             arguments.integer("max_position of SlotMapping", self.max_position, 0, ROW_MAX)
+        if not isinstance(self.query_seqlens, bool):
+            raise TypeError(
+                f"query_seqlens of SlotMapping must be a bool, got {type(self.query_seqlens).__name__}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,8 @@ class BuilderConfig:
         max_tokens: tokens of all rows together (CSR), at most.
         sliding_window: tokens, or None.
         window_token_map: ``[n]`` int, or None.
+        window_page_map: ``[m]`` int, or None.
+        window_is_absolute: whether a window's rows have the entries of their whole rows.
         page_map: ``[m]`` int, or None.
         shard: the rank's share of each row, as `Build` takes it, or None.
         slot_mapping: the slots that are written too, or None.
@@ -90,6 +100,8 @@ class BuilderConfig:
     max_tokens: int
     sliding_window: int | None
     window_token_map: Tensor | None
+    window_page_map: Tensor | None
+    window_is_absolute: bool
     page_map: Tensor | None
     shard: Shard | None
     slot_mapping: SlotMapping | None
@@ -98,8 +110,8 @@ class BuilderConfig:
     def checked(
         cls, backend: str | BackendSpec, req_to_token: Tensor, page_size: int | None, source_page_size: int,
         max_batch_size: int, max_context_len: int, max_tokens: int | None, sliding_window: int | None,
-        window_token_map: Tensor | None, page_map: Tensor | None, shard: Shard | None,
-        slot_mapping: SlotMapping | None,
+        window_token_map: Tensor | None, window_page_map: Tensor | None, window_is_absolute: bool,
+        page_map: Tensor | None, shard: Shard | None, slot_mapping: SlotMapping | None,
     ) -> BuilderConfig:  # fmt: skip
         """Checks the arguments and fills in the defaults.
 
@@ -124,7 +136,14 @@ class BuilderConfig:
         max_tokens = arguments.integer("max_tokens", max_tokens, 1, INT32_MAX)
         if sliding_window is not None:
             sliding_window = arguments.integer("sliding_window", sliding_window, 1, ROW_MAX)
-        for name, ids in (("window_token_map", window_token_map), ("page_map", page_map)):
+        if not isinstance(window_is_absolute, bool):
+            raise TypeError(f"window_is_absolute must be a bool, got {type(window_is_absolute).__name__}")
+        if window_is_absolute and sliding_window is None:
+            raise ValueError("window_is_absolute needs a sliding_window, got None")
+        maps = {
+            "window_token_map": window_token_map, "window_page_map": window_page_map, "page_map": page_map
+        }  # fmt: skip
+        for name, ids in maps.items():
             if ids is not None:
                 arguments.tensor(name, ids, 1, req_to_token)
         if slot_mapping is not None and not isinstance(slot_mapping, SlotMapping):
@@ -132,7 +151,8 @@ class BuilderConfig:
         form = TABLE if spec.form == "table" else CSR
         return cls(
             spec, form, req_to_token, size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, page_map, shard, slot_mapping,
+            sliding_window, window_token_map, window_page_map, window_is_absolute, page_map, shard,
+            slot_mapping,
         )  # fmt: skip
 
     @property
@@ -150,8 +170,14 @@ class BuilderConfig:
     def views(self) -> list[View]:
         """The parts of each row that the builder shows, without outputs yet: one, or two with a window."""
         views = [View(torch.empty(0), page_map=self.page_map)]
-        if self.sliding_window is not None or self.window_token_map is not None:
-            views.append(View(torch.empty(0), window=self.sliding_window, token_map=self.window_token_map))
+        maps = self.window_token_map, self.window_page_map
+        if self.sliding_window is not None or maps != (None, None):
+            views.append(
+                View(
+                    torch.empty(0), window=self.sliding_window, token_map=maps[0], page_map=maps[1],
+                    is_absolute=self.window_is_absolute,
+                )
+            )  # fmt: skip
         return views
 
     def slot_views(self) -> list[View]:
@@ -162,6 +188,7 @@ class BuilderConfig:
         if self.slot_mapping is None:
             return []
         views = [View(torch.empty(0), page_map=self.page_map)]
-        if self.window_token_map is not None:
-            views.append(View(torch.empty(0), token_map=self.window_token_map))
+        maps = self.window_token_map, self.window_page_map
+        if maps != (None, None):
+            views.append(View(torch.empty(0), token_map=maps[0], page_map=maps[1]))
         return views

@@ -17,6 +17,7 @@ from ..launch.guards import make_guard
 from ..launch.launch import KernelLaunch
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import CAPACITY_MAX, SLOTS, Build, View
+from ..platforms.detect import platform
 from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
@@ -62,14 +63,15 @@ class GroupLaunches:
         mappings = [x.config.slot_mapping for x in members if x.config.slot_mapping is not None]
         self._limits = self._max_batch_size, min((x.max_tokens for x in mappings), default=CAPACITY_MAX)
         source = members[0].config.req_to_token
+        self._target = platform(source.device)
         self._on_cpu = source.device.type == "cpu" and not compile.interpreted()
         one = torch.ones(1, dtype=torch.int32, device=source.device)
         # with starts, so that it has the words of every signature
         parts = make_parts(members, GroupInputs(one, one, 0, 1, 0, one, one, None, None))
         self._order, self._words = list(range(len(parts))), None
         if not self._on_cpu:
-            self._order = sort_parts(parts, self._max_batch_size)
-            self._words = part_words([parts[n] for n in self._order], self._max_batch_size)
+            self._order = sort_parts(parts, self._max_batch_size, self._target)
+            self._words = part_words([parts[n] for n in self._order], self._max_batch_size, self._target)
         self._signatures: dict[Any, _Signature] = {}
         self._grids: dict[tuple[Any, int], tuple[tuple[int, int, int], int]] = {}
         self._check = switches.on("XKV_CHECK")
@@ -182,7 +184,7 @@ class GroupLaunches:
         parts = [made[n] for n in self._order]
         kernel = launch = None
         if self._words is not None:
-            kernel = GroupKernel(parts, self._words, self._max_batch_size)
+            kernel = GroupKernel(parts, self._words, self._max_batch_size, self._target)
             launch = kernel.prepare(inputs)
         guard = make_guard([x for x in inputs if isinstance(x, Tensor)])
         found = self._signatures[key] = _Signature(guard, parts, kernel, launch)

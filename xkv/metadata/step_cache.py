@@ -146,7 +146,7 @@ def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inp
         config.page_size, config.source_page_size, config.page_size,
         tuple(replace(view) for view in views),
         max_seq_len=config.max_context_len, window_is_prefix_only=spec.window_is_prefix_only,
-        starts_are_aligned=not spec.skips_tokens,
+        starts_are_aligned=not spec.skips_tokens and not views[0].is_absolute,
         query_sign=inputs[4], min_seq_len=spec.min_seq_len,
         min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
         pad_value=spec.pad_id if spec.pad_to_tokens else None,

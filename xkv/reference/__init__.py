@@ -11,7 +11,7 @@ from torch import Tensor
 from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
 from ..shard import Shard
 from ..status import Reason
-from .rows import find_rows, load_rows, to_int64
+from .rows import find_rows, load_rows, local_lengths, to_int64
 
 
 def run(build: Build) -> None:
@@ -63,9 +63,15 @@ def _run_view(build: Build, view: View) -> None:
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
     t = rows.first[b] + j * page_size
     if build.positions is not None and view.kv_indptr is not None:
-        own = find_rows(view.kv_indptr.to(torch.int64), t) == b
+        sums = view.kv_indptr.to(torch.int64)
+        own = find_rows(sums, t) == b
+        if build.pad_value is not None:  # what sums that decrease claim past the last is padding alone
+            own &= t < sums[-1]
         b, j, t = b[own], j[own], to_int64(build.positions[t[own]])
     live = (t >= 0) & (t < rows.end[b])
+    if view.is_absolute:
+        live &= t > rows.start[b] - page_size
+    in_row = (t >= 0) & (t < rows.end[b])
     if build.positions is not None:
         misplaced = ~live & (rows.row[b] >= 0)
         if build.max_position is not None:
@@ -96,6 +102,11 @@ def _run_view(build: Build, view: View) -> None:
         if build.pad_value is not None:
             out[total : _padded_end(total, build.pad_to_multiple_of, capacity)] = build.pad_value
         out[offset[b] + j] = value.to(out.dtype)
+        if view.query_seqlens is not None:
+            if build.pad_value is not None:
+                view.query_seqlens[total : _padded_end(total, build.pad_to_multiple_of, capacity)] = 0
+            seen = torch.where(in_row, local_lengths(t + 1, build.shard), 0)
+            view.query_seqlens[offset[b] + j] = seen.to(torch.int32)
 
     if form == TABLE or not build.indptr_is_input:
         _prefix_sums(view.kv_indptr, rows.items, capacity)

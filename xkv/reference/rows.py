@@ -96,7 +96,7 @@ def load_rows(build: Build, view: View) -> Rows:
         start = torch.maximum(start, kv_start).minimum(end)
     report_first(query_len < 0, Reason.BAD_QUERY)
     start, end = local_lengths(start, build.shard), local_lengths(end, build.shard)
-    first = start // page_size * page_size
+    first = torch.zeros_like(start) if view.is_absolute else start // page_size * page_size
     kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
     if build.form == TABLE:

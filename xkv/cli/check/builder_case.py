@@ -57,15 +57,22 @@ class BuilderCase(Case):
             for name in (*names, *(["kv_start_offset"] if starts else [])):
                 if not (prefix and name == "cu_seqlens_q"):
                     found[prefix + name] = Spec((rows + OUTPUTS[name],), I32)
+        if "window_is_absolute" in family.options:
+            del found["window.kv_start_offset"]
         for prefix in self.slots:
             found[prefix + "out"] = Spec((self._mapping.max_tokens,), I64)
+        if "query_seqlens" in family.options:
+            found["slots.query_seqlens"] = Spec((self._mapping.max_tokens,), I32)
         return found
 
     @property
     def _mapping(self) -> SlotMapping:
         sizes = self.sizes
         tokens = max(sizes.queries, sizes.batch * sizes.query_len, 1)
-        return SlotMapping(tokens, "int64", sizes.numbers["pad_value"], sizes.numbers["max_position"])
+        return SlotMapping(
+            tokens, "int64", sizes.numbers["pad_value"], sizes.numbers["max_position"],
+            "query_seqlens" in self.family.options,
+        )  # fmt: skip
 
     def inputs(self, specs: Mapping[str, Spec]) -> dict[str, Any]:
         """The call's arguments; a string names a tensor."""
@@ -84,7 +91,10 @@ class BuilderCase(Case):
             "source_page_size": family.source_page_size, "sliding_window": sizes.window,
             "shard": family.shard,
         }  # fmt: skip
-        maps = {"page_map": "page_map", "window_token_map": "window_map"}
+        maps = {
+            "page_map": "page_map", "window_token_map": "window_map", "window_page_map": "window_page_map"
+        }  # fmt: skip
+        found |= {"window_is_absolute": True} if "window_is_absolute" in family.options else {}
         found |= {"slot_mapping": self._mapping} if self.slots else {}
         return found | {k: name for k, name in maps.items() if name in family.options}
 
@@ -99,6 +109,8 @@ class BuilderCase(Case):
             view = View(kv_start=t.get(f"{prefix}kv_start".replace(".", "_")), **outputs)
             if prefix:
                 view.window, view.token_map = sizes.window, t.get("window_map")
+                view.page_map = t.get("window_page_map")
+                view.is_absolute = "window_is_absolute" in family.options
             else:
                 view.page_map = t.get("page_map")
             views.append(view)
@@ -125,7 +137,8 @@ class BuilderCase(Case):
             of_window = prefix.startswith("window")
             view = View(
                 t[prefix + "out"], token_map=t.get("window_map") if of_window else None,
-                page_map=None if of_window else t.get("page_map"), kv_indptr=t.get("query_start_loc"),
+                page_map=t.get("window_page_map" if of_window else "page_map"),
+                kv_indptr=t.get("query_start_loc"), query_seqlens=t.get(prefix + "query_seqlens"),
             )  # fmt: skip
             positions = t.get("positions")
             builds.append(
@@ -145,9 +158,9 @@ class BuilderCase(Case):
                 if prefix + name in t:
                     setattr(view, name, t[prefix + name])
         for view, prefix in zip(builder.member.buffers.slot_views, self.slots, strict=True):
-            view.out = t[prefix + "out"]
+            view.out, view.query_seqlens = t[prefix + "out"], t.get(prefix + "query_seqlens")
         builder.status.word = t["status"]
-        if self.slots:  # what the launch reads was written before the buffers were replaced
+        if builder._group:  # what the launch reads was written before the buffers were replaced
             builder._group = GroupLaunches([builder.member])
         return partial(builder.build, **placed(self.arguments, t))
 
@@ -157,7 +170,7 @@ class BuilderCase(Case):
         backend = repr(self.spec.name) if known else f"xkv.{self.spec!r}"
         return _PROGRAM.format(
             made=call_text("xkv.MetadataBuilder", self.constructor, backend), slots=self.slots,
-            again=_AGAIN if self.slots else "",
+            again=_AGAIN if self.slots or "window_is_absolute" in self.family.options else "",
             prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
         )  # fmt: skip
 
@@ -169,7 +182,7 @@ for view, prefix in zip(builder._views, {prefixes}):
         if prefix + name in t:
             setattr(view, name, t[prefix + name])
 for view, prefix in zip(builder.member.buffers.slot_views, {slots}):
-    view.out = t[prefix + "out"]
+    view.out, view.query_seqlens = t[prefix + "out"], t.get(prefix + "query_seqlens")
 builder.status.word = t["status"]
 {again}{built}"""
 _AGAIN = """\

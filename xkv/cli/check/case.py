@@ -19,6 +19,7 @@ from .families import I32, I64, Family
 from .memory import Memory, Spec
 from .sizes import Sizes
 
+WINDOW_MAPS = {"window_map", "window_page_map"}
 VECTORS = ("seq_lens_delta", "query_lens", "kv_start", "window_kv_start")  # beside rows and lengths
 
 
@@ -47,11 +48,11 @@ class Case(ABC):
 
     def __init__(self, name: str, family: Family, sizes: Sizes, device: str, apart: bool = False) -> None:
         self.name, self.family, self.sizes, self.device = name, family, sizes, device
-        two = family.options & {"window", "window_map"}
+        two = family.options & {"window", "window_map", "window_page_map"}
         self.prefixes = ("", "window.") if two else ("",)
         self.slots = tuple(
-            prefix for prefix, needs in (("slots.", "slots"), ("window.slots.", "window_map"))
-            if {"slots", needs} <= family.options
+            prefix for prefix, needs in (("slots.", {"slots"}), ("window.slots.", WINDOW_MAPS))
+            if "slots" in family.options and needs & family.options
         )  # fmt: skip
         specs = self.specs(random.Random(name))
         self.arguments = self.inputs(specs)
@@ -77,7 +78,11 @@ class Case(ABC):
         if "positions" in family.options:
             found["positions"] = Spec((sizes.queries,), rng.choice([I32, I64]))
             found["query_start_loc"] = Spec((sizes.batch + 1,), rng.choice([I32, I64]))
-        for name, size in (("token_map", 1), ("window_map", 1), ("page_map", sizes.map_page_size)):
+        maps = {
+            "token_map": 1, "window_map": 1, "page_map": sizes.map_page_size,
+            "window_page_map": family.page_size,
+        }  # fmt: skip
+        for name, size in maps.items():
             if name in family.options:
                 found[name] = Spec((max(sizes.top // size - rng.randint(0, 9), 0),), family.dtype)
         if "status" in family.options:

@@ -121,7 +121,10 @@ _MODES = (
     ("slots", "delta slots page_map", 0),
     ("slots, ragged", "query_lens slots window", 1),
     ("slots at positions", "unit positions slots window window_map kv_start", 0),
-    ("slots of a shard", "global positions slots page_map", 0),
+    ("slots of a shard", "global positions slots query_seqlens page_map", 0),
+    ("lengths of query tokens", "local unit slots query_seqlens", 0),
+    ("absolute window", "unit window window_is_absolute window_page_map", 0),
+    ("absolute window, ragged", "query_lens window window_is_absolute slots", 1),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional

@@ -5,16 +5,14 @@ It shares no code with the kernel and with xkv/reference/; both are compared wit
 
 from __future__ import annotations
 
-import functools
 from bisect import bisect_left
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ...params import CSR, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
-from ...shard import Shard
 from ...status import Reason
+from .oracle_parts import either, filled, owner, page_of, rank_positions
 
 INT32_MAX = 2**31 - 1
 Shared = dict[int, frozenset[int]]
@@ -83,6 +81,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     zero = {} if build.indptr_is_input else {0: 0}
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset, empty = {}, dict(zero), dict(zero), {0: 0}, {}, {}, {}
+    seen: dict[Any, int] = {}
+    start = 0
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     places: list[int] = []  # of given positions
@@ -113,7 +113,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         elif end != length:
             why = Reason.BAD_LENGTH
         query = max(asked, 0)
-        mine = _positions(shard, longest)
+        mine = rank_positions(shard, longest)
         here = bisect_left(mine, end)  # tokens of the row that the rank holds
 
         if given is not None and begins is not None:
@@ -124,9 +124,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 why = Reason.BAD_QUERY
             elif not why and stop > room:
                 why = Reason.TRUNCATED
-            places = [
-                n for n in range(max(begin, 0), min(stop, room)) if begin >= 0 and _owner(begins, n) == b
-            ]
+            past = min(stop, room) if build.pad_value is None else min(stop, room, begins[-1])
+            places = [n for n in range(max(begin, 0), past) if begin >= 0 and owner(begins, n) == b]
             positions = [given[n] for n in places]
             total, kv_len = len(positions), here
         elif form == SLOTS:
@@ -155,7 +154,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 why = why or Reason.BAD_QUERY
             start = bisect_left(mine, start)
             empty[b] = int(start == here)
-            first = start // size * size
+            first = 0 if view.is_absolute else start // size * size
             kv_len = max(here - first if start < here else 0, build.min_seq_len)
             total = -(-kv_len // size)
             room = capacity if form == TABLE else left
@@ -173,21 +172,23 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
 
         for j, t in enumerate(positions):
             value = build.missing_id
+            at: Any = (b, j) if form == TABLE else begin + j if given is None else places[j]
             # t: of slots a position in the whole row, otherwise one among the rank's tokens
             n = bisect_left(mine, t) if form == SLOTS else t
             unlimited = build.max_position is None or t < build.max_position
             if given is not None and unlimited and row != -1 and not 0 <= t < end:
                 words.append(b * 256 + Reason.BAD_QUERY)
-            if t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
+            seen[at] = bisect_left(mine, t + 1) if 0 <= t < end else 0
+            is_before = view.is_absolute and t <= start - size
+            if not is_before and t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
                 t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
-                page, lost = _page_of(build, source[row][t // unit], t, maps, largest)
+                page, lost = page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
                 if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):
                     words.append(b * 256 + lost)
-            at: Any = (b, j) if form == TABLE else begin + j if given is None else places[j]
-            out[at] = _either(out[at], value) if at in out else value
+            out[at] = either(out[at], value) if at in out else value
         if form == TABLE and build.pad_value is not None:
-            for j in range(len(positions), _filled(build, len(positions), capacity)):
+            for j in range(len(positions), filled(build, len(positions), capacity)):
                 out[b, j] = build.pad_value
 
         stream += total
@@ -202,64 +203,11 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 words.append(b * 256 + Reason.OVERFLOW)
     if form != TABLE and build.pad_value is not None:
         live = min(stream if begins is None else max(begins[-1], 0), capacity)
-        for n in range(live, _filled(build, live, capacity)):
-            out[n] = _either(out[n], build.pad_value) if n in out else build.pad_value
+        for n in range(live, filled(build, live, capacity)):
+            out[n] = either(out[n], build.pad_value) if n in out else build.pad_value
+            seen[n] = 0
     return {
         "out": out, "cache_seqlens": lens, "cu_seqlens_k": cu_k, "cu_seqlens_q": cu_q,
         "kv_indptr": indptr if begins is None else {}, "kv_last_page_len": last, "kv_start_offset": offset,
-        "empty_rows": empty,
+        "empty_rows": empty, "query_seqlens": seen if form == SLOTS else {},
     }  # fmt: skip
-
-
-@functools.lru_cache(maxsize=64)
-def _positions(shard: Shard | None, end: int) -> Sequence[int]:
-    """The positions before ``end`` whose tokens the rank holds."""
-    if shard is None:
-        return range(end)
-    return [t for t in range(end) if t // shard.interleave % shard.size == shard.rank]
-
-
-def _owner(sums: list[int], token: int) -> int:
-    """Whose a query token is: of row ``token`` if it has it, else of the row that a binary search finds."""
-    batch = len(sums) - 1
-    guess = min(token, batch - 1)
-    if sums[guess] <= token < sums[guess + 1]:
-        return guess
-    low, size = 0, batch
-    while size > 1:
-        half = size // 2
-        low += half if sums[low + half] <= token else 0
-        size -= half
-    return low
-
-
-def _either(before: Any, value: int) -> frozenset[int]:
-    return (before if isinstance(before, frozenset) else frozenset({before})) | {value}
-
-
-def _filled(build: Build, live: int, capacity: int) -> int:
-    tile = build.pad_to_multiple_of
-    return capacity if tile is None else min(-(-max(live, 1) // tile) * tile, capacity)
-
-
-def _page_of(
-    build: Build, entry: int, t: int, maps: tuple[tuple[list[int] | None, int], ...], largest: int
-) -> tuple[int | None, Reason | None]:
-    if not 0 <= entry < 2**47:
-        return None, Reason.BAD_ID
-    token = entry * build.source_page_size + t % build.source_page_size
-    if build.shard is not None and build.shard.source == "global":
-        run = build.shard.interleave
-        token = token // (run * build.shard.size) * run + token % run
-    for table, size in maps:
-        if table is not None:
-            if token // size >= len(table):
-                return None, Reason.BAD_MAP
-            target = table[token // size]
-            if not 0 <= target < 2**47:
-                return None, Reason.BAD_ID
-            token = target * size + token % size
-    page = token // build.page_size
-    if page > largest:
-        return None, Reason.BAD_ID
-    return page, None

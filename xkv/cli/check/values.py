@@ -108,16 +108,15 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
         if name in host:
             edge = sizes.rows if name == "req_pool_indices" else tokens + 1
             host[name].copy_(vector(rng, right[name], host[name].dtype, heat(), edge))
-    mapped = {"token_map", "window_map", "page_map"} & host.keys()
+    mapped = {"token_map", "window_map", "page_map", "window_page_map"} & host.keys()
     top = sizes.top if mapped or rng.random() < 0.5 else 1 << rng.choice([31, 31, 40])
     if family.ids == torch.int32:
         top = min(top, 1 << 31)
     # one entry past the map at times, so that its end is met
-    tops = {"req_to_token": top // unit + 1, "page_map": sizes.top // sizes.map_page_size + 1}
+    pages = {"page_map": sizes.map_page_size, "window_page_map": family.page_size}
+    tops = {"req_to_token": top // unit + 1} | {k: sizes.top // size + 1 for k, size in pages.items()}
     if sane:
-        least = min(
-            (len(host[name]) * sizes.map_page_size ** (name == "page_map") for name in mapped), default=top
-        )
+        least = min((len(host[name]) * pages.get(name, 1) for name in mapped), default=top)
         wide = family.ids == family.dtype == torch.int64
         top = least if mapped else 1 << (40 if wide else 31)
         tops = {"req_to_token": top // unit, "token_map": top}
