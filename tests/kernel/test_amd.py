@@ -25,6 +25,8 @@ from xkv.cli.check import hostile
 from xkv.cli.check.families import Family, families
 from xkv.cli.kernels.compiling import compiled
 from xkv.launch import grid, launch
+from xkv.launch.group import GroupInputs
+from xkv.metadata.parts import GroupLaunches
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
@@ -47,6 +49,7 @@ PAGE_SIZES = {
     "expand": (1, 16),
     "strided_near": (16, 1),
     "strided_far": (64, 1),
+    "query_tokens": (1, 1),
 }
 FORMS_OF = {
     "contiguous": (TABLE,),
@@ -54,6 +57,7 @@ FORMS_OF = {
     "expand": (TABLE, CSR, SLOTS),
     "strided_near": (TABLE, CSR),
     "strided_far": (TABLE, CSR),
+    "query_tokens": (),  # its tiles are no row's
 }
 # tiles small enough, and compute units few enough, that small cases have several tiles, some of them leftover
 SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 2, 16, False, "test")
@@ -195,7 +199,14 @@ def test_hostile(family: Family, real: bool, arch: str, monkeypatch: pytest.Monk
     def run(build: Build) -> None:
         executing.execute(*launched(build, arch, real))
 
+    def run_group(self: GroupLaunches, known: Any, builds: list[Build], inputs: GroupInputs) -> None:
+        where = Platform("hip", arch, 64, UNITS[arch] if real else 1)
+        executing.execute_group(known.parts, inputs, self._max_batch_size, where)
+
     monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(GroupLaunches, "_launch", run_group)
+    if not real:
+        monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL)
     for _, case in hostile.checks(family, 8, seed=int(real), device="cpu", small=True):
         case()
 

@@ -100,8 +100,8 @@ def specialization(build: Build, row: Tuning, where: Platform) -> dict[str, Any]
     return intercepted(build, row, where, specialized)
 
 
-def specialized(*args: Any, grid: Any, **options: Any) -> dict[str, Any]:
+def specialized(*args: Any, grid: Any, kernel: Any = xkv_build, **options: Any) -> dict[str, Any]:
     """The same of a launch's arguments, within it."""
-    *_, binder = xkv_build.create_binder()
+    *_, binder = kernel.create_binder()
     _, found, _ = binder(*args, **options)
-    return dict(zip(xkv_build.arg_names, found, strict=True))
+    return dict(zip(kernel.arg_names, found, strict=True))

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ import torch
 from compiling import specialized
 
 from xkv import reference
-from xkv.cli.kernels.compiling import intercepted
+from xkv.cli.kernels.compiling import intercepted, plugged
 from xkv.kernel.entry import xkv_build
+from xkv.kernel.group import xkv_build_group
+from xkv.launch.group import GroupInputs, GroupKernel, GroupPart, fill, part_words
 from xkv.launch.verify import WRITTEN
 from xkv.params import Build, View
 from xkv.platforms.detect import Platform
@@ -55,18 +58,43 @@ def execute(build: Build, row: Tuning, where: Platform) -> Any:
     build = fences.fence(build, behind=where.compute_units > 1)
 
     def run(*args: Any, grid: tuple[int, ...], **options: Any) -> Any:
-        found = specialized(*args, grid=grid, **options)
-        unknown = {name: known for name, (kind, known) in found.items() if kind != "constexpr" and known}
-        assert not unknown, "the executor compiles with nothing known of an argument, as launches do"
-        signature = {name: kind for name, (kind, _) in found.items()}
-        values = dict(zip(xkv_build.arg_names, args, strict=True))
-        constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
-        values = {n: v.numpy() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
-        num_warps = options.pop("num_warps")
-        assert not options, f"options that the executor does not know: {options}"
-        return executor().run(xkv_build, signature, constexprs, values, grid, where.arch, num_warps)
+        return _run(xkv_build, args, grid, where, **options)
 
     return intercepted(build, row, where, run)
+
+
+def execute_group(parts: Sequence[GroupPart], inputs: GroupInputs, max_batch: int, where: Platform) -> Any:
+    """The same of a group's launch."""
+
+    def fenced(x: Any) -> Any:
+        return fences.fenced(x, where.compute_units > 1) if isinstance(x, torch.Tensor) else x
+
+    inputs = GroupInputs(*map(fenced, inputs))
+    builds = [[fences.fence(x, where.compute_units > 1) if x else None for x in part[:2]] for part in parts]
+    parts = [
+        GroupPart(table, slots, part.is_window) for (table, slots), part in zip(builds, parts, strict=True)
+    ]  # type: ignore[arg-type]
+    for part in parts:
+        fill(part, inputs)
+    kernel = GroupKernel(parts, part_words(parts, max_batch, where), max_batch, where)
+    grid, _ = kernel.grid(inputs.seq_lens.shape[0])
+    with plugged(xkv_build_group, where):
+        return _run(
+            xkv_build_group, [*kernel.arguments(inputs), kernel.config], grid, where, **kernel.options
+        )
+
+
+def _run(kernel: Any, args: Sequence[Any], grid: tuple[int, ...], where: Platform, **options: Any) -> Any:
+    found = specialized(*args, grid=grid, kernel=kernel, **options)
+    unknown = {name: known for name, (kind, known) in found.items() if kind != "constexpr" and known}
+    assert not unknown, "the executor compiles with nothing known of an argument, as launches do"
+    signature = {name: kind for name, (kind, _) in found.items()}
+    values = dict(zip(kernel.arg_names, args, strict=True))
+    constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
+    values = {n: v.numpy() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
+    num_warps = options.pop("num_warps")
+    assert not options, f"options that the executor does not know: {options}"
+    return executor().run(kernel, signature, constexprs, values, grid, where.arch, num_warps)
 
 
 def check(build: Build, row: Tuning, where: Platform) -> Any:

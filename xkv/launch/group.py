@@ -83,6 +83,10 @@ class GroupKernel:
         words: `part_words` of the same sources, outputs and options.
         max_batch: requests, at most.
         target: the device.
+
+    Attributes:
+        config: the kernel's constexpr.
+        options: Triton's.
     """
 
     def __init__(
@@ -96,12 +100,12 @@ class GroupKernel:
         self._slots = [
             part_schedule(part.slots, target, max_batch) for part in parts if part.slots is not None
         ]
-        self._config = Parts(
+        self.config = Parts(
             [_kind_of(part.table, part, max_batch, target) for part in parts],
             [_kind_of(part.slots, part, max_batch, target) for part in parts],
         )
         row = max((x.tuning for x in (*self._tables, *self._slots)), key=lambda row: row.num_warps)
-        self._options = compile.options(row, self._target)
+        self.options = compile.options(row, self._target)
 
     def grid(self, batch: int) -> tuple[tuple[int, int, int], int]:
         """Returns the grid for a batch, and how many of its last rows write slots."""
@@ -110,7 +114,7 @@ class GroupKernel:
     def prepare(self, inputs: GroupInputs) -> KernelLaunch:
         """Compiles and loads the kernel, if it is not, and returns the launch with these inputs."""
         return KernelLaunch(
-            compile.group_kernel(), self._device, self._config, self._options,
+            compile.group_kernel(), self._device, self.config, self.options,
             self.grid(inputs.seq_lens.shape[0])[0], self.arguments(inputs),
         )  # fmt: skip
 
