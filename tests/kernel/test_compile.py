@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
 import pytest
-from compiling import GPUS, HEAVY, PATTERNS, forms_of, need
+from compiling import GPUS, HEAVY, PATTERNS, compiled_group, forms_of, hybrid, need
 
 from xkv import dispatch
 from xkv.cli.kernels import asked
@@ -47,6 +48,7 @@ SCALAR_SPILLS = {
     "triton": 12,
     "slots": 7,
     "slots at positions": 35,
+    "group": 24,
 }
 ALIKE = ("sm103", "sm120", "gfx950")  # as sm100 or gfx942 to Triton: spared the two slowest compiles
 
@@ -193,6 +195,19 @@ def test_small_storages(arch: str, pattern: str) -> None:
     }[pattern]
     build = plain(form, page_size, 16 if pattern == "expand" else 1, 256, storage=0)
     examine(compiled(build, row, where), where, row)
+
+
+@pytest.mark.parametrize("arch", GPUS)
+def test_group(arch: str) -> None:
+    """Several outputs in one launch: the code of all of them fits."""
+    where = GPUS[arch]
+    need(where)
+    kernel, num_warps = compiled_group(hybrid(256), 256, where)
+    row = dataclasses.replace(dispatch.tuning_row(where, "contiguous", 256), num_warps=num_warps)
+    examine(kernel, where, row, "group")
+    divisors = constant_divisors(kernel.asm["ttir"])
+    assert 528 // 16 in divisors or 528 in divisors
+    assert "tt.pointer_range" not in kernel.asm["ttir"]
 
 
 @pytest.mark.parametrize("arch", GPUS)

@@ -11,11 +11,13 @@ from triton.backends import backends
 
 from xkv import cuda
 from xkv.cli.kernels import BACKENDS
-from xkv.cli.kernels.compiling import intercepted
+from xkv.cli.kernels.compiling import intercepted, plugged
 from xkv.cli.kernels.units import UNITS
 from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
 from xkv.kernel.entry import xkv_build
+from xkv.kernel.group import xkv_build_group
+from xkv.launch.group import GroupInputs, GroupKernel, GroupPart
 from xkv.params import CSR, TABLE, Build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
@@ -105,3 +107,32 @@ def specialized(*args: Any, grid: Any, kernel: Any = xkv_build, **options: Any) 
     *_, binder = kernel.create_binder()
     _, found, _ = binder(*args, **options)
     return dict(zip(kernel.arg_names, found, strict=True))
+
+
+def hybrid(batch: int) -> list[GroupPart]:
+    """A group: tables of two block sizes, one absolute with a window, CSR, each with or without slots."""
+    spec, of_csr = specs_of("cpu")["flash_attention"], specs_of("cpu")["flashinfer_mla"]
+    tables = [of_spec(x, batch) for x in (spec, spec, of_csr)]
+    for build, source_page_size in zip(tables, (16, 528, 1), strict=True):
+        build.source_page_size, build.page_size = source_page_size, 16
+        build.map_page_size, build.query_start_loc = 16, per_row(build, more=1)
+    tables[1].views[0].window, tables[1].views[0].is_absolute = 4096, True
+    tables[2].views[0].page_map = meta(1 << 20)
+    mappings = [slots_at_positions(batch), slots_at_positions(batch), None]
+    for n, mapping in enumerate(mappings):
+        if mapping is not None:
+            mapping.source_page_size = tables[n].source_page_size
+            mapping.views[0].query_seqlens = meta(1 << 24)
+    return [
+        GroupPart(table, slot, n == 1) for n, (table, slot) in enumerate(zip(tables, mappings, strict=True))
+    ]
+
+
+def compiled_group(parts: list[GroupPart], batch: int, where: Platform) -> tuple[Any, int]:
+    """The CompiledKernel of such a group's launch at given positions on such a GPU, and its warps."""
+    kernel = GroupKernel(parts, meta(2 * len(parts), 1, dtype=I64), batch, where)
+    positions, sums = meta(1 << 20, dtype=I64), meta(batch + 1)
+    inputs = GroupInputs(meta(batch), meta(batch), 0, 1, 0, None, None, positions, sums)
+    with plugged(xkv_build_group, where):
+        args = [*kernel.arguments(inputs), kernel.config]
+        return xkv_build_group.warmup(*args, grid=(1,), **kernel.options), kernel.options["num_warps"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from .. import dispatch
@@ -12,6 +13,7 @@ from ..platforms.tuning import Tuning
 from . import memory
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
+_ENTRIES_PER_LANE = 8  # of a tile in a group, at most
 
 
 class Schedule(NamedTuple):
@@ -134,12 +136,28 @@ def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:
 
 def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedule:
     """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
-    row = dispatch.tuning_row(target, build.access_pattern, max_batch)
+    row = _small_tiles(dispatch.tuning_row(target, build.access_pattern, max_batch), target)
     of_tokens = build.tiles_of_tokens
     found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, tiles_of_tokens=of_tokens)
     num_page = found.num_page_per_block
     tiles = max(-(-build.row_items // num_page), 1)
     return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles, of_tokens)
+
+
+def _small_tiles(row: Tuning, target: Platform) -> Tuning:
+    """The row with tiles of at most _ENTRIES_PER_LANE, and as many more of them.
+
+    All parts have the registers of the one that needs most: of 16 entries a lane, a part takes up to 200.
+    """
+    limit = row.num_warps * target.warp_size * _ENTRIES_PER_LANE
+    if target.vendor == "cpu" or max(row.num_page_per_block, row.balanced_num_page_per_block) <= limit:
+        return row
+    num_page, balanced = (min(n, limit) for n in (row.num_page_per_block, row.balanced_num_page_per_block))
+    return replace(
+        row, num_page_per_block=num_page, balanced_num_page_per_block=balanced,
+        tiles_per_program=row.tiles_per_program * row.num_page_per_block // num_page,
+        balanced_own_tiles=row.balanced_own_tiles * row.balanced_num_page_per_block // balanced,
+    )  # fmt: skip
 
 
 def group_grid(
