@@ -22,9 +22,10 @@ class Drawn:
     """A builder of a group, what it is made with, and the same without slots."""
 
     def __init__(self, rng: random.Random, device: str, max_batch: int) -> None:
-        names = {spec.name for spec in xkv.backends(device)}
-        self.backend = rng.choice([name for name in BACKENDS if name in names])
-        page = rng.choice([1, 4, 16, 64])
+        specs = [spec for spec in xkv.backends(device) if spec.name in BACKENDS]
+        spec = rng.choice(specs)
+        self.backend = spec.name
+        page = rng.choice([size for size in spec.page_sizes if size <= 64])
         self.unit = rng.choice([1, 1, page, 4 * page, 3 * page])
         self.shard = rng.choice([None, None, xkv.Shard(2, 1, 1, "local")])
         if self.shard is None and self.unit == 1:

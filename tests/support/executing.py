@@ -76,7 +76,7 @@ def execute_group(parts: Sequence[GroupPart], inputs: GroupInputs, max_batch: in
     ]  # type: ignore[arg-type]
     for part in parts:
         fill(part, inputs)
-    kernel = GroupKernel(parts, part_words(parts, max_batch, where), max_batch, where)
+    kernel = GroupKernel(parts, part_words(parts), max_batch, where)
     grid, _ = kernel.grid(inputs.seq_lens.shape[0])
     with plugged(xkv_build_group, where):
         return _run(

@@ -111,7 +111,7 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
     )  # fmt: skip
     own_tiles = launch.batch * 0 + INT32_MAX
     if C.BALANCE:
-        own_tiles = grid.num_y * _load(words, "tiles_per_program", K)
+        own_tiles = grid.num_y * K.own_tiles
     policy = Policy(
         _load(words, "min_len", K) if K.min_len else None,
         _load(words, "min_last", K) if K.min_last else None,

@@ -12,7 +12,6 @@ PART_FIELDS = (
     "src_ptr", "src_stride", "src_rows", "src_tokens", "shard_rank", "max_position",
     *(name for name in View._fields if not name.startswith("start_")),
     *(name for name in Policy._fields if name != "own_tiles"),
-    "tiles_per_program",
 )  # fmt: skip
 NUM_FIELDS = tl.constexpr(len(PART_FIELDS))
 
@@ -26,16 +25,18 @@ class PartKind(str):
         config: their `Config`.
         types: of each of PART_FIELDS: "int32" or "int64"; of a pointer that of its elements; None: no such.
         start: whose first tokens bound their rows: "start", "window_start" or "".
+        own_tiles: of its row, for each of the row's programs, if there may be leftover tiles.
     """
 
     config: Config
     types: tuple[str | None, ...]
     start: str
+    own_tiles: int
 
-    def __new__(cls, config: Config, types: tuple[str | None, ...], start: str) -> "PartKind":
+    def __new__(cls, config: Config, types: tuple[str | None, ...], start: str, own_tiles: int) -> "PartKind":
         """Takes the attributes."""
-        self = super().__new__(cls, f"{config} {' '.join(map(str, types))} {start}")
-        self.config, self.types, self.start = config, types, start
+        self = super().__new__(cls, f"{config} {' '.join(map(str, types))} {start} {own_tiles}")
+        self.config, self.types, self.start, self.own_tiles = config, types, start, own_tiles
         vars(self).update({name: x is not None for name, x in zip(PART_FIELDS, types, strict=True)})
         return self
 

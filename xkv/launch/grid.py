@@ -60,9 +60,11 @@ class PartSchedule(NamedTuple):
         per_cu = self.tuning.balanced_per_cu if self.balance else self.tuning.programs_per_cu
         return min(max(units * per_cu // rows, 1), self.tiles, GRID_Y_MAX)
 
-    def leftover(self, programs: int) -> bool:
-        """Whether rows of so many programs may have leftover tiles."""
-        return self.balance and self.tiles > programs * self.tuning.balanced_own_tiles
+    def leftover_rows(self, programs: int, units: int) -> int:
+        """Rows of so many programs each that write leftover tiles; 0 if there can be none."""
+        if not self.balance or self.tiles <= programs * self.tuning.balanced_own_tiles:
+            return 0
+        return -(-units * self.tuning.leftover_per_cu // programs)
 
 
 def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | None = None) -> Schedule:
@@ -169,12 +171,12 @@ def group_grid(
     """
     rows, units = max(batch, 1) + 1, target.compute_units
     programs = max(part.programs(rows, units) for part in tables)
-    leftover = [part.tuning.leftover_per_cu for part in tables if part.leftover(programs)]
-    leftover_rows = -(-units * max(leftover, default=0) // programs)
+    leftover_rows = max(part.leftover_rows(programs, units) for part in tables)
     slot_rows = 0
     for part in slots:
-        of_slots = rows
         if part.tiles_of_tokens:
-            of_slots = 1 + -(-min(part.tiles, units * part.tuning.programs_per_cu) // programs)
-        slot_rows = max(slot_rows, of_slots)
+            in_rows = 1 + -(-min(part.tiles, units * part.tuning.programs_per_cu) // programs)
+        else:
+            in_rows = rows + part.leftover_rows(programs, units)
+        slot_rows = max(slot_rows, in_rows)
     return (rows + leftover_rows + slot_rows, programs, len(tables)), slot_rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..params import SLOTS, Build
 from ..platforms.detect import Platform
 from . import compile
-from .grid import PartSchedule, group_grid, part_schedule
+from .grid import group_grid, part_schedule
 from .launch import KernelLaunch
 
 
@@ -59,19 +59,13 @@ def sort_parts(parts: Sequence[GroupPart], max_batch: int, target: Platform) -> 
     return sorted(range(len(parts)), key=keys.__getitem__)
 
 
-def part_words(parts: Sequence[GroupPart], max_batch: int, target: Platform) -> Tensor:
+def part_words(parts: Sequence[GroupPart]) -> Tensor:
     """Returns what each part has of its own, those of the slots behind, for the device to read. May sync.
 
     ``[2 * parts, fields]`` int64.
     """
     builds = [*(part.table for part in parts), *(part.slots or part.table for part in parts)]
-    rows = [
-        [
-            x.data_ptr() if isinstance(x, Tensor) else x or 0
-            for x in _values(build, part_schedule(build, target, max_batch))
-        ]
-        for build in builds
-    ]
+    rows = [[x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in _values(build)] for build in builds]
     return torch.tensor(rows, dtype=torch.int64, device=builds[0].req_to_token.device)
 
 
@@ -158,13 +152,12 @@ def fill(part: GroupPart, inputs: GroupInputs) -> list[Build]:
     return builds
 
 
-def _values(build: Build, schedule: PartSchedule) -> list[Any]:
+def _values(build: Build) -> list[Any]:
     """What a build has of its own, in the order of the words: tensors, ints, and None for what it has not."""
     from ..kernel.parts import PART_FIELDS
 
     # the launch knows the query tokens, by which the window grows
-    own = {"window": build.views[0].window, "tiles_per_program": schedule.tuning.balanced_own_tiles}
-    values = compile.named_arguments(build) | own
+    values = compile.named_arguments(build) | {"window": build.views[0].window}
     if build.indptr_is_input:
         values["indptr_ptr"] = None
     return [values[name] for name in PART_FIELDS]
@@ -179,10 +172,9 @@ def _kind_of(build: Build | None, part: GroupPart, max_batch: int, target: Platf
     schedule = part_schedule(build, target, max_batch)
     config = compile.config(build, schedule.tuning, schedule, target)
     types: list[str | None] = []
-    for name, x in zip(PART_FIELDS, _values(build, schedule), strict=True):
+    for name, x in zip(PART_FIELDS, _values(build), strict=True):
         wide = isinstance(x, Tensor) and x.dtype is torch.int64
         types.append(None if x is None else "int64" if wide or name.endswith("_stride") else "int32")
     has_start = build.views[0].kv_start is not None
-    return PartKind(
-        config, tuple(types), ("window_start" if part.is_window else "start") if has_start else ""
-    )
+    start = ("window_start" if part.is_window else "start") if has_start else ""
+    return PartKind(config, tuple(types), start, schedule.tuning.balanced_own_tiles)

@@ -71,7 +71,7 @@ class GroupLaunches:
         self._order, self._words = list(range(len(parts))), None
         if not self._on_cpu:
             self._order = sort_parts(parts, self._max_batch_size, self._target)
-            self._words = part_words([parts[n] for n in self._order], self._max_batch_size, self._target)
+            self._words = part_words([parts[n] for n in self._order])
         self._signatures: dict[Any, _Signature] = {}
         self._grids: dict[tuple[Any, int], tuple[tuple[int, int, int], int]] = {}
         self._check = switches.on("XKV_CHECK")
