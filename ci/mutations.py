@@ -10,6 +10,8 @@ SCHEDULER = "xkv/kernel/scheduler.py"
 VLLM = "xkv/integrations/vllm/kernels.py"
 KERNEL = "xkv/kernel/entry.py"
 SUMS = "xkv/kernel/prefix_sums.py"
+TOKENS = "xkv/kernel/query_tokens.py"
+GROUP = "xkv/kernel/group.py"
 
 
 class Mutation(NamedTuple):
@@ -42,6 +44,80 @@ CHECK = "xkv/cli/check"
 
 
 MUTATIONS = [
+    Mutation(
+        "query tokens of a row before", TOKENS, "begin <= t, first + half, first)",
+        "begin < t, first + half, first)", "a row's first token of a prefill has no slot",
+        "slots and positions",
+        HOSTILE,
+    ),
+    Mutation(
+        "every query token's row guessed", TOKENS, "b = tl.where(is_found, b, first)", "b = b + 0",
+        "in a prefill most tokens have no slot", "slots and positions", HOSTILE,
+    ),
+    Mutation(
+        "query tokens that a row has not got", TOKENS,
+        "mask = mask & (t >= row.first) & (t < row.first + row.items)",
+        "mask = mask & (t >= row.first)", "sums that decrease lead to another request's slots",
+        "slots and positions",
+        HOSTILE,
+    ),
+    Mutation(
+        "padding and slots in one place", TOKENS, "mask & (t < limit)", "mask",
+        "where sums decrease, two programs write one entry: the result is either",
+        "slots and positions", HOSTILE,
+    ),
+    Mutation(
+        "uniform tokens at one position", TOKENS, "first = row.first + (t - b * req.query_len) - j",
+        "first = row.first - j", "all query tokens of a verify get one slot",
+        "slots and decode or slots and page_map",
+        HOSTILE,
+    ),
+    Mutation(
+        "a padded row reported", ROWS, "bad = bad & (length != 0)", "bad = bad & (length > -9)",
+        "each replay of a padded graph is reported", "aiter_mla and slots", HOSTILE,
+    ),
+    Mutation(
+        "query tokens of sums not counted", ROWS,
+        "query_len += _load_difference(req.query_start_ptr, b, mask)",
+        "query_len += 0", "a window hides keys from the first query tokens", "slots and positions", HOSTILE,
+    ),
+    Mutation(
+        "absolute window from its first page", ROWS, "first = first * 0", "first = first + 0",
+        "the entries of a sliding window's group are shifted", "absolute", HOSTILE,
+    ),
+    Mutation(
+        "pages before the window", TILES, "live = live & (token > row.start - C.PAGE_SIZE)",
+        "live = live & True",
+        "freed blocks are shown", "absolute", HOSTILE,
+    ),
+    Mutation(
+        "lengths of query tokens without themselves", TILES, "local_length(at + 1, req, C)",
+        "local_length(at, req, C)", "a query token does not see itself", "lengths", HOSTILE,
+    ),
+    Mutation(
+        "another part's arguments", GROUP, "words = words_ptr + part * NUM_FIELDS", "words = words_ptr + 0",
+        "every group of a hybrid model gets the first one's table", "equals", "tests/kernel/test_group.py",
+    ),
+    Mutation(
+        "slots of the first part", GROUP, "words += tl.num_programs(2) * NUM_FIELDS",
+        "words = words_ptr + tl.num_programs(2) * NUM_FIELDS", "slots go to another group's buffer", "equals",
+        "tests/kernel/test_group.py",
+    ),
+    Mutation(
+        "window of one query token", GROUP, "window += tl.maximum(launch.query_len, 1) - 1", "window += 0",
+        "of a verify, the first tokens lose keys", "slots", HOSTILE,
+    ),
+    Mutation(
+        "leftover tiles of slots", "xkv/launch/grid.py",
+        "in_rows = rows + part.leftover_rows(programs, units)",
+        "in_rows = rows + 0", "long prefills keep the slots of the step before", "leftover",
+        "tests/host/test_tuning.py",
+    ),
+    Mutation(
+        "a group that does not wait", GROUP, "if _uses_pdl(PARTS):", "if False:",
+        "on a stream it reads lengths that are not there yet", "waits", "tests/kernel/test_compile.py",
+        "compile",
+    ),
     Mutation(
         "last source page of which a part fits", TILES, "(unit <= INT32_MAX % UNITS)", "(unit >= 0)",
         "of a source page of no power of two, ids past 2**31 - 1 wrap in an int32 table", "larger_pages",
@@ -175,8 +251,8 @@ MUTATIONS = [
         "query", "the first of several query tokens loses keys", "curated and window",
     ),
     Mutation(
-        "a window of the prefix grows", ROWS, "req.query_ptr is not None and not C.WINDOW_IS_PREFIX_ONLY",
-        "req.query_ptr is not None", "SGLang's Triton backend sees more than its window",
+        "a window of the prefix grows", ROWS, ") and not C.WINDOW_IS_PREFIX_ONLY:", "):",
+        "SGLang's Triton backend sees more than its window",
         "curated and window",
     ),
     Mutation(
@@ -505,7 +581,7 @@ MUTATIONS = [
     ),
     Mutation(
         "leftover tiles dealt to programs that are not there", KERNEL,
-        "(tl.num_programs(0) - HAS_SUMS - req.batch)", "(tl.num_programs(0) - req.batch)",
+        "(grid.num_x - HAS_SUMS - req.batch)", "(grid.num_x - req.batch)",
         "leftover tiles are never written", "curated and skewed",
     ),
     Mutation(
@@ -612,7 +688,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the oracle knows one of several rows", f"{CHECK}/oracle.py",
-        "out[at] = _either(out[at], value) if at in out else value", "out[at] = value",
+        "out[at] = either(out[at], value) if at in out else value", "out[at] = value",
         "a right launch on an engine's sums fails `xkv check`", "every_hostile_sum", HOSTILE,
     ),
     Mutation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,5 +112,13 @@ class FlashInferPaged:
 
     def __call__(self, query: Tensor, meta: Any) -> Tensor:
         """Returns the attention output, ``[batch, HEADS, CKV]``."""
+        return self.wrapper.run(*self._inputs(query))
+
+    def with_lse(self, query: Tensor, meta: Any) -> tuple[Tensor, Tensor]:
+        """Returns the same, and the log-sum-exp of the scores, ``[batch, HEADS]``."""
+        out, lse = self.wrapper.run(*self._inputs(query), return_lse=True)
+        return out, lse * math.log(2)  # FlashInfer's is of base 2
+
+    def _inputs(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = query[..., :CKV].contiguous(), query[..., CKV:].contiguous()
-        return self.wrapper.run(*parts, self.paged[..., :CKV], self.paged[..., CKV:])
+        return *parts, self.paged[..., :CKV], self.paged[..., CKV:]

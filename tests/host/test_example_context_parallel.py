@@ -34,7 +34,7 @@ def test_the_same_tokens(source: str, page_size: str) -> None:
 SPOILT = """
 import sys, context_parallel
 write = context_parallel.Rank.write
-context_parallel.Rank.write = lambda self, tokens, lens, query: write(self, tokens, lens - 1, query)
+context_parallel.Rank.write = lambda self, tokens, slots: write(self, tokens, slots - 1)
 sys.exit(context_parallel.main(["--steps", "4"]))
 """
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xkv import cuda, dispatch, rocm
 from xkv.dispatch import tuning_row as lookup
-from xkv.launch.grid import make_schedule
+from xkv.launch.grid import PartSchedule, group_grid, make_schedule
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
@@ -260,3 +260,20 @@ def test_grid(build: Build, where: Platform) -> None:
     assert x > rows or tiles <= own_tiles
     per_cu = row.balanced_per_cu if balance else row.programs_per_cu
     assert rows * y <= max(where.compute_units * per_cu, rows)
+
+
+def test_the_grid_of_a_group_has_programs_for_leftover_tiles_of_slots() -> None:
+    """Ragged slots have tiles of rows: where a row's programs cannot write a long one, others must."""
+    row = dataclasses.replace(
+        cuda.TUNING["sm90"][0], balanced_own_tiles=1, balanced_per_cu=1, leftover_per_cu=1
+    )
+    where = Platform("cuda", "sm90", 32, 132)
+    table = PartSchedule(row, 64, balance=False, int64_tiles=False, tiles=1, tiles_of_tokens=False)
+    slots = table._replace(balance=True, tiles=100)
+    (x, y, z), slot_rows = group_grid(8, [table], [slots], where)
+    assert (y, z, slot_rows) == (1, 1, 9 + 132)
+    assert x == 9 + slot_rows
+    (x, _, _), slot_rows = group_grid(8, [table], [slots._replace(tiles=1)], where)
+    assert (x, slot_rows) == (18, 9)
+    tokens = slots._replace(tiles_of_tokens=True, tiles=5)
+    assert group_grid(8, [table], [tokens], where)[1] == 1 + 5

@@ -23,6 +23,11 @@ GROUP_ARGUMENTS = (
 
 
 @triton.constexpr_function
+def _uses_pdl(parts):
+    return parts.views.kinds[0].config.USE_PDL
+
+
+@triton.constexpr_function
 def _num_kinds(runs):
     return len(runs.kinds)
 
@@ -136,6 +141,9 @@ def xkv_build_group(
     start_ptr, start_stride, window_start_ptr, window_start_stride, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (sums, rows, leftover tiles; programs per row; parts). `launch.group` describes the arguments."""
+    if _uses_pdl(PARTS):
+        tl.extra.cuda.gdc_wait()  # as in entry.py
+        tl.extra.cuda.gdc_launch_dependents()
     launch = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, None, None, None, None, delta_ptr,
         delta_stride, query_ptr, query_stride, query_sign, query_len, None, positions_ptr, positions_stride,

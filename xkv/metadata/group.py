@@ -37,7 +37,7 @@ class MetadataGroup:
         ValueError: none or too many of them, or on several devices.
 
     Examples:
-        Layers of full attention, whose blocks have 4 tokens, beside layers of a window of 4 tokens, whose
+        Layers of full attention, whose blocks have 4 tokens, beside layers with a window of 4 tokens, whose
         blocks have 8, with slots for both:
 
         >>> import torch
@@ -46,13 +46,15 @@ class MetadataGroup:
         >>> sizes = {"max_batch_size": 8, "max_context_len": 64, "slot_mapping": xkv.SlotMapping(8)}
         >>> group = xkv.MetadataGroup([
         ...     xkv.MetadataBuilder("flash_attention", full, page_size=4, source_page_size=4, **sizes),
-        ...     xkv.MetadataBuilder("flash_attention", local, page_size=8, source_page_size=8, **sizes),
+        ...     xkv.MetadataBuilder(
+        ...         "flash_attention", local, page_size=8, source_page_size=8, sliding_window=4, **sizes
+        ...     ),
         ... ])
         >>> first, second = group.build(torch.tensor([1, 0]), torch.tensor([7, 3]))
         >>> first.page_table[:, :2], first.slot_mapping
         (tensor([[16, 17],
                 [ 0,  0]], dtype=torch.int32), tensor([70,  2]))
-        >>> second.page_table[:, :1], second.slot_mapping
+        >>> second.window.page_table[:, :1], second.slot_mapping
         (tensor([[8],
                 [0]], dtype=torch.int32), tensor([70,  2]))
         >>> group.check()  # raises StatusError if a row was cut
