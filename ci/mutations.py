@@ -91,6 +91,14 @@ MUTATIONS = [
         "freed blocks are shown", "absolute", HOSTILE,
     ),
     Mutation(
+        "sinks shown twice", ROWS, "is_apart = first > sink_end", "is_apart = first > -1",
+        "a short row has its first pages twice", "sinks", HOSTILE,
+    ),
+    Mutation(
+        "window behind the sinks", TILES, "behind = row.first + (item - row.sink_items) * C.PAGE_SIZE",
+        "behind = row.first + item * C.PAGE_SIZE", "pages of the window are skipped", "sinks", HOSTILE,
+    ),
+    Mutation(
         "lengths of query tokens without themselves", TILES, "local_length(at + 1, req, C)",
         "local_length(at, req, C)", "a query token does not see itself", "lengths", HOSTILE,
     ),

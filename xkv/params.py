@@ -51,6 +51,7 @@ class View:
         empty_rows: 1 for each row without a token, otherwise 0, ``[batch]`` int32.
         query_seqlens: of slots, the tokens that each query token sees, itself included, and of a shard those
             of them that are the rank's: ``[>= capacity]`` int32. 0 for one outside its row, and for padding.
+        sink: first tokens of each row that it shows beside a window, or None: whole pages.
         is_absolute: whether a window's row has the entries of its whole row: ``missing_id`` before it.
         max_entries: host bound of the entries of a row or the stream. None: the capacity of ``out``.
     """
@@ -68,6 +69,7 @@ class View:
     kv_start_offset: Tensor | None = None
     empty_rows: Tensor | None = None
     query_seqlens: Tensor | None = None
+    sink: int | None = None
     is_absolute: bool = False
     max_entries: int | None = None
 

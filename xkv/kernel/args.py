@@ -50,6 +50,7 @@ class Config(str):
     SHARD_INTERLEAVE: int
     SOURCE_IS_GLOBAL: bool
     WINDOW_IS_ABSOLUTE: bool
+    HAS_SINKS: bool
 
     def __new__(cls, *values: int) -> "Config":
         """Takes one value per field, in order."""
@@ -111,6 +112,7 @@ class View(NamedTuple):
     empty_ptr: Any
     cu_q_ptr: Any
     query_seqlens_ptr: Any
+    sink: Any
 
 
 class Grid(NamedTuple):
@@ -139,6 +141,7 @@ class Row(NamedTuple):
         start: position of the first token that the row shows.
         end: position past the last token.
         items: entries of the row in the output.
+        sink_items: those of them that are the row's first pages, before ``first``. 0 without sinks.
         kv_len: the length that the backend reads, in tokens from ``first``.
         query: query tokens.
         reason: the `Reason` why it was clipped or truncated, or 0.
@@ -149,6 +152,7 @@ class Row(NamedTuple):
     start: Any
     end: Any
     items: Any
+    sink_items: Any
     kv_len: Any
     query: Any
     reason: Any
@@ -205,7 +209,7 @@ class Policy(NamedTuple):
     own_tiles: Any
 
 
-_FLAT_VIEW = View._fields[:-1]  # query_seqlens_ptr is a group's alone
+_FLAT_VIEW = View._fields[:-2]  # query_seqlens_ptr and sink are a group's alone
 # The kernel's arguments in order, without the last, C. The kernel's signature repeats them, since Triton
 # specializes on values in a tuple argument; the host passes them by name.
 ARGUMENTS = (

@@ -51,7 +51,9 @@ def _load_tile(at, num_tokens, limit, req, view, policy, C: tl.constexpr):
     else:
         first = row.first + (t - b * req.query_len) - j  # each token's position is that of the row's item j
     items = tl.where(mask & (t < limit), C.NUM_PAGE_PER_BLOCK, 0)
-    row = Row(row.source, first, row.start, row.end, items, row.kv_len, row.query, row.reason)
+    row = Row(
+        row.source, first, row.start, row.end, items, row.sink_items, row.kv_len, row.query, row.reason
+    )  # fmt: skip
     entries = load_entries(0, row, req, view, policy, C)
     return Tile(b, 0, row, entries, req.batch.to(tl.int64) * 0 + at)
 

@@ -114,6 +114,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     elif C.FORM == SLOTS and req.query_len is not None:
         query_len += req.query_len
     query = tl.maximum(query_len, 0)
+    sink_items = length * 0
     end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
     # an empty row's index is not checked: engines leave stale values there
     reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
@@ -158,7 +159,12 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         first = start // C.PAGE_SIZE * C.PAGE_SIZE
         if C.WINDOW_IS_ABSOLUTE:
             first = first * 0
-        kv_len = tl.where(start < end, end - first, 0)
+        elif C.HAS_SINKS:
+            sink_end = tl.minimum(local_length(length * 0 + view.sink, req, C), end)
+            is_apart = first > sink_end  # otherwise the sinks and the window are one range
+            first, start = tl.where(is_apart, first, 0), tl.where(is_apart, start, 0)
+            sink_items = tl.where(is_apart, sink_end // C.PAGE_SIZE, 0)
+        kv_len = tl.where(start < end, end - first, 0) + sink_items * C.PAGE_SIZE
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)
         items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
@@ -169,7 +175,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
             unaligned = is_cut & (start < end) & (start != first)
             reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
-    return Row(row, first, start, end, tl.where(mask, items, 0), kv_len, query, reason)
+    return Row(row, first, start, end, tl.where(mask, items, 0), sink_items, kv_len, query, reason)
 
 
 @triton.jit

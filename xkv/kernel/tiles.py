@@ -38,7 +38,7 @@ def _local_slot(slot, C: tl.constexpr):
 
 
 @triton.jit
-def _tile_items(idx, row, req, policy, C: tl.constexpr):
+def _tile_items(idx, row, req, view, policy, C: tl.constexpr):
     """Returns the tile's first token, its item indices, their tokens, and which of them have one."""
     tile_start = idx * C.NUM_PAGE_PER_BLOCK
     # Scalars first, so that the vector work per item is a compare, a load, a select and a store.
@@ -46,12 +46,19 @@ def _tile_items(idx, row, req, policy, C: tl.constexpr):
     j = tl.arange(0, C.NUM_PAGE_PER_BLOCK)
     live = j < row.items - tile_start
     token = pos + j * C.PAGE_SIZE
+    if C.HAS_SINKS and not C.WINDOW_IS_ABSOLUTE:
+        item = tile_start + j
+        behind = row.first + (item - row.sink_items) * C.PAGE_SIZE
+        token = tl.where(item < row.sink_items, item * C.PAGE_SIZE, behind)
     if req.positions_ptr is not None:
         token = load_int(req.positions_ptr, req.positions_stride, token, live)
     if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
         live = live & (token >= 0) & (token < row.end)
     if C.WINDOW_IS_ABSOLUTE:  # nor have those before the window
-        live = live & (token > row.start - C.PAGE_SIZE)
+        is_shown = token > row.start - C.PAGE_SIZE
+        if C.HAS_SINKS:
+            is_shown = is_shown | (token < local_length(token * 0 + view.sink, req, C))
+        live = live & is_shown
     if C.FORM == SLOTS and C.SHARD_SIZE > 1:  # other ranks' tokens keep their places
         live = live & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
     return pos, j, token, live
@@ -66,9 +73,9 @@ def _lane_bytes(this, other):
 @triton.jit
 def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
-    pos, j, token, live = _tile_items(idx, row, req, policy, C)
+    pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
-    if C.SHARD_SIZE > 1 or req.positions_ptr is not None:
+    if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS:
         source = src_row + _source_position(token, req, C) // C.SOURCE_PAGE_SIZE
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
@@ -99,7 +106,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
 
     Returns ``first_error``, the smallest status word of each item position so far, updated with this tile's.
     """
-    _, j, at, live = _tile_items(tile.idx, tile.row, req, policy, C)
+    _, j, at, live = _tile_items(tile.idx, tile.row, req, view, policy, C)
     tile_start = tile.idx * C.NUM_PAGE_PER_BLOCK
     entry, items = tile.entries, tile.row.items
     num_written = items

@@ -125,7 +125,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
         *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
-        build.views[0].is_absolute,
+        build.views[0].is_absolute, build.views[0].sink is not None,
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
-    if build.tiles_of_tokens:
+    if build.tiles_of_tokens or build.views[0].sink is not None:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
@@ -224,7 +224,7 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         "capacity": view.capacity(build.form),
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
         "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
-        "query_seqlens_ptr": view.query_seqlens,
+        "query_seqlens_ptr": view.query_seqlens, "sink": view.sink,
     }  # fmt: skip
 
 

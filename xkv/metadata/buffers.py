@@ -185,7 +185,7 @@ class Buffers:
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))
         for view in views[1:]:
-            if view.is_absolute:
+            if view.is_absolute or view.sink is not None:
                 view.kv_start_offset = None  # its first entry is that of the row's first page
             view.cu_seqlens_q = None  # the same as the first view's
         self.slot_views = config.slot_views()

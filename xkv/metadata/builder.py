@@ -43,9 +43,9 @@ class MetadataBuilder:
         window_token_map: ``[n]`` int, slot -> slot of the window's pool, negative for none. A second view
             goes through it, and shows the whole row if ``sliding_window`` is None.
         window_page_map: ``[m]`` int, page -> page of the window's pool: likewise, after the other.
-        window_is_absolute: the window's rows have an entry for every page of the row, as vLLM's have, and the
-            backend's ``pad_id`` before the window; lengths are the whole rows'. False: rows begin with the
-            window.
+        window_is_absolute: the window's rows have an entry for every page of the row, as vLLM's, and the
+            backend's ``pad_id`` before the window; lengths are the whole rows'. False: they begin with it.
+        sink_tokens: first tokens of each row, whole pages, that the window shows before its own. None: none.
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
         shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. Lengths that are passed are
             the whole rows', those that are written this rank's; ``cu_seqlens_q`` counts all query tokens.
@@ -59,8 +59,7 @@ class MetadataBuilder:
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an unknown backend or page size (the message lists the known ones), or an argument out
-            of its range.
+        ValueError: an unknown backend or page size (the message lists them), or an argument out of its range.
 
     Examples:
         >>> import torch
@@ -85,12 +84,13 @@ class MetadataBuilder:
         page_size: int | None = None, source_page_size: int = 1, max_tokens: int | None = None,
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
         window_page_map: Tensor | None = None, window_is_absolute: bool = False,
-        page_map: Tensor | None = None, shard: Shard | None = None, slot_mapping: SlotMapping | None = None,
+        sink_tokens: int | None = None, page_map: Tensor | None = None, shard: Shard | None = None,
+        slot_mapping: SlotMapping | None = None,
     ) -> None:  # fmt: skip
         config = BuilderConfig.checked(
             backend, req_to_token, page_size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, window_page_map, window_is_absolute, page_map, shard,
-            slot_mapping,
+            sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens, page_map,
+            shard, slot_mapping,
         )  # fmt: skip
         self.req_to_token, self.spec = req_to_token, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
@@ -102,7 +102,7 @@ class MetadataBuilder:
         self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
         self._run = steps.run
         self.member = Member(config, buffers, self.status, steps)
-        in_parts = slot_mapping is not None or window_is_absolute
+        in_parts = slot_mapping is not None or window_is_absolute or sink_tokens is not None
         self._group = GroupLaunches([self.member]) if in_parts else None
 
     def build(
@@ -171,17 +171,13 @@ class MetadataBuilder:
         if self._group is not None:
             if max_tokens is not None:
                 raise ValueError(f"max_tokens must be None with a slot mapping, got {max_tokens}")
-            (metadata,) = self._group.build(
-                GroupInputs(
-                    req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
-                    window_kv_start, positions, query_start_loc,
-                )
+            given: Any = (
+                req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
+                window_kv_start, positions, query_start_loc,
             )  # fmt: skip
-            return metadata
+            return self._group.build(GroupInputs(*given))[0]
         if positions is not None or query_start_loc is not None:
-            raise ValueError(
-                "positions and query_start_loc need a builder with a slot_mapping, got one without"
-            )
+            raise ValueError("positions and query_start_loc need a builder with a slot_mapping")
         ints_only = (
             type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int
             and not query_lens_sign and kv_start is None and window_kv_start is None

@@ -85,6 +85,7 @@ class BuilderConfig:
         window_token_map: ``[n]`` int, or None.
         window_page_map: ``[m]`` int, or None.
         window_is_absolute: whether a window's rows have the entries of their whole rows.
+        sink_tokens: first tokens of each row that the window shows too, or None.
         page_map: ``[m]`` int, or None.
         shard: the rank's share of each row, as `Build` takes it, or None.
         slot_mapping: the slots that are written too, or None.
@@ -102,6 +103,7 @@ class BuilderConfig:
     window_token_map: Tensor | None
     window_page_map: Tensor | None
     window_is_absolute: bool
+    sink_tokens: int | None
     page_map: Tensor | None
     shard: Shard | None
     slot_mapping: SlotMapping | None
@@ -111,7 +113,8 @@ class BuilderConfig:
         cls, backend: str | BackendSpec, req_to_token: Tensor, page_size: int | None, source_page_size: int,
         max_batch_size: int, max_context_len: int, max_tokens: int | None, sliding_window: int | None,
         window_token_map: Tensor | None, window_page_map: Tensor | None, window_is_absolute: bool,
-        page_map: Tensor | None, shard: Shard | None, slot_mapping: SlotMapping | None,
+        sink_tokens: int | None, page_map: Tensor | None, shard: Shard | None,
+        slot_mapping: SlotMapping | None,
     ) -> BuilderConfig:  # fmt: skip
         """Checks the arguments and fills in the defaults.
 
@@ -140,6 +143,14 @@ class BuilderConfig:
             raise TypeError(f"window_is_absolute must be a bool, got {type(window_is_absolute).__name__}")
         if window_is_absolute and sliding_window is None:
             raise ValueError("window_is_absolute needs a sliding_window, got None")
+        if sink_tokens is not None:
+            sink_tokens = arguments.integer("sink_tokens", sink_tokens, 1, ROW_MAX)
+            if sliding_window is None:
+                raise ValueError(f"sink_tokens={sink_tokens} needs a sliding_window, got None")
+            if local_length(sink_tokens, shard) % size:
+                raise ValueError(
+                    f"sink_tokens must be whole pages of {size} tokens on this rank, got {sink_tokens}"
+                )
         maps = {
             "window_token_map": window_token_map, "window_page_map": window_page_map, "page_map": page_map
         }  # fmt: skip
@@ -151,8 +162,8 @@ class BuilderConfig:
         form = TABLE if spec.form == "table" else CSR
         return cls(
             spec, form, req_to_token, size, source_page_size, max_batch_size, max_context_len, max_tokens,
-            sliding_window, window_token_map, window_page_map, window_is_absolute, page_map, shard,
-            slot_mapping,
+            sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens,
+            page_map, shard, slot_mapping,
         )  # fmt: skip
 
     @property
@@ -175,7 +186,7 @@ class BuilderConfig:
             views.append(
                 View(
                     torch.empty(0), window=self.sliding_window, token_map=maps[0], page_map=maps[1],
-                    is_absolute=self.window_is_absolute,
+                    is_absolute=self.window_is_absolute, sink=self.sink_tokens,
                 )
             )  # fmt: skip
         return views

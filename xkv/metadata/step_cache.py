@@ -100,6 +100,8 @@ class StepCache:
         for name, value in (("kv_start", start), ("window_kv_start", window_start)):
             if value is not None:
                 arguments.per_row(name, value, source, batch)
+        if window_start is not None and self._config.sink_tokens is not None:
+            raise ValueError("window_kv_start must be None with sink_tokens, got a tensor")
         if window_start is not None and len(self._views) == 1:
             raise ValueError("window_kv_start needs a builder with a sliding window, got one without")
         delta = arguments.int_or_per_row("seq_lens_delta", delta, source, batch, -ROW_MAX, ROW_MAX)

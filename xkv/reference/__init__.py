@@ -61,7 +61,8 @@ def _run_view(build: Build, view: View) -> None:
     # one element per written entry
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
-    t = rows.first[b] + j * page_size
+    behind = rows.first[b] + (j - rows.sink_items[b]) * page_size
+    t = torch.where(j < rows.sink_items[b], j * page_size, behind)
     if build.positions is not None and view.kv_indptr is not None:
         sums = view.kv_indptr.to(torch.int64)
         own = find_rows(sums, t) == b
@@ -70,7 +71,10 @@ def _run_view(build: Build, view: View) -> None:
         b, j, t = b[own], j[own], to_int64(build.positions[t[own]])
     live = (t >= 0) & (t < rows.end[b])
     if view.is_absolute:
-        live &= t > rows.start[b] - page_size
+        shown = t > rows.start[b] - page_size
+        if view.sink is not None:
+            shown |= t < local_lengths(torch.full_like(t, view.sink), build.shard)
+        live &= shown
     in_row = (t >= 0) & (t < rows.end[b])
     if build.positions is not None:
         misplaced = ~live & (rows.row[b] >= 0)

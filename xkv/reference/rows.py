@@ -20,6 +20,7 @@ class Rows(NamedTuple):
     start: Tensor
     end: Tensor
     items: Tensor
+    sink_items: Tensor
     kv_len: Tensor
     query: Tensor
     reason: Tensor
@@ -50,7 +51,7 @@ def load_rows(build: Build, view: View) -> Rows:
     row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
     end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
 
-    reason = torch.zeros_like(length)
+    reason, sink_items = torch.zeros_like(length), torch.zeros_like(length)
 
     def report_first(where: Tensor, why: Reason) -> None:
         reason[(reason == 0) & where] = int(why)
@@ -72,12 +73,12 @@ def load_rows(build: Build, view: View) -> Rows:
             if build.max_position is not None:
                 end = end.clamp(max=build.max_position)
             first = begin.clamp(0, room)
-            return Rows(row, first, first, end, count, kv_len, count, reason)
+            return Rows(row, first, first, end, count, sink_items, kv_len, count, reason)
         bad = (query_len < 0) | (query_len > length)
         if build.query_lens is None:  # as many in every row: one of length 0 is padding
             bad &= length != 0
         report_first(bad, Reason.BAD_QUERY)
-        return Rows(row, length - query, length - query, end, query, kv_len, query, reason)
+        return Rows(row, length - query, length - query, end, query, sink_items, kv_len, query, reason)
 
     start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
@@ -97,7 +98,13 @@ def load_rows(build: Build, view: View) -> Rows:
     report_first(query_len < 0, Reason.BAD_QUERY)
     start, end = local_lengths(start, build.shard), local_lengths(end, build.shard)
     first = torch.zeros_like(start) if view.is_absolute else start // page_size * page_size
-    kv_len = torch.where(start < end, end - first, 0).clamp(min=build.min_seq_len)
+    if view.sink is not None and not view.is_absolute:
+        sink_end = local_lengths(torch.full_like(end, view.sink), build.shard).minimum(end)
+        is_apart = first > sink_end  # otherwise the sinks and the window are one range
+        first, start = torch.where(is_apart, first, 0), torch.where(is_apart, start, 0)
+        sink_items = torch.where(is_apart, sink_end // page_size, 0)
+    kv_len = torch.where(start < end, end - first, 0) + sink_items * page_size
+    kv_len = kv_len.clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
     if build.form == TABLE:
         width = view.capacity(TABLE)
@@ -106,7 +113,7 @@ def load_rows(build: Build, view: View) -> Rows:
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
         report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
-    return Rows(row, first, start, end, items, kv_len, query, reason)
+    return Rows(row, first, start, end, items, sink_items, kv_len, query, reason)
 
 
 def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:

@@ -19,7 +19,7 @@ from ...params import OUTPUTS, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
 from ...shard import local_length
 from .case import Case, call_text, placed
-from .families import I32, I64
+from .families import I32, I64, Family
 from .memory import Spec
 
 
@@ -57,7 +57,7 @@ class BuilderCase(Case):
             for name in (*names, *(["kv_start_offset"] if starts else [])):
                 if not (prefix and name == "cu_seqlens_q"):
                     found[prefix + name] = Spec((rows + OUTPUTS[name],), I32)
-        if "window_is_absolute" in family.options:
+        if family.options & {"window_is_absolute", "sink_tokens"}:
             del found["window.kv_start_offset"]
         for prefix in self.slots:
             found[prefix + "out"] = Spec((self._mapping.max_tokens,), I64)
@@ -95,6 +95,7 @@ class BuilderCase(Case):
             "page_map": "page_map", "window_token_map": "window_map", "window_page_map": "window_page_map"
         }  # fmt: skip
         found |= {"window_is_absolute": True} if "window_is_absolute" in family.options else {}
+        found |= {"sink_tokens": sizes.sink} if "sink_tokens" in family.options else {}
         found |= {"slot_mapping": self._mapping} if self.slots else {}
         return found | {k: name for k, name in maps.items() if name in family.options}
 
@@ -111,6 +112,7 @@ class BuilderCase(Case):
                 view.window, view.token_map = sizes.window, t.get("window_map")
                 view.page_map = t.get("window_page_map")
                 view.is_absolute = "window_is_absolute" in family.options
+                view.sink = sizes.sink if "sink_tokens" in family.options else None
             else:
                 view.page_map = t.get("page_map")
             views.append(view)
@@ -170,9 +172,14 @@ class BuilderCase(Case):
         backend = repr(self.spec.name) if known else f"xkv.{self.spec!r}"
         return _PROGRAM.format(
             made=call_text("xkv.MetadataBuilder", self.constructor, backend), slots=self.slots,
-            again=_AGAIN if self.slots or "window_is_absolute" in self.family.options else "",
+            again=_AGAIN if builder_in_parts(self.family) else "",
             prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
         )  # fmt: skip
+
+
+def builder_in_parts(family: Family) -> bool:
+    """Whether the builder's launch is a group's, whose arguments are written when it is made."""
+    return bool(family.options & {"slots", "window_is_absolute", "sink_tokens"})
 
 
 _PROGRAM = """\

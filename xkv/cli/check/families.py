@@ -125,6 +125,9 @@ _MODES = (
     ("lengths of query tokens", "local unit slots query_seqlens", 0),
     ("absolute window", "unit window window_is_absolute window_page_map", 0),
     ("absolute window, ragged", "query_lens window window_is_absolute slots", 1),
+    ("sinks", "unit delta window sink_tokens", 0),
+    ("sinks of a shard", "global query_lens window sink_tokens slots", 1),
+    ("sinks, absolute window", "window window_map window_is_absolute sink_tokens", 0),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
 # of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional

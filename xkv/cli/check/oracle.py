@@ -82,7 +82,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     out: dict[Any, Any] = {}
     lens, cu_k, cu_q, indptr, last, offset, empty = {}, dict(zero), dict(zero), {0: 0}, {}, {}, {}
     seen: dict[Any, int] = {}
-    start = 0
+    start = sunk = 0
     stream = kv_sum = q_sum = 0
     capacity = view.capacity(form)
     places: list[int] = []  # of given positions
@@ -135,7 +135,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             positions = [length - query + n for n in range(min(query, left))]
             total, kv_len = query, here
         else:
-            start = 0
+            start = sunk = 0
             if view.window is not None:
                 # every query token sees `window` tokens, its own the last of them
                 count = query if counted else build.query_len
@@ -155,7 +155,15 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             start = bisect_left(mine, start)
             empty[b] = int(start == here)
             first = 0 if view.is_absolute else start // size * size
-            kv_len = max(here - first if start < here else 0, build.min_seq_len)
+            sunk = 0 if view.sink is None else bisect_left(mine, view.sink)
+            sinks: list[int] = []
+            if view.sink is not None and not view.is_absolute:
+                if first <= min(sunk, here):
+                    first = start = 0
+                else:
+                    sinks = list(range(0, sunk, size))
+            kv_len = (here - first if start < here else 0) + len(sinks) * size
+            kv_len = max(kv_len, build.min_seq_len)
             total = -(-kv_len // size)
             room = capacity if form == TABLE else left
             if total > room and (not why or form == CSR):
@@ -163,7 +171,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             elif unaligned and build.starts_are_aligned:
                 why = why or Reason.UNALIGNED_START
             offset[b] = start - first if start < here else 0
-            positions = [first + n * size for n in range(min(total, room))]
+            positions = [*sinks, *(first + n * size for n in range(total - len(sinks)))][: max(room, 0)]
             kv_len = min(kv_len, len(positions) * size)
         if why:
             words.append(b * 256 + why)
@@ -179,7 +187,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             if given is not None and unlimited and row != -1 and not 0 <= t < end:
                 words.append(b * 256 + Reason.BAD_QUERY)
             seen[at] = bisect_left(mine, t + 1) if 0 <= t < end else 0
-            is_before = view.is_absolute and t <= start - size
+            is_before = view.is_absolute and t <= start - size and t >= sunk
             if not is_before and t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
                 t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
                 page, lost = page_of(build, source[row][t // unit], t, maps, largest)

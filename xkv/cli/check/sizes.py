@@ -25,6 +25,7 @@ class Sizes:
         batch: requests; the outputs have room for ``max_batch_size``.
         top: token ids in the source are below it, or a little more.
         room: entries of a table's row; ``pages``: those that a plugin may write; ``stream``: of a stream.
+        sink: first tokens of each row that a window shows too.
         context: tokens, a host bound, which ``room`` need not have room for.
         gaps: of which each tensor's elements between rows are drawn; ``shifts``: those out of alignment.
         queries: query tokens whose positions are given, at most.
@@ -41,6 +42,7 @@ class Sizes:
         self.batch = rng.randint(0, rng.choice([1, 3, 6] if small else [1, 3, 9, 30]))
         self.map_page_size = rng.choice([1, 16]) if "map_page_size" in family.options else page_size
         self.window = rng.randint(1, self.tokens) if "window" in family.options else None
+        self.sink = page_size * (family.shard.size if family.shard else 1) * rng.randint(1, 2)
         self.context = rng.randint(1, self.tokens)
         self.room = rng.choice([self.tokens // page_size + 1, rng.randint(0, self.tokens // page_size + 2)])
         self.pages = rng.choice([self.room, rng.randint(0, self.room)])
