@@ -69,7 +69,7 @@ MUTATIONS = [
     Mutation(
         "uniform tokens at one position", TOKENS, "first = row.first + (t - b * req.query_len) - j",
         "first = row.first - j", "all query tokens of a verify get one slot",
-        "slots and decode or slots and page_map",
+        "flash_attention and slots",
         HOSTILE,
     ),
     Mutation(
@@ -89,6 +89,18 @@ MUTATIONS = [
         "pages before the window", TILES, "live = live & (token > row.start - C.PAGE_SIZE)",
         "live = live & True",
         "freed blocks are shown", "absolute", HOSTILE,
+    ),
+    Mutation(
+        "all branches at the first one's tokens", ROWS, "branch * pages * C.DRAFT_PAGE_SIZE", "branch * 0",
+        "every draft branch attends to the first one's keys", "draft", HOSTILE,
+    ),
+    Mutation(
+        "partial page of a draft branch", ROWS, "tokens = prefix % C.DRAFT_PAGE_SIZE + C.DRAFT_STEPS",
+        "tokens = prefix * 0 + C.DRAFT_STEPS", "an illegal address (sglang #15469)", "draft", HOSTILE,
+    ),
+    Mutation(
+        "a branch past the row's end", ROWS, "fits = length.to(tl.int64) + branch_shift <= req.src_tokens",
+        "fits = length <= req.src_tokens", "the next request's tokens are read", "draft", HOSTILE,
     ),
     Mutation(
         "sinks shown twice", ROWS, "is_apart = first > sink_end", "is_apart = first > -1",

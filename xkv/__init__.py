@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .dispatch import backends
     from .metadata.buffers import Metadata
     from .metadata.builder import MetadataBuilder
-    from .metadata.config import SlotMapping
     from .metadata.group import MetadataGroup
+    from .metadata.options import DraftTree, SlotMapping
     from .ops.kv_indices import KVIndices, build_kv_indices
     from .ops.page_table import build_page_table
     from .ops.slot_mapping import build_slot_mapping
@@ -31,7 +31,8 @@ _HOMES = {
     "Metadata": ".metadata.buffers",
     "MetadataBuilder": ".metadata.builder",
     "MetadataGroup": ".metadata.group",
-    "SlotMapping": ".metadata.config",
+    "SlotMapping": ".metadata.options",
+    "DraftTree": ".metadata.options",
     "KVIndices": ".ops.kv_indices",
     "build_kv_indices": ".ops.kv_indices",
     "build_page_table": ".ops.page_table",
@@ -49,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "BackendSpec",
+    "DraftTree",
     "KVIndices",
     "Metadata",
     "MetadataBuilder",

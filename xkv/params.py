@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .platforms.tuning import AccessPattern, access_pattern
 from .shard import Shard, local_length, ranks_between, source_tokens
@@ -28,6 +28,22 @@ OUTPUTS = {
     "kv_indptr": 1, "kv_last_page_len": 0, "cache_seqlens": 0, "cu_seqlens_k": 1, "cu_seqlens_q": 1,
     "kv_start_offset": 0, "empty_rows": 0,
 }  # fmt: skip
+
+
+class Draft(NamedTuple):
+    """One step of a draft tree: each request has a row for each branch.
+
+    Attributes:
+        topk: branches.
+        num_steps: tokens of each.
+        page_size: of the KV cache: above 1, each branch has a copy of the prefix's last, partial page.
+        step: draft tokens that its rows show.
+    """
+
+    topk: int
+    num_steps: int
+    page_size: int
+    step: int
 
 
 @dataclass(slots=True)
@@ -127,6 +143,8 @@ class Build:
             ``cu_seqlens_q`` is not written. The values are not trusted: a row that begins before 0 is not
             written, what is past the stream's end is cut, and where rows overlap an entry has the value of
             one of them.
+        draft: a step of a draft tree, or None. Inputs are of requests, without draft tokens; row b of the
+            outputs is branch ``b % topk`` of request ``b // topk``.
         shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
             ``source_page_size`` of a "global" source is 1.
         status: the status word, ``[1]`` int64, or None.
@@ -158,13 +176,14 @@ class Build:
     missing_id: int = -1
     report_missing: bool = True
     indptr_is_input: bool = False
+    draft: Draft | None = None
     shard: Shard | None = None
     status: Tensor | None = None
 
     @property
     def batch(self) -> int:
-        """Requests in the batch."""
-        return int(self.seq_lens.shape[0])
+        """Rows of the batch: requests, or branches of them."""
+        return int(self.seq_lens.shape[0]) * (1 if self.draft is None else self.draft.topk)
 
     @property
     def tiles_of_tokens(self) -> bool:

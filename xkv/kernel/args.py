@@ -51,6 +51,10 @@ class Config(str):
     SOURCE_IS_GLOBAL: bool
     WINDOW_IS_ABSOLUTE: bool
     HAS_SINKS: bool
+    TOPK: int  # branches of a draft tree. 0: none
+    DRAFT_STEPS: int
+    DRAFT_PAGE_SIZE: int
+    DRAFT_STEP: int
 
     def __new__(cls, *values: int) -> "Config":
         """Takes one value per field, in order."""
@@ -145,6 +149,8 @@ class Row(NamedTuple):
         kv_len: the length that the backend reads, in tokens from ``first``.
         query: query tokens.
         reason: the `Reason` why it was clipped or truncated, or 0.
+        branch_start, branch_shift: of a draft tree, the first position that is the branch's own, and how far
+            behind it is in the source row. 0 without one.
     """
 
     source: Any
@@ -156,6 +162,8 @@ class Row(NamedTuple):
     kv_len: Any
     query: Any
     reason: Any
+    branch_start: Any
+    branch_shift: Any
 
 
 class Tile(NamedTuple):

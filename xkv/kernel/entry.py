@@ -20,7 +20,8 @@ import triton.language as tl
 from .args import ARGUMENTS, INT32_MAX, SLOTS, TABLE, Config, Grid, Policy, Request, Tile, View
 from .prefix_sums import write_sums
 from .query_tokens import write_token_tiles
-from .rows import load_row, padded_end, report_first, row_offset, row_tiles
+from .reports import report_first
+from .rows import load_row, padded_end, row_offset, row_tiles
 from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
 from .tiles import load_entries, store_tile
 

@@ -82,8 +82,11 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
     """
     C: tl.constexpr = K.config
     AT_POSITIONS: tl.constexpr = C.FORM == SLOTS and launch.positions_ptr is not None
+    batch = launch.batch
+    if C.TOPK > 0:
+        batch *= C.TOPK
     req = Request(
-        launch.batch, launch.rows_stride, launch.rows_ptr, launch.lens_ptr, launch.lens_stride, launch.delta,
+        batch, launch.rows_stride, launch.rows_ptr, launch.lens_ptr, launch.lens_stride, launch.delta,
         _load(words, "src_ptr", K), _load(words, "src_stride", K), _load(words, "src_rows", K),
         _load(words, "src_tokens", K),
         launch.delta_ptr, launch.delta_stride, launch.query_ptr, launch.query_stride, launch.query_sign,

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
-from .rows import clip, load_row, report
+from .reports import report
+from .rows import clip, load_row
 
 
 @triton.jit

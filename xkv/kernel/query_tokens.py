@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from .args import INT32_MAX, Row, Tile
-from .rows import load_row, report_first
+from .reports import report_first
+from .rows import load_row
 from .tiles import load_entries, store_tile
 
 
@@ -52,7 +53,8 @@ def _load_tile(at, num_tokens, limit, req, view, policy, C: tl.constexpr):
         first = row.first + (t - b * req.query_len) - j  # each token's position is that of the row's item j
     items = tl.where(mask & (t < limit), C.NUM_PAGE_PER_BLOCK, 0)
     row = Row(
-        row.source, first, row.start, row.end, items, row.sink_items, row.kv_len, row.query, row.reason
+        row.source, first, row.start, row.end, items, row.sink_items, row.kv_len, row.query, row.reason,
+        row.branch_start, row.branch_shift,
     )  # fmt: skip
     entries = load_entries(0, row, req, view, policy, C)
     return Tile(b, 0, row, entries, req.batch.to(tl.int64) * 0 + at)

@@ -8,7 +8,6 @@ from .args import (
     BAD_QUERY,
     BAD_ROW,
     BAD_START,
-    INT32_MAX,
     LENGTH_MAX,
     SLOTS,
     TABLE,
@@ -77,34 +76,34 @@ def _given_tokens(b, mask, req, view):
 
 
 @triton.jit
-def report(policy, b, reason, mask, C: tl.constexpr):
-    """Keeps the smallest (row, reason) in the status word; without errors it writes nothing."""
-    if policy.status_ptr is not None:
-        mask = mask & (reason > 0)
-        word = b * 256 + reason  # less than 2**25, as batches are less than 2**17
-        if C.REDUCE_STATUS:
-            report_first(policy, tl.where(mask, word, INT32_MAX))
-        else:
-            tl.atomic_min(policy.status_ptr + word * 0, word.to(tl.int64), mask=mask, sem="relaxed")
+def _branch(branch, prefix, C: tl.constexpr):
+    """Returns the first position that is a branch's own, and how far behind it is in the source row.
 
-
-@triton.jit
-def report_first(policy, words):
-    """One atomic for all lanes: given one per lane, AMD's back end generates a reduction of its own."""
-    smallest = tl.min(words, 0)
-    tl.atomic_min(policy.status_ptr, smallest.to(tl.int64), mask=smallest < INT32_MAX, sem="relaxed")
+    At larger pages each branch begins with its own copy of the prefix's last, partial page.
+    """
+    tokens = prefix % C.DRAFT_PAGE_SIZE + C.DRAFT_STEPS
+    pages = (tokens + C.DRAFT_PAGE_SIZE - 1) // C.DRAFT_PAGE_SIZE
+    return prefix // C.PAGE_SIZE * C.PAGE_SIZE, branch * pages * C.DRAFT_PAGE_SIZE
 
 
 @triton.jit
 def load_row(b, mask, req, view, policy, C: tl.constexpr):
     """Loads row b of the batch (a scalar or a vector) as a `Row`."""
-    row, high, _ = _load_word(req.rows_ptr, req.rows_stride, b, mask)
+    request = b
+    if C.TOPK > 0:
+        request = b // C.TOPK
+    row, high, _ = _load_word(req.rows_ptr, req.rows_stride, request, mask)
     row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
-    length = load_int(req.lens_ptr, req.lens_stride, b, mask)
+    length = load_int(req.lens_ptr, req.lens_stride, request, mask)
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:
-        delta += load_int(req.delta_ptr, req.delta_stride, b, mask)
+        delta += load_int(req.delta_ptr, req.delta_stride, request, mask)
     length += delta
+    prefix = tl.maximum(length, 0)
+    branch_start, branch_shift = length * 0, length * 0
+    if C.TOPK > 0:
+        length += C.DRAFT_STEP
+        branch_start, branch_shift = _branch(b - request * C.TOPK, prefix, C)
     query_len = length * 0
     if req.query_ptr is not None:
         query_len += load_int(req.query_ptr, req.query_stride, b, mask)
@@ -116,6 +115,9 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     query = tl.maximum(query_len, 0)
     sink_items = length * 0
     end = tl.where(row_exists, clip(length, 0, req.src_tokens), 0)
+    if C.TOPK > 0:  # of a branch that the source has no room for, the prefix's whole pages are left
+        fits = length.to(tl.int64) + branch_shift <= req.src_tokens
+        end = tl.where(fits, end, tl.minimum(end, branch_start))
     # an empty row's index is not checked: engines leave stale values there
     reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
     if C.FORM == SLOTS:
@@ -147,8 +149,10 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
                     span = tl.where(req.query_sign < 0, tl.maximum(query, delta), query)
                 window += tl.maximum(span, 1) - 1
             start = tl.maximum(end - window, 0)
+            if C.TOPK > 0 and C.WINDOW_IS_PREFIX_ONLY:
+                start = tl.minimum(tl.maximum(prefix - window, 0), end)
         if view.start_ptr is not None:
-            kv_start = load_int(view.start_ptr, view.start_stride, b, mask)
+            kv_start = load_int(view.start_ptr, view.start_stride, request, mask)
             bad = (kv_start < 0) | (kv_start > tl.maximum(length, 0))
             reason = tl.where((reason == 0) & bad, BAD_START, reason)
             is_cut = kv_start > start
@@ -175,7 +179,19 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
             unaligned = is_cut & (start < end) & (start != first)
             reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
-    return Row(row, first, start, end, tl.where(mask, items, 0), sink_items, kv_len, query, reason)
+    return Row(
+        row,
+        first,
+        start,
+        end,
+        tl.where(mask, items, 0),
+        sink_items,
+        kv_len,
+        query,
+        reason,
+        branch_start,
+        branch_shift,
+    )
 
 
 @triton.jit

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE
-from .rows import clip, load_int, local_length, report, written_entries
+from .reports import report
+from .rows import clip, load_int, local_length, written_entries
 
 
 @triton.jit
@@ -27,6 +28,14 @@ def _source_position(at, req, C: tl.constexpr):
         elif C.FORM != SLOTS and C.SOURCE_IS_GLOBAL:  # a position among the rank's own tokens
             first = req.shard_rank * C.SHARD_INTERLEAVE
             at = at // C.SHARD_INTERLEAVE * ROUND + first + at % C.SHARD_INTERLEAVE
+    return at
+
+
+@triton.jit
+def _in_branch(at, row, C: tl.constexpr):
+    """Returns a position with the branch's shift, where it is a draft branch's own."""
+    if C.TOPK > 0:
+        at += tl.where(at >= row.branch_start, row.branch_shift, 0)
     return at
 
 
@@ -75,8 +84,8 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
     pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
-    if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS:
-        source = src_row + _source_position(token, req, C) // C.SOURCE_PAGE_SIZE
+    if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0:
+        source = src_row + _source_position(_in_branch(token, row, C), req, C) // C.SOURCE_PAGE_SIZE
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
@@ -134,7 +143,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = _source_position(at, req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        unit = _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page += unit
         if view.out_ptr.dtype.element_ty == tl.int32:
             valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
@@ -148,7 +157,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
         if C.SOURCE_IS_GLOBAL:  # of single tokens
             token = _local_slot(token, C)
         else:
-            token += _source_position(at, req, C) % C.SOURCE_PAGE_SIZE
+            token += _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
             token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | past

@@ -126,6 +126,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
         *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
         build.views[0].is_absolute, build.views[0].sink is not None,
+        *(build.draft or (0, 0, 1, 0)),
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
-    if build.tiles_of_tokens or build.views[0].sink is not None:
+    if build.tiles_of_tokens or build.views[0].sink is not None or build.draft is not None:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 

@@ -138,6 +138,7 @@ def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:
 
 def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedule:
     """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
+    max_batch *= 1 if build.draft is None else build.draft.topk
     row = _small_tiles(dispatch.tuning_row(target, build.access_pattern, max_batch), target)
     of_tokens = build.tiles_of_tokens
     found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, tiles_of_tokens=of_tokens)

@@ -89,6 +89,7 @@ class GroupKernel:
         from ..kernel.parts import Parts
 
         self._target, self._words = target, words
+        self._topk = max(part.table.draft.topk if part.table.draft else 1 for part in parts)
         self._device = parts[0].table.req_to_token.get_device()
         self._tables = [part_schedule(part.table, target, max_batch) for part in parts]
         self._slots = [
@@ -103,7 +104,7 @@ class GroupKernel:
 
     def grid(self, batch: int) -> tuple[tuple[int, int, int], int]:
         """Returns the grid for a batch, and how many of its last rows write slots."""
-        return group_grid(batch, self._tables, self._slots, self._target)
+        return group_grid(batch * self._topk, self._tables, self._slots, self._target)
 
     def prepare(self, inputs: GroupInputs) -> KernelLaunch:
         """Compiles and loads the kernel, if it is not, and returns the launch with these inputs."""

@@ -171,7 +171,7 @@ class Buffers:
         ] = {}  # by the arguments of `metadata`
         self._form, self._page_size = config.form, config.page_size
         self._max_seq_len = config.max_seq_len
-        spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_batch_size
+        spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_rows
         if config.form == TABLE:
             shape: tuple[int, ...] = (max_batch_size, spec.width(config.max_seq_len, config.page_size))
         else:

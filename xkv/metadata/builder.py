@@ -13,8 +13,9 @@ from ..platforms.specs import BackendSpec
 from ..shard import Shard
 from ..status import Status
 from .buffers import Buffers, Metadata
-from .config import BuilderConfig, SlotMapping
+from .config import BuilderConfig
 from .graph import CapturedBuild
+from .options import DraftTree, SlotMapping
 from .parts import GroupLaunches, Member
 from .step import Inputs, Step
 from .step_cache import StepCache
@@ -35,8 +36,7 @@ class MetadataBuilder:
             ``req_to_token`` holds. A longer row is cut to it and reported.
         page_size: one of the backend's page sizes. None: its default.
         source_page_size: as in `xkv.build_page_table`: 1 (SGLang) or the block size (vLLM).
-        max_tokens: tokens, capacity of ``kv_indices`` over all rows (CSR backends). None:
-            ``max_batch_size * max_context_len``.
+        max_tokens: tokens, capacity of ``kv_indices`` over all rows (CSR). None: all rows of the longest.
         sliding_window: tokens that a query token sees, itself included. A second view then shows the last
             ``sliding_window + q - 1`` tokens of each row: what all of its q query tokens see. (A backend
             whose spec says ``window_is_prefix_only`` gets the last ``sliding_window`` tokens.)
@@ -49,8 +49,8 @@ class MetadataBuilder:
         page_map: ``[m]`` int, page -> page of the first view, negative for none.
         shard: this rank's share of each row (DCP), as in `xkv.build_page_table`. Lengths that are passed are
             the whole rows', those that are written this rank's; ``cu_seqlens_q`` counts all query tokens.
-        slot_mapping: a `SlotMapping`: also write the slots of the query tokens, through the same maps, in the
-            same launch. None: no slots.
+        slot_mapping: a `SlotMapping`: also write the slots of query tokens, through the same maps. None: no.
+        draft: a `DraftTree`: a row for each branch of each request. None: a row for each request.
 
     Attributes:
         spec: the backend's `BackendSpec`.
@@ -59,7 +59,7 @@ class MetadataBuilder:
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an unknown backend or page size (the message lists them), or an argument out of its range.
+        ValueError: an unknown backend or page size, or an argument out of its range.
 
     Examples:
         >>> import torch
@@ -85,12 +85,12 @@ class MetadataBuilder:
         sliding_window: int | None = None, window_token_map: Tensor | None = None,
         window_page_map: Tensor | None = None, window_is_absolute: bool = False,
         sink_tokens: int | None = None, page_map: Tensor | None = None, shard: Shard | None = None,
-        slot_mapping: SlotMapping | None = None,
+        slot_mapping: SlotMapping | None = None, draft: DraftTree | None = None,
     ) -> None:  # fmt: skip
         config = BuilderConfig.checked(
             backend, req_to_token, page_size, source_page_size, max_batch_size, max_context_len, max_tokens,
             sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens, page_map,
-            shard, slot_mapping,
+            shard, slot_mapping, draft,
         )  # fmt: skip
         self.req_to_token, self.spec = req_to_token, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
@@ -102,7 +102,7 @@ class MetadataBuilder:
         self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
         self._run = steps.run
         self.member = Member(config, buffers, self.status, steps)
-        in_parts = slot_mapping is not None or window_is_absolute or sink_tokens is not None
+        in_parts = slot_mapping or draft or sink_tokens or window_is_absolute
         self._group = GroupLaunches([self.member]) if in_parts else None
 
     def build(

@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import arguments, dispatch
-from ..params import CAPACITY_MAX, CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, View
+from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Draft, View
 from ..platforms.detect import platform
 from ..platforms.specs import BackendSpec
 from ..shard import Shard, local_length, local_source, source_tokens
-
-
-@dataclass(frozen=True)
-class SlotMapping:
-    """The slot mapping that a `MetadataBuilder` writes beside its backend's metadata, in the same launch.
-
-    Attributes:
-        max_tokens: query tokens of a batch, at most: the size of the buffer. 1 to 2**31 - 1 - 2**15.
-        id_dtype: "int32" or "int64", of the slots.
-        pad_value: int32, written behind the last query token up to the end of the buffer, as CUDA graphs of a
-            fixed size need. None: those entries are left unwritten.
-        max_position: tokens, 0 to 2**28 - 1. Query tokens at given positions from this one on get -1 and are
-            not reported, such as drafts past the longest context. None: no limit.
-        query_seqlens: also write how many tokens each query token sees, itself included: with a shard, how
-            many of them are this rank's. They are causal lengths for each query token, as decode kernels take
-            them for several query tokens a row. 0 for padding, and for a token outside its row.
-
-    Raises:
-        TypeError: a field of another type. The message names the field.
-        ValueError: a field out of its range. Likewise.
-
-    Examples:
-        >>> import torch
-        >>> import xkv
-        >>> req_to_token = torch.arange(64, dtype=torch.int32).view(2, 32)
-        >>> builder = xkv.MetadataBuilder(
-        ...     "flash_attention", req_to_token, max_batch_size=2, max_context_len=32, page_size=4,
-        ...     slot_mapping=xkv.SlotMapping(max_tokens=8),
-        ... )
-        >>> meta = builder.build(torch.tensor([1, 0]), torch.tensor([7, 3]))
-        >>> meta.slot_mapping
-        tensor([38,  2])
-    """
-
-    max_tokens: int
-    id_dtype: Literal["int32", "int64"] = "int64"
-    pad_value: int | None = -1
-    max_position: int | None = None
-    query_seqlens: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the fields."""
-        arguments.integer("max_tokens of SlotMapping", self.max_tokens, 1, CAPACITY_MAX)
-        if self.id_dtype not in ("int32", "int64"):
-            raise ValueError(f"id_dtype of SlotMapping must be 'int32' or 'int64', got {self.id_dtype!r}")
-        if self.pad_value is not None:
-            arguments.integer("pad_value of SlotMapping", self.pad_value, -INT32_MAX - 1, INT32_MAX)
-        if self.max_position is not None:
-            arguments.integer("max_position of SlotMapping", self.max_position, 0, ROW_MAX)
-        if not isinstance(self.query_seqlens, bool):
-            raise TypeError(
-                f"query_seqlens of SlotMapping must be a bool, got {type(self.query_seqlens).__name__}"
-            )
+from .options import DraftTree, SlotMapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +36,7 @@ class BuilderConfig:
         page_map: ``[m]`` int, or None.
         shard: the rank's share of each row, as `Build` takes it, or None.
         slot_mapping: the slots that are written too, or None.
+        draft: a step of a draft tree, or None.
     """
 
     spec: BackendSpec
@@ -107,6 +55,7 @@ class BuilderConfig:
     page_map: Tensor | None
     shard: Shard | None
     slot_mapping: SlotMapping | None
+    draft: Draft | None
 
     @classmethod
     def checked(
@@ -114,7 +63,7 @@ class BuilderConfig:
         max_batch_size: int, max_context_len: int, max_tokens: int | None, sliding_window: int | None,
         window_token_map: Tensor | None, window_page_map: Tensor | None, window_is_absolute: bool,
         sink_tokens: int | None, page_map: Tensor | None, shard: Shard | None,
-        slot_mapping: SlotMapping | None,
+        slot_mapping: SlotMapping | None, draft: DraftTree | None,
     ) -> BuilderConfig:  # fmt: skip
         """Checks the arguments and fills in the defaults.
 
@@ -135,7 +84,8 @@ class BuilderConfig:
         tokens = min(source_tokens(req_to_token.shape[1] * source_page_size, shard), ROW_MAX)
         max_context_len = arguments.integer("max_context_len", max_context_len, 1, tokens)
         if max_tokens is None:
-            max_tokens = min(max_batch_size * max_context_len, INT32_MAX)
+            max_rows = max_batch_size * (1 if draft is None else draft.topk)
+            max_tokens = min(max_rows * max_context_len, INT32_MAX)
         max_tokens = arguments.integer("max_tokens", max_tokens, 1, INT32_MAX)
         if sliding_window is not None:
             sliding_window = arguments.integer("sliding_window", sliding_window, 1, ROW_MAX)
@@ -163,8 +113,13 @@ class BuilderConfig:
         return cls(
             spec, form, req_to_token, size, source_page_size, max_batch_size, max_context_len, max_tokens,
             sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens,
-            page_map, shard, slot_mapping,
+            page_map, shard, slot_mapping, _checked_draft(draft, size, shard, slot_mapping, max_batch_size),
         )  # fmt: skip
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the outputs, at most: requests, or branches of them."""
+        return self.max_batch_size * (1 if self.draft is None else self.draft.topk)
 
     @property
     def max_seq_len(self) -> int:
@@ -203,3 +158,20 @@ class BuilderConfig:
         if maps != (None, None):
             views.append(View(torch.empty(0), token_map=maps[0], page_map=maps[1]))
         return views
+
+
+def _checked_draft(
+    draft: DraftTree | None, page_size: int, shard: Shard | None, slot_mapping: SlotMapping | None,
+    max_batch_size: int,
+) -> Draft | None:  # fmt: skip
+    if draft is None:
+        return None
+    if not isinstance(draft, DraftTree):
+        raise TypeError(f"draft must be an xkv.DraftTree, got {type(draft).__name__}")
+    for name, value in (("shard", shard), ("slot_mapping", slot_mapping)):
+        if value is not None:
+            raise ValueError(f"{name} must be None with a draft, got {value}")
+    if page_size > 1 and page_size != draft.page_size:
+        raise ValueError(f"page_size of DraftTree must be the builder's, {page_size}, got {draft.page_size}")
+    arguments.integer("max_batch_size times topk", max_batch_size * draft.topk, 1, MAX_BATCH)
+    return Draft(draft.topk, draft.num_steps, draft.page_size, draft.step)

@@ -33,6 +33,11 @@ class Member(NamedTuple):
     status: Status
     steps: StepCache
 
+    @property
+    def topk(self) -> int:
+        """Rows of the outputs for each request."""
+        return 1 if self.config.draft is None else self.config.draft.topk
+
 
 class _Signature(NamedTuple):
     """Launches with the same arguments present.
@@ -121,9 +126,8 @@ class GroupLaunches:
             launch.launch(call)
         starts, window_starts = inputs.kv_start is not None, inputs.window_kv_start is not None
         tokens = num_tokens(inputs)
-        return [
-            member.buffers.metadata(batch, starts, window_starts, None, tokens) for member in self._members
-        ]
+        known_sizes = starts, window_starts, None, tokens
+        return [member.buffers.metadata(batch * member.topk, *known_sizes) for member in self._members]
 
     def check(self, inputs: GroupInputs) -> GroupInputs:
         """Checks the arguments of a build, of every builder of the group.
@@ -141,6 +145,9 @@ class GroupLaunches:
             checked = member.steps.check((*shared, own))
         if window_start is not None and all(len(member.buffers.views) == 1 for member in self._members):
             member.steps.check((*shared, window_start))  # which refuses it
+        has_draft = any(member.config.draft is not None for member in self._members)
+        if has_draft and (isinstance(query, Tensor) or positions is not None):
+            raise ValueError("query_lens must be an int, without positions, with a draft, got tensors")
         source, batch = self._members[0].config.req_to_token, inputs.seq_lens.shape[0]
         if positions is not None or sums is not None:
             if inputs.query_lens_sign or not (type(inputs.query_lens) is int and inputs.query_lens == 1):

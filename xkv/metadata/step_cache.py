@@ -152,7 +152,7 @@ def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inp
         query_sign=inputs[4], min_seq_len=spec.min_seq_len,
         min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
         pad_value=spec.pad_id if spec.pad_to_tokens else None,
-        pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard,
+        pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard, draft=config.draft,
         status=status.word,
     )  # fmt: skip
 

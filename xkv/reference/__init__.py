@@ -84,7 +84,8 @@ def _run_view(build: Build, view: View) -> None:
     if form == SLOTS and build.shard is not None:
         live &= t // build.shard.interleave % build.shard.size == build.shard.rank
     value = torch.full_like(t, build.missing_id)
-    page, found, outside = _page_of(build, view, rows.row[b][live], t[live])
+    own = t + torch.where(t >= rows.branch_start[b], rows.branch_shift[b], 0)  # in the row of a branch
+    page, found, outside = _page_of(build, view, rows.row[b][live], own[live])
     value[live] = torch.where(found, page, build.missing_id)
     lost = b[live]
     report.add(lost[outside], Reason.BAD_MAP)

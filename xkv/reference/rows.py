@@ -24,6 +24,8 @@ class Rows(NamedTuple):
     kv_len: Tensor
     query: Tensor
     reason: Tensor
+    branch_start: Tensor
+    branch_shift: Tensor
 
 
 def to_int64(x: Tensor) -> Tensor:
@@ -38,6 +40,16 @@ def load_rows(build: Build, view: View) -> Rows:
     if build.seq_lens_delta_rows is not None:
         delta = delta + to_int64(build.seq_lens_delta_rows)
     length = to_int64(build.seq_lens) + delta
+    row = build.req_pool_indices.to(torch.int64)
+    prefix = length.clamp(min=0)
+    branch_start, branch_shift = torch.zeros_like(length), torch.zeros_like(length)
+    draft = build.draft
+    if draft is not None:
+        branch = torch.arange(draft.topk, device=row.device).repeat(len(row))
+        row, prefix, length, delta = (x.repeat_interleave(draft.topk) for x in (row, prefix, length, delta))
+        length = length + draft.step
+        pages = -(-(prefix % draft.page_size + draft.num_steps) // draft.page_size)
+        branch_start, branch_shift = prefix // page_size * page_size, branch * pages * draft.page_size
     query_len = torch.zeros_like(length)
     if build.query_lens is not None:
         query_len = to_int64(build.query_lens)
@@ -47,9 +59,10 @@ def load_rows(build: Build, view: View) -> Rows:
     elif build.form == SLOTS and build.positions is None:
         query_len = torch.full_like(length, build.query_len)
     query = query_len.clamp(min=0)
-    row = build.req_pool_indices.to(torch.int64)
     row_exists = (row >= 0) & (row < build.req_to_token.shape[0])
     end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
+    if draft is not None:  # of a branch that the source has no room for, the prefix's whole pages are left
+        end = torch.where(length + branch_shift <= build.max_tokens, end, end.minimum(branch_start))
 
     reason, sink_items = torch.zeros_like(length), torch.zeros_like(length)
 
@@ -73,12 +86,26 @@ def load_rows(build: Build, view: View) -> Rows:
             if build.max_position is not None:
                 end = end.clamp(max=build.max_position)
             first = begin.clamp(0, room)
-            return Rows(row, first, first, end, count, sink_items, kv_len, count, reason)
+            return Rows(
+                row, first, first, end, count, sink_items, kv_len, count, reason, branch_start, branch_shift
+            )
         bad = (query_len < 0) | (query_len > length)
         if build.query_lens is None:  # as many in every row: one of length 0 is padding
             bad &= length != 0
         report_first(bad, Reason.BAD_QUERY)
-        return Rows(row, length - query, length - query, end, query, sink_items, kv_len, query, reason)
+        return Rows(
+            row,
+            length - query,
+            length - query,
+            end,
+            query,
+            sink_items,
+            kv_len,
+            query,
+            reason,
+            branch_start,
+            branch_shift,
+        )
 
     start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
@@ -90,8 +117,12 @@ def load_rows(build: Build, view: View) -> Rows:
             span = torch.maximum(query, delta) if build.query_sign < 0 else query
             window = window + span.clamp(min=1) - 1
         start = (end - window).clamp(min=0)
+        if draft is not None and build.window_is_prefix_only:
+            start = (prefix - window).clamp(min=0).minimum(end)
     if view.kv_start is not None:
         kv_start = to_int64(view.kv_start)
+        if draft is not None:
+            kv_start = kv_start.repeat_interleave(draft.topk)
         report_first((kv_start < 0) | (kv_start > length.clamp(min=0)), Reason.BAD_START)
         is_cut = kv_start > start
         start = torch.maximum(start, kv_start).minimum(end)
@@ -113,7 +144,7 @@ def load_rows(build: Build, view: View) -> Rows:
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
         report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
-    return Rows(row, first, start, end, items, sink_items, kv_len, query, reason)
+    return Rows(row, first, start, end, items, sink_items, kv_len, query, reason, branch_start, branch_shift)
 
 
 def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...dispatch import specs_of
 from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
-from ...metadata.config import SlotMapping
+from ...metadata.options import DraftTree, SlotMapping
 from ...metadata.parts import GroupLaunches
 from ...params import OUTPUTS, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
@@ -42,7 +42,7 @@ class BuilderCase(Case):
     def outputs(self) -> dict[str, Spec]:
         """The tensors that are written."""
         family, sizes, found = self.family, self.sizes, dict[str, Spec]()
-        rows, page_size = sizes.max_batch_size, family.page_size
+        rows, page_size = sizes.max_batch_size * sizes.topk, family.page_size
         shard, names = family.shard, [*self.spec.outputs, *(["empty_rows"] if family.shard else [])]
         if family.form == TABLE:
             tokens = max(local_length(sizes.context, shard), 1)
@@ -95,6 +95,9 @@ class BuilderCase(Case):
             "page_map": "page_map", "window_token_map": "window_map", "window_page_map": "window_page_map"
         }  # fmt: skip
         found |= {"window_is_absolute": True} if "window_is_absolute" in family.options else {}
+        if "draft_tree" in family.options:
+            topk, num_steps, page_size, step = sizes.draft
+            found["draft"] = DraftTree(topk, num_steps, step, page_size)
         found |= {"sink_tokens": sizes.sink} if "sink_tokens" in family.options else {}
         found |= {"slot_mapping": self._mapping} if self.slots else {}
         return found | {k: name for k, name in maps.items() if name in family.options}
@@ -127,7 +130,7 @@ class BuilderCase(Case):
             starts_are_aligned=not spec.skips_tokens, missing_id=spec.pad_id,
             pad_value=spec.pad_id if spec.pad_to_tokens else None,
             pad_to_multiple_of=spec.pad_to_multiple_of(family.page_size), shard=family.shard,
-            status=t["status"],
+            draft=sizes.draft if "draft_tree" in family.options else None, status=t["status"],
         )  # fmt: skip
 
     def launches(self, t: Mapping[str, Tensor]) -> list[Build]:
@@ -179,7 +182,7 @@ class BuilderCase(Case):
 
 def builder_in_parts(family: Family) -> bool:
     """Whether the builder's launch is a group's, whose arguments are written when it is made."""
-    return bool(family.options & {"slots", "window_is_absolute", "sink_tokens"})
+    return bool(family.options & {"slots", "window_is_absolute", "sink_tokens", "draft_tree"})
 
 
 _PROGRAM = """\

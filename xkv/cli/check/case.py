@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...metadata.config import SlotMapping
+from ...metadata.options import DraftTree, SlotMapping
 from ...params import SLOTS, Build
 from ...shard import Shard
 from . import oracle
@@ -151,7 +151,7 @@ def placed(arguments: Mapping[str, Any], t: Mapping[str, Tensor]) -> dict[str, A
 def call_text(function: str, arguments: Mapping[str, Any], *more: str) -> str:
     """A call as text: names of tensors become ``t[name]``, all else is literal."""
     texts = {k: f"t[{v!r}]" if isinstance(v, str) else v for k, v in arguments.items()}
-    parts = [f"{k}={'xkv.' * isinstance(v, (Shard, SlotMapping))}{v}" for k, v in texts.items()]
+    parts = [f"{k}={'xkv.' * isinstance(v, (Shard, SlotMapping, DraftTree))}{v}" for k, v in texts.items()]
     return f"{function}({', '.join([*more, *parts])})"
 
 

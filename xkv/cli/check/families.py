@@ -127,6 +127,8 @@ _MODES = (
     ("absolute window, ragged", "query_lens window window_is_absolute slots", 1),
     ("sinks", "unit delta window sink_tokens", 0),
     ("sinks of a shard", "global query_lens window sink_tokens slots", 1),
+    ("draft tree", "draft_tree delta", 0),
+    ("draft tree, window with sinks", "unit draft_tree seq_lens_delta window window_page_map sink_tokens", 0),
     ("sinks, absolute window", "window window_map window_is_absolute sink_tokens", 0),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option

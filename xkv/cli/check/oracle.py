@@ -65,6 +65,7 @@ def _cut(x: int) -> int:
 
 def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     form, size, unit, shard = build.form, build.page_size, build.source_page_size, build.shard
+    draft = build.draft
     source, rows, lengths = (x.tolist() for x in (build.req_to_token, build.req_pool_indices, build.seq_lens))
     deltas, queries, starts, token_map, page_map = (
         None if x is None else x.tolist()
@@ -89,8 +90,15 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     for b in range(build.batch):
         begin = stream if begins is None else begins[b]
         left = max(capacity - begin, 0) if begin >= 0 else 0
-        delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[b]))
-        length = _cut(lengths[b]) + delta
+        request = b if draft is None else b // draft.topk
+        delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[request]))
+        length = _cut(lengths[request]) + delta
+        prefix, own, shift = max(length, 0), 0, 0  # own: where a draft branch's own tokens begin
+        if draft is not None:
+            length += draft.step
+            own = prefix // size * size
+            pages = -(-(prefix % draft.page_size + draft.num_steps) // draft.page_size)
+            shift = b % draft.topk * pages * draft.page_size
         asked = 0
         if queries is not None:
             asked = _cut(queries[b])
@@ -99,7 +107,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             asked = max(-LENGTH_MAX, min(LENGTH_MAX, _cut(sums[b + 1]) - _cut(sums[b])))
         elif form == SLOTS and given is None:
             asked = build.query_len
-        row = rows[b]
+        row = rows[request]
         known = 0 <= row < len(source)
         longest = len(source[0]) * unit if source else 0
         if shard is not None and shard.source == "local":
@@ -107,6 +115,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         if build.max_seq_len is not None:
             longest = min(longest, build.max_seq_len)
         end = max(0, min(length, longest)) if known else 0
+        if draft is not None and length + shift > longest:
+            end = min(end, own)
         why = 0
         if not known and length > 0:
             why = Reason.BAD_ROW
@@ -142,9 +152,11 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 if queries is not None and build.query_sign < 0:
                     count = max(count, delta)
                 start = max(end - view.window - (0 if build.window_is_prefix_only else max(count - 1, 0)), 0)
+                if draft is not None and build.window_is_prefix_only:
+                    start = min(max(prefix - view.window, 0), end)
             unaligned = False
             if starts is not None:
-                wanted = _cut(starts[b])
+                wanted = _cut(starts[request])
                 if not why and not 0 <= wanted <= max(length, 0):
                     why = Reason.BAD_START
                 skipped = bisect_left(mine, wanted)
@@ -190,6 +202,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             is_before = view.is_absolute and t <= start - size and t >= sunk
             if not is_before and t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
                 t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
+                t += shift if t >= own else 0
                 page, lost = page_of(build, source[row][t // unit], t, maps, largest)
                 value = build.missing_id if page is None else page
                 if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ...params import CSR
+from ...params import CSR, Draft
 from ...shard import source_tokens
 from .families import INDICES, Family
 
@@ -25,6 +25,8 @@ class Sizes:
         batch: requests; the outputs have room for ``max_batch_size``.
         top: token ids in the source are below it, or a little more.
         room: entries of a table's row; ``pages``: those that a plugin may write; ``stream``: of a stream.
+        draft: a step of a draft tree.
+        topk: rows of the outputs for each request.
         sink: first tokens of each row that a window shows too.
         context: tokens, a host bound, which ``room`` need not have room for.
         gaps: of which each tensor's elements between rows are drawn; ``shifts``: those out of alignment.
@@ -58,6 +60,10 @@ class Sizes:
             self.max_batch_size = max(self.max_batch_size, 1)
         self.top = self.rows * self.tokens + span
         self.delta = rng.choice(_DELTAS) if not family.function or "delta" in family.options else 0
+        steps = rng.randint(1, 5)
+        draft_page = page_size if page_size > 1 else rng.choice([1, 4, 16])
+        self.draft = Draft(rng.randint(1, 3), steps, draft_page, rng.randint(1, steps))
+        self.topk = self.draft.topk if "draft_tree" in family.options else 1  # rows for each request
         self.gaps = self.shifts = (0, 0, 1, 5)
         self.query_len = rng.choice([0, 1, 4])
         self.queries = max(self.stream + rng.choice([0, 0, 2, -2]), 0)
