@@ -11,6 +11,7 @@ VLLM = "xkv/integrations/vllm/kernels.py"
 KERNEL = "xkv/kernel/entry.py"
 SUMS = "xkv/kernel/prefix_sums.py"
 TOKENS = "xkv/kernel/query_tokens.py"
+REPORTS = "xkv/kernel/reports.py"
 GROUP = "xkv/kernel/group.py"
 
 
@@ -324,7 +325,7 @@ MUTATIONS = [
         "a row that just fits is reported", "curated and (boundaries or token)",
     ),
     Mutation(
-        "rows past the batch", ROWS, "tl.where(mask, items, 0), kv_len", "items, kv_len",
+        "rows past the batch", REPORTS, "tl.where(mask, items, 0), kv_len", "items, kv_len",
         "what lies behind the batch's lengths is counted in", "curated and (delta or least)",
     ),
     Mutation(
@@ -557,7 +558,7 @@ MUTATIONS = [
         "a token that the row lacks is read", "whole and tiles",
     ),
     Mutation(
-        "violation of nothing", ROWS, "mask = mask & (reason > 0)", "mask = mask",
+        "violation of nothing", REPORTS, "mask = mask & (reason > 0)", "mask = mask",
         "rows that are right are reported", "curated and odd",
     ),
     Mutation(

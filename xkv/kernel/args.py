@@ -54,7 +54,6 @@ class Config(str):
     TOPK: int  # branches of a draft tree. 0: none
     DRAFT_STEPS: int
     DRAFT_PAGE_SIZE: int
-    DRAFT_STEP: int
 
     def __new__(cls, *values: int) -> "Config":
         """Takes one value per field, in order."""
@@ -117,6 +116,7 @@ class View(NamedTuple):
     cu_q_ptr: Any
     query_seqlens_ptr: Any
     sink: Any
+    draft_step: Any
 
 
 class Grid(NamedTuple):
@@ -217,7 +217,7 @@ class Policy(NamedTuple):
     own_tiles: Any
 
 
-_FLAT_VIEW = View._fields[:-2]  # query_seqlens_ptr and sink are a group's alone
+_FLAT_VIEW = View._fields[:-3]  # the others are a group's alone
 # The kernel's arguments in order, without the last, C. The kernel's signature repeats them, since Triton
 # specializes on values in a tuple argument; the host passes them by name.
 ARGUMENTS = (

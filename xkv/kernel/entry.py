@@ -163,7 +163,7 @@ def xkv_build(
     view = View(
         start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr,
-        cu_q_ptr, None, None,
+        cu_q_ptr, None, None, None,
     )  # fmt: skip
     grid = Grid(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1))
     if out2_ptr is None:
@@ -174,6 +174,6 @@ def xkv_build(
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-            empty2_ptr, None, None, None,
+            empty2_ptr, None, None, None, None,
         )  # fmt: skip
         build_view(grid, req, view2, policy, C)

@@ -117,6 +117,7 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
         _load(words, "cu_q_ptr", K) if K.cu_q_ptr else None,
         _load(words, "query_seqlens_ptr", K) if K.query_seqlens_ptr else None,
         _load(words, "sink", K) if K.sink else None,
+        _load(words, "draft_step", K) if K.draft_step else None,
     )  # fmt: skip
     own_tiles = launch.batch * 0 + INT32_MAX
     if C.BALANCE:

@@ -102,7 +102,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     prefix = tl.maximum(length, 0)
     branch_start, branch_shift = length * 0, length * 0
     if C.TOPK > 0:
-        length += C.DRAFT_STEP
+        length += view.draft_step
         branch_start, branch_shift = _branch(b - request * C.TOPK, prefix, C)
     query_len = length * 0
     if req.query_ptr is not None:

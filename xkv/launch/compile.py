@@ -126,7 +126,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
         *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
         build.views[0].is_absolute, build.views[0].sink is not None,
-        *(build.draft or (0, 0, 1, 0)),
+        *((0, 0, 1) if build.draft is None else build.draft[:3]),
     )  # fmt: skip
 
 
@@ -226,6 +226,7 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
         "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
         "query_seqlens_ptr": view.query_seqlens, "sink": view.sink,
+        "draft_step": None if build.draft is None else build.draft.step,
     }  # fmt: skip
 
 
