@@ -87,7 +87,7 @@ MUTATIONS = [
         "the entries of a sliding window's group are shifted", "absolute", HOSTILE,
     ),
     Mutation(
-        "pages before the window", TILES, "live = live & (token > row.start - C.PAGE_SIZE)",
+        "pages before the window", TILES, "live = live & is_shown",
         "live = live & True",
         "freed blocks are shown", "absolute", HOSTILE,
     ),
@@ -325,7 +325,7 @@ MUTATIONS = [
         "a row that just fits is reported", "curated and (boundaries or token)",
     ),
     Mutation(
-        "rows past the batch", REPORTS, "tl.where(mask, items, 0), kv_len", "items, kv_len",
+        "rows past the batch", ROWS, "        tl.where(mask, items, 0),", "        items,",
         "what lies behind the batch's lengths is counted in", "curated and (delta or least)",
     ),
     Mutation(
@@ -502,7 +502,7 @@ MUTATIONS = [
     ),
     Mutation(
         "place in a source page lost", TILES,
-        "token += _source_position(at, req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
+        "token += _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
@@ -515,7 +515,7 @@ MUTATIONS = [
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "unit = _source_position(at, req, C) %",
+        "place in a larger page", TILES, "unit = _source_position(_in_branch(at, tile.row, C), req, C) %",
         "unit = _source_position(j * C.PAGE_SIZE, req, C) %",
         "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),
