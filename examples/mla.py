@@ -106,7 +106,7 @@ class FlashInferPaged:
         pages = torch.tensor([0, *(-(-n // page_size) for n in lens)])
         self.wrapper.plan(
             torch.arange(len(lens) + 1, dtype=torch.int32), pages.cumsum(0).int(),
-            meta.kv_indices[: 0 if self.captured else None], torch.tensor(lens, dtype=torch.int32),
+            meta.kv_indices[: int(pages.sum())], torch.tensor(lens, dtype=torch.int32),
             HEADS, CKV, KPE, page_size, False, SCALE, torch.half, torch.half,
         )  # fmt: skip
 

@@ -41,8 +41,9 @@ def test_constexprs_can_be_written_as_json() -> None:
     """Triton does, once anybody listens to what it compiles."""
     from xkv.kernel.entry import Config
 
-    one, same = (Config(64, 1, 64, 0, False, 256, 16, True, False, *[False] * 9) for _ in range(2))
-    other = Config(64, 1, 64, 0, False, 256, 16, False, False, *[False] * 9)
+    rest = [False] * (len(Config.__annotations__) - 9)
+    one, same = (Config(64, 1, 64, 0, False, 256, 16, True, False, *rest) for _ in range(2))
+    other = Config(64, 1, 64, 0, False, 256, 16, False, False, *rest)
     assert json.loads(json.dumps(one)) == one
     assert (one.PAGE_SIZE, one.BATCH_BLOCK, one.BALANCE, one.INT64_TILES) == (64, 16, True, False)
     assert one != other

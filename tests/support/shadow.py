@@ -22,7 +22,7 @@ from triton.runtime import interpreter
 from xkv.cli.check import oracle
 from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
-from xkv.launch import compile
+from xkv.launch import group
 from xkv.launch.launch import CompiledLaunch
 from xkv.metadata.parts import GroupLaunches
 from xkv.params import Build
@@ -168,7 +168,7 @@ def install() -> None:
         named = dict(zip(self.arg_names, args, strict=False))
         if self.fn is xkv_build_group.rewrite():
             for n, build in enumerate(_builds[-1]):
-                named |= {f"{n} {name}": x for name, x in compile.named_arguments(build).items()}
+                named |= {f"{n} {name}": x for name, x in group.own_arguments(build).items()}
         shadow = Shadow({name: x for name, x in named.items() if isinstance(x, torch.Tensor)})
         _launch.append(shadow)
         try:

@@ -71,8 +71,9 @@ def write_token_tiles(pid, num_programs, limit, req, view, policy, C: tl.constex
     else:
         num_tokens = tl.minimum(req.batch.to(tl.int64) * req.query_len, view.capacity).to(tl.int32)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
-    for at in range(pid * C.NUM_PAGE_PER_BLOCK, num_tokens, num_programs * C.NUM_PAGE_PER_BLOCK):
-        tile = _load_tile(at, num_tokens, limit, req, view, policy, C)
+    num_tiles = (num_tokens + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
+    for idx in range(pid, num_tiles, num_programs):
+        tile = _load_tile(idx * C.NUM_PAGE_PER_BLOCK, num_tokens, limit, req, view, policy, C)
         first_error = store_tile(tile, first_error, req, view, policy, C)
     if C.REDUCE_STATUS and policy.status_ptr is not None:
         report_first(policy, first_error)

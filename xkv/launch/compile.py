@@ -225,8 +225,6 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         "capacity": view.capacity(build.form),
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
         "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
-        "query_seqlens_ptr": view.query_seqlens, "sink": view.sink,
-        "draft_step": None if build.draft is None else build.draft.step,
     }  # fmt: skip
 
 

@@ -153,14 +153,22 @@ def fill(part: GroupPart, inputs: GroupInputs) -> list[Build]:
     return builds
 
 
+def own_arguments(build: Build) -> dict[str, Any]:
+    """What a build may have of its own, by name: tensors, ints, and None for what it has not."""
+    (view,) = build.views
+    return compile.named_arguments(build) | {
+        "window": view.window,  # it grows with the query tokens, which the launch knows
+        "indptr_ptr": None if build.indptr_is_input else view.kv_indptr,
+        "query_seqlens_ptr": view.query_seqlens, "sink": view.sink,
+        "draft_step": None if build.draft is None else build.draft.step,
+    }  # fmt: skip
+
+
 def _values(build: Build) -> list[Any]:
-    """What a build has of its own, in the order of the words: tensors, ints, and None for what it has not."""
+    """The same, in the order of the words."""
     from ..kernel.parts import PART_FIELDS
 
-    # the launch knows the query tokens, by which the window grows
-    values = compile.named_arguments(build) | {"window": build.views[0].window}
-    if build.indptr_is_input:
-        values["indptr_ptr"] = None
+    values = own_arguments(build)
     return [values[name] for name in PART_FIELDS]
 
 
