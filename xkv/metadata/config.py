@@ -81,10 +81,11 @@ class BuilderConfig:
             size, source_page_size, shard, window_token_map, "window_token_map"
         )
         max_batch_size = arguments.integer("max_batch_size", max_batch_size, 1, MAX_BATCH)
+        tree = _checked_draft(draft, size, shard, slot_mapping, max_batch_size)
         tokens = min(source_tokens(req_to_token.shape[1] * source_page_size, shard), ROW_MAX)
         max_context_len = arguments.integer("max_context_len", max_context_len, 1, tokens)
         if max_tokens is None:
-            max_rows = max_batch_size * (1 if draft is None else draft.topk)
+            max_rows = max_batch_size * (1 if tree is None else tree.topk)
             max_tokens = min(max_rows * max_context_len, INT32_MAX)
         max_tokens = arguments.integer("max_tokens", max_tokens, 1, INT32_MAX)
         if sliding_window is not None:
@@ -113,7 +114,7 @@ class BuilderConfig:
         return cls(
             spec, form, req_to_token, size, source_page_size, max_batch_size, max_context_len, max_tokens,
             sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens,
-            page_map, shard, slot_mapping, _checked_draft(draft, size, shard, slot_mapping, max_batch_size),
+            page_map, shard, slot_mapping, tree,
         )  # fmt: skip
 
     @property

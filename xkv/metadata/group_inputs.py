@@ -55,16 +55,21 @@ def sizes_fit(inputs: GroupInputs, limits: tuple[int, int]) -> bool:
     max_batch, max_tokens = limits
     batch, tokens = lens.numel(), num_tokens(inputs)
     if isinstance(query, Tensor):
-        query_fits = query.numel() == batch and sign in (-1, 0, 1)
+        query_fits = query.numel() == batch and type(sign) is int and sign in (-1, 0, 1)
     else:
-        query_fits = 0 <= query <= INT32_MAX // (batch + 1) and not sign
+        query_fits = type(query) is int and 0 <= query <= INT32_MAX // (batch + 1) and not sign
+    if isinstance(delta, Tensor):
+        delta_fits = delta.numel() == batch
+    else:
+        delta_fits = type(delta) is int and -ROW_MAX <= delta <= ROW_MAX
     return bool(
         rows.numel() == batch
         and 0 < batch <= max_batch
         and (tokens is None or tokens <= max_tokens)
-        and (delta.numel() == batch if isinstance(delta, Tensor) else -ROW_MAX <= delta <= ROW_MAX)
+        and delta_fits
         and query_fits
         and all(x is None or x.numel() == batch for x in starts)
         and (sums is None or (sums.numel() == batch + 1 and query == 1))
-        and 0 not in (rows.data_ptr(), lens.data_ptr())
+        # a tensor whose memory was freed has the signature that it had
+        and all(x.data_ptr() or not x.numel() for x in inputs if isinstance(x, Tensor))
     )

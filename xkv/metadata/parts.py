@@ -24,6 +24,8 @@ from .config import BuilderConfig
 from .group_inputs import SLOT_ROWS, WORDS, kernel_arguments, key_of, num_tokens, sizes_fit
 from .step_cache import StepCache, make_build
 
+_MAX_GRIDS = 4096  # that a group keeps: an engine has few batch sizes
+
 
 class Member(NamedTuple):
     """One builder of a group: what it was made with, its buffers, where it reports, and its checks."""
@@ -116,6 +118,8 @@ class GroupLaunches:
         else:
             found = self._grids.get((key, batch))
             if found is None:
+                if len(self._grids) >= _MAX_GRIDS:
+                    self._grids.clear()
                 found = self._grids[key, batch] = known.kernel.grid(batch)
             grid, values[SLOT_ROWS] = found
             call, args, first = launch.call, launch.args, launch.first
