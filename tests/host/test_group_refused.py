@@ -21,6 +21,8 @@ def builder(**options: Any) -> xkv.MetadataBuilder:
 
 
 SLOTS, TREE = xkv.SlotMapping(3), xkv.DraftTree(2, 3, 1, 4)
+WITH: dict[str, Any] = {"slot_mapping": SLOTS}
+GIVEN: dict[str, Any] = {"positions": LENS, "query_start_loc": STARTS}
 
 
 @pytest.mark.parametrize(
@@ -56,22 +58,22 @@ def test_made_of_what_does_not_fit(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({}, {"positions": LENS, "query_start_loc": STARTS}, "need a builder with a slot_mapping"),
-        ({"slot_mapping": SLOTS}, {"positions": LENS}, "query_start_loc must be a torch.Tensor with positions"),
-        ({"slot_mapping": SLOTS}, {"query_start_loc": STARTS}, "positions must be a torch.Tensor"),
-        ({"slot_mapping": SLOTS}, {"positions": LENS, "query_start_loc": LENS}, "must have 3 entries, one more"),
-        ({"slot_mapping": SLOTS}, {"positions": torch.zeros(4).long(), "query_start_loc": STARTS}, "at most max_"),
-        ({"slot_mapping": SLOTS}, {"query_lens": 2}, "query tokens must be at most max_tokens=3"),
-        ({"slot_mapping": SLOTS}, {"max_tokens": 9}, "max_tokens must be None with a slot mapping"),
+        ({}, GIVEN, "need a builder with a slot_mapping"),
+        (WITH, {"positions": LENS}, "query_start_loc must be a torch.Tensor with positions"),
+        (WITH, {"query_start_loc": STARTS}, "positions must be a torch.Tensor"),
+        (WITH, GIVEN | {"query_start_loc": LENS}, "must have 3 entries, one more"),
+        (WITH, GIVEN | {"positions": torch.arange(4)}, "at most max_"),
+        (WITH, {"query_lens": 2}, "query tokens must be at most max_tokens=3"),
+        (WITH, {"max_tokens": 9}, "max_tokens must be None with a slot mapping"),
         (
-            {"slot_mapping": SLOTS},
-            {"positions": LENS, "query_start_loc": STARTS, "query_lens": LENS}, "query_lens must be 1",
+            WITH,
+            GIVEN | {"query_lens": LENS}, "query_lens must be 1",
         ),
         ({"draft": TREE}, {"query_lens": LENS}, "query_lens must be an int"),
         ({"sliding_window": 8, "sink_tokens": 4}, {"window_kv_start": LENS}, "must be None with sink_tokens"),
-        ({"slot_mapping": SLOTS}, {"window_kv_start": LENS}, "window_kv_start needs a builder with a sliding"),
-        ({"slot_mapping": SLOTS}, {"seq_lens_delta": 1.5}, "seq_lens_delta must be an int"),
-        ({"slot_mapping": SLOTS}, {"query_lens_sign": 1}, "query_lens_sign needs query_lens as a tensor"),
+        (WITH, {"window_kv_start": LENS}, "window_kv_start needs a builder with a sliding"),
+        (WITH, {"seq_lens_delta": 1.5}, "seq_lens_delta must be an int"),
+        (WITH, {"query_lens_sign": 1}, "query_lens_sign needs query_lens as a tensor"),
     ],
 )  # fmt: skip
 def test_a_build_of_what_does_not_fit(options: Any, given: Any, message: str) -> None:
@@ -88,7 +90,7 @@ def test_a_batch_of_another_size_or_type() -> None:
     assert group.max_batch_size == 2
     first, _ = group.build(ROWS, LENS)
     for rows, lens in ((ROWS[:1], LENS), (ROWS, LENS.float()), (torch.arange(3), torch.arange(3))):
-        with pytest.raises((TypeError, ValueError), match="req_pool_indices|seq_lens"):
+        with pytest.raises((TypeError, ValueError), match=r"req_pool_indices|seq_lens"):
             group.build(rows, lens)
     assert first.slot_mapping is not None
     assert first.slot_mapping.tolist() == [6, 66]
