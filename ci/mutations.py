@@ -70,12 +70,12 @@ MUTATIONS = [
     Mutation(
         "uniform tokens at one position", TOKENS, "first = row.first + (t - b * req.query_len) - j",
         "first = row.first - j", "all query tokens of a verify get one slot",
-        "slots and not build",
-        HOSTILE,
+        "every_row",
+        "tests/kernel/test_group.py",
     ),
     Mutation(
         "a padded row reported", ROWS, "bad = bad & (length != 0)", "bad = bad & (length > -9)",
-        "each replay of a padded graph is reported", "slots and not build", HOSTILE,
+        "each replay of a padded graph is reported", "every_row", "tests/kernel/test_group.py",
     ),
     Mutation(
         "query tokens of sums not counted", ROWS,

@@ -149,3 +149,24 @@ def test_a_builder_with_slots_is_captured(device: str) -> None:
         assert first.slot_mapping is not None
         assert first.slot_mapping.tolist() == [1024 + 6, 2048 + 69, -1, -1]
         builder.check()
+
+
+@pytest.mark.parametrize("source_page_size", [1, 16])
+def test_slots_of_several_query_tokens_in_every_row(source_page_size: int, device: str) -> None:
+    """The last tokens of each row, and none of a row of padding, which is no violation."""
+    table = torch.randperm(4 * 64, generator=torch.Generator().manual_seed(1)).view(4, 64).to(device)
+    builder = xkv.MetadataBuilder(
+        "flash_attention", table, max_batch_size=40, max_context_len=64, page_size=16,
+        source_page_size=source_page_size, slot_mapping=xkv.SlotMapping(160),
+    )  # fmt: skip
+    lens = [7, 60, 0, 3, 0, *(n + 3 for n in range(30))]
+    rows = [n % 4 for n in range(len(lens))]
+    meta = builder.build(torch.tensor(rows, device=device), torch.tensor(lens, device=device), query_lens=3)
+    want = []
+    for row, n in zip(rows, lens, strict=True):
+        for t in range(n - 3, n):
+            entry = int(table[row, t // source_page_size]) if n else 0
+            want.append(entry * source_page_size + t % source_page_size if n else -1)
+    assert meta.slot_mapping is not None
+    assert meta.slot_mapping.tolist() == want
+    builder.check()
