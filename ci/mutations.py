@@ -126,7 +126,7 @@ MUTATIONS = [
     ),
     Mutation(
         "window of one query token", GROUP, "window += tl.maximum(launch.query_len, 1) - 1", "window += 0",
-        "of a verify, the first tokens lose keys", "slots", HOSTILE,
+        "of a verify, the first tokens lose keys", "equals", "tests/kernel/test_group.py",
     ),
     Mutation(
         "leftover tiles of slots", "xkv/launch/grid.py",
