@@ -79,7 +79,8 @@ def launch_variants(
             schedule = make_schedule(build, tuning, target, batch)
             yield tuning, schedule
             # without balance in any case: a later build's inputs may be in host memory
-            for balance in (False, True) if max_batch is None else (False,):
+            widths_differ = max_batch is None and not build.tiles_of_tokens  # tiles of tokens have no balance
+            for balance in (False, True) if widths_differ else (False,):
                 yield tuning, with_balance(schedule, tuning, balance)
         smallest = largest + 1
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import arguments
 from ..params import SLOTS, Build
 from ..platforms.detect import Platform
 from . import compile
@@ -124,12 +125,12 @@ def named_arguments(inputs: GroupInputs) -> dict[str, Any]:
     """Returns the kernel's arguments by name, without the parts' own and the constexpr."""
     rows, lens, delta, query, sign, start, window_start, positions, sums = inputs
     words = compile.int32_words
-    deltas, queries = (x if isinstance(x, Tensor) else None for x in (delta, query))
+    (deltas, delta), (queries, query) = arguments.tensor_and_int(delta), arguments.tensor_and_int(query)
     return {
         "batch": lens.shape[0], **words("rows", rows), **words("lens", lens),
-        "delta": 0 if isinstance(delta, Tensor) else delta, **words("delta", deltas),
+        "delta": delta, **words("delta", deltas),
         **words("query", queries), "query_sign": None if queries is None else sign,
-        "query_len": None if isinstance(query, Tensor) or sums is not None else query,
+        "query_len": query if queries is None and sums is None else None,
         **words("positions", positions), "positions_len": None if positions is None else positions.shape[0],
         "query_start_ptr": sums, **words("start", start), **words("window_start", window_start),
     }  # fmt: skip
@@ -141,10 +142,8 @@ def fill(part: GroupPart, inputs: GroupInputs) -> list[Build]:
     builds = [build for build in (part.table, part.slots) if build is not None]
     for build in builds:
         build.req_pool_indices, build.seq_lens, build.query_sign = rows, lens, sign
-        build.seq_lens_delta, build.seq_lens_delta_rows = (
-            (0, delta) if isinstance(delta, Tensor) else (delta, None)
-        )
-        build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
+        build.seq_lens_delta_rows, build.seq_lens_delta = arguments.tensor_and_int(delta)
+        build.query_lens, build.query_len = arguments.tensor_and_int(query)
         view = build.views[0]
         if build.form == SLOTS:
             build.positions, build.indptr_is_input, view.kv_indptr = positions, positions is not None, sums

@@ -166,9 +166,8 @@ class Buffers:
 
     def __init__(self, config: BuilderConfig) -> None:
         self.views = views = config.views()
-        self._cached: dict[
-            tuple[int, bool, bool, int | None], Metadata
-        ] = {}  # by the arguments of `metadata`
+        # by the arguments of `metadata`
+        self._cached: dict[tuple[int, bool, bool, int | None], Metadata] = {}
         self._form, self._page_size = config.form, config.page_size
         self._max_seq_len = config.max_seq_len
         spec, device, max_batch_size = config.spec, config.req_to_token.device, config.max_rows

@@ -22,7 +22,7 @@ from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
 from .group_inputs import SLOT_ROWS, WORDS, kernel_arguments, key_of, num_tokens, sizes_fit
-from .step_cache import StepCache, make_build
+from .step_cache import StepCache, make_build, used_view
 
 _MAX_GRIDS = 4096  # that a group keeps: an engine has few batch sizes
 
@@ -225,8 +225,7 @@ def make_parts(members: Sequence[Member], inputs: GroupInputs) -> list[GroupPart
     parts = []
     for config, buffers, status, _ in members:
         for n, view in enumerate(buffers.views):
-            has_starts = inputs[5 + n] is not None or view.window is not None
-            used = view if has_starts else replace(view, kv_start_offset=None)
+            used = used_view(view, inputs.window_kv_start if n == 1 else inputs.kv_start)
             slots = None
             if n < len(buffers.slot_views):
                 slots = _slots(config, buffers.slot_views[n], status, inputs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import arguments
 from ..launch import compile, launch, verify
 from ..launch.cache import CacheEntry, PreparedCall
 from ..launch.guards import make_guard, refuse
@@ -211,10 +212,8 @@ class Step:
         """Puts the inputs into the step's build and returns it."""
         build = self._build
         build.req_pool_indices, build.seq_lens, delta, query, _, start, window_start = inputs
-        build.seq_lens_delta, build.seq_lens_delta_rows = (
-            (0, delta) if isinstance(delta, Tensor) else (delta, None)
-        )
-        build.query_len, build.query_lens = (0, query) if isinstance(query, Tensor) else (query, None)
+        build.seq_lens_delta_rows, build.seq_lens_delta = arguments.tensor_and_int(delta)
+        build.query_lens, build.query_len = arguments.tensor_and_int(query)
         build.views[0].kv_start = start
         if build.form == CSR:
             build.views[0].max_entries = max_entries

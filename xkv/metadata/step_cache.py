@@ -118,10 +118,7 @@ class StepCache:
 
     def make(self, inputs: Inputs) -> Step:
         """Returns a new step for checked inputs."""
-        views = []
-        for view, start in zip(self._views, inputs[5:], strict=False):
-            starts = start is not None or view.window is not None
-            views.append(view if starts else replace(view, kv_start_offset=None))
+        views = [used_view(view, start) for view, start in zip(self._views, inputs[5:], strict=False)]
         build = make_build(self._config, views, self._status, inputs)
         check = self._status if self._always_check else None
         return Step(build, inputs, self._max_batch_size, self._buffers, check)
@@ -138,6 +135,11 @@ class StepCache:
             inputs: Inputs = (one, one, delta, query, 0, start, window_start)
             loaded += compile.warm(self.make(inputs).fill(inputs), self._max_batch_size)
         return loaded
+
+
+def used_view(view: View, start: Tensor | None) -> View:
+    """The view, without offsets of first tokens if all rows begin at token 0."""
+    return view if start is not None or view.window is not None else replace(view, kv_start_offset=None)
 
 
 def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inputs: Inputs) -> Build:
