@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .dispatch import backends
+    from .draft import DraftTree
     from .metadata.buffers import Metadata
     from .metadata.builder import MetadataBuilder
     from .metadata.group import MetadataGroup
-    from .metadata.options import DraftTree, SlotMapping
+    from .metadata.options import SlotMapping
     from .ops.kv_indices import KVIndices, build_kv_indices
     from .ops.page_table import build_page_table
     from .ops.slot_mapping import build_slot_mapping
@@ -32,7 +33,7 @@ _HOMES = {
     "MetadataBuilder": ".metadata.builder",
     "MetadataGroup": ".metadata.group",
     "SlotMapping": ".metadata.options",
-    "DraftTree": ".metadata.options",
+    "DraftTree": ".draft",
     "KVIndices": ".ops.kv_indices",
     "build_kv_indices": ".ops.kv_indices",
     "build_page_table": ".ops.page_table",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from .draft import DraftTree
 from .platforms.tuning import AccessPattern, access_pattern
 from .shard import Shard, local_length, ranks_between, source_tokens
 
@@ -28,22 +29,6 @@ OUTPUTS = {
     "kv_indptr": 1, "kv_last_page_len": 0, "cache_seqlens": 0, "cu_seqlens_k": 1, "cu_seqlens_q": 1,
     "kv_start_offset": 0, "empty_rows": 0,
 }  # fmt: skip
-
-
-class Draft(NamedTuple):
-    """One step of a draft tree: each request has a row for each branch.
-
-    Attributes:
-        topk: branches.
-        num_steps: tokens of each.
-        page_size: of the KV cache: above 1, each branch has a copy of the prefix's last, partial page.
-        step: draft tokens that its rows show.
-    """
-
-    topk: int
-    num_steps: int
-    page_size: int
-    step: int
 
 
 @dataclass(slots=True)
@@ -147,6 +132,14 @@ class Build:
             outputs is branch ``b % topk`` of request ``b // topk``.
         shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
             ``source_page_size`` of a "global" source is 1.
+        lens_are_local: ``seq_lens`` counts the rank's own tokens, of each row from its ``kv_start`` on. No
+            slots, no draft.
+        writes_ids: False for lengths and prefix sums alone, of a table whose ``out`` is not accessed.
+        out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, to be translated by the
+            ``token_map`` of the last view, or None.
+        window_out_cache_loc: where to, ``[m]`` int: -1 for what has no slot there, 0 from
+            ``num_out_tokens`` on.
+        num_out_tokens: entries of ``out_cache_loc`` to translate. None: all.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -176,8 +169,13 @@ class Build:
     missing_id: int = -1
     report_missing: bool = True
     indptr_is_input: bool = False
-    draft: Draft | None = None
+    draft: DraftTree | None = None
     shard: Shard | None = None
+    lens_are_local: bool = False
+    writes_ids: bool = True
+    out_cache_loc: Tensor | None = None
+    window_out_cache_loc: Tensor | None = None
+    num_out_tokens: int | None = None
     status: Tensor | None = None
 
     @property
@@ -211,6 +209,13 @@ class Build:
         tokens = self.source_tokens
         return tokens if self.max_seq_len is None else min(tokens, self.max_seq_len)
 
+    @property
+    def translated_slots(self) -> int:
+        """Entries of ``out_cache_loc`` to translate."""
+        assert self.out_cache_loc is not None
+        size = int(self.out_cache_loc.shape[0])
+        return size if self.num_out_tokens is None else min(size, max(self.num_out_tokens, 0))
+
     def window_tokens(self, view: View) -> int | None:
         """Last tokens of a row that a window shows, without what the device adds for ``query_lens``."""
         device_knows = self.query_lens is not None or self.query_start_loc is not None
@@ -221,6 +226,8 @@ class Build:
     @property
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
+        if not self.writes_ids:
+            return 0
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
         if self.positions is not None and self.pad_value is None:
             return min(capacity, int(self.positions.shape[0]))

@@ -60,9 +60,9 @@ class Shard:
     source: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
-        _check_int("size", self.size, 1, MAX_SIZE)
-        _check_int("rank", self.rank, 0, self.size - 1)
-        _check_int("interleave", self.interleave, 1, MAX_INTERLEAVE)
+        check_int("size", self.size, 1, MAX_SIZE)
+        check_int("rank", self.rank, 0, self.size - 1)
+        check_int("interleave", self.interleave, 1, MAX_INTERLEAVE)
         if not isinstance(self.source, str):
             raise TypeError(f"source must be a str, got {type(self.source).__name__}")
         if self.source not in ("local", "global"):
@@ -83,7 +83,7 @@ class Shard:
             >>> [xkv.Shard(4, rank, interleave=2).local_length(11) for rank in range(4)]
             [4, 3, 2, 2]
         """
-        _check_int("length", length, 0, None)
+        check_int("length", length, 0, None)
         rounds, rest = divmod(length, self.size * self.interleave)
         return rounds * self.interleave + min(max(rest - self.rank * self.interleave, 0), self.interleave)
 
@@ -102,7 +102,7 @@ class Shard:
             >>> xkv.Shard(2, 1).longest(3)  # tokens 1, 3 and 5; not 7
             7
         """
-        _check_int("tokens", tokens, 0, None)
+        check_int("tokens", tokens, 0, None)
         rounds, rest = divmod(tokens, self.interleave)
         return (rounds * self.size + self.rank) * self.interleave + rest
 
@@ -177,7 +177,8 @@ def local_source(
     return unit, shard
 
 
-def _check_int(name: str, value: int, low: int, high: int | None) -> None:
+def check_int(name: str, value: int, low: int, high: int | None) -> None:
+    """Raises a TypeError or ValueError unless it is an int from ``low`` to ``high``; None: without end."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):

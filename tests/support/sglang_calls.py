@@ -5,64 +5,19 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import sglang_parallel_calls
+import sglang_step_calls
 import torch
-from building import guarded, guarded_1d, paged_source, whole
+from building import guarded, guarded_1d, whole
+from sglang_batches import Batch, Call, any_pages
 
 from xkv.integrations.patching.replacing import Kernel, Launch
 
 
-class Call(NamedTuple):
-    """A grid, arguments by name, and which of those are written."""
-
-    grid: tuple[int, ...]
-    args: dict[str, Any]
-    outs: tuple[str, ...]
-
-
-class Batch:
-    """A source, rows and lengths; every buffer that a kernel reads can be replayed with other contents."""
-
-    def __init__(self, rng: random.Random, device: str, page_size: int, tokens: int, more: int = 0) -> None:
-        self.rng, self.device, self.page_size = rng, device, page_size
-        self.rows = rng.randint(1, 6)
-        self.size = rng.randint(1, 9)
-        self.width = tokens
-        self.ids = paged_source(rng, self.rows, tokens, page_size, 1, torch.int32, device)
-        self.pool = self.ints(0, self.rows - 1)
-        self.lens = self.ints(0, tokens - more)
-        self.ids_end = self.rows * -(-tokens // page_size) * page_size
-
-    def ints(self, low: int, high: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One for each row, with some more behind them, as a padded graph's buffers have."""
-        values = [self.rng.randint(low, high) for _ in range(self.size)]
-        dtype = dtype or self.rng.choice([torch.int32, torch.int64])
-        return torch.tensor(values + [-7] * self.rng.choice([0, 3]), dtype=dtype, device=self.device)
-
-    def table(self, columns: int) -> torch.Tensor:
-        return guarded(self.size, columns, columns + self.rng.choice([0, 3]), torch.int32, self.device)
-
-    def mapping(self, *, lost: bool) -> torch.Tensor:
-        """Slot -> slot of another pool, page by page, -1 for some if asked."""
-        pages = self.ids_end // self.page_size
-        order = list(range(pages))
-        self.rng.shuffle(order)
-        if lost:
-            order = [-1 if self.rng.random() < 0.2 else page for page in order]
-        offset = torch.arange(self.page_size)
-        rows = [offset * 0 - 1 if page < 0 else offset + page * self.page_size for page in order]
-        return torch.cat(rows).to(self.device)
-
-
-def _pages(rng: random.Random, device: str, more: int = 0) -> tuple[Batch, int]:
-    page_size = rng.choice([1, 16, 32, 64])
-    tokens = rng.randint(more + 1, rng.choice([3, 9]) * page_size + more + 200)
-    return Batch(rng, device, page_size, tokens, more), page_size
-
-
 def flashmla(rng: random.Random, device: str) -> Call:
-    x, page_size = _pages(rng, device)
+    x, page_size = any_pages(rng, device)
     start = None
     if rng.random() < 0.4:
         # of any start at page size 1; else of what the original is left to
@@ -126,7 +81,7 @@ def chunked(rng: random.Random, device: str) -> Call:
 
 
 def trtllm_mha(rng: random.Random, device: str) -> Call:
-    x, page_size = _pages(rng, device)
+    x, page_size = any_pages(rng, device)
     out, swa = x.table(-(-x.width // page_size)), rng.random() < 0.6
     args = {
         "req_to_token_ptr": x.ids, "req_pool_indices_ptr": x.pool, "seq_lens_ptr": x.lens,
@@ -144,7 +99,7 @@ def trtllm_mha(rng: random.Random, device: str) -> Call:
 
 def scatter(rng: random.Random, device: str) -> Call:
     draft = rng.choice([0, 4])
-    x, page_size = _pages(rng, device, draft)
+    x, page_size = any_pages(rng, device, draft)
     out, swa = x.table(-(-x.width // page_size)), rng.random() < 0.5
     args = {
         "req_to_token_ptr": x.ids, "req_pool_indices_ptr": x.pool, "seq_lens_ptr": x.lens,
@@ -156,51 +111,24 @@ def scatter(rng: random.Random, device: str) -> Call:
     return Call((x.size, -(-out.shape[1] // 256)), args, ("page_table_ptr", "sw_page_table_ptr"))
 
 
-def graph_metadata(rng: random.Random, device: str) -> Call:
-    more, q_mode = rng.choice([0, 4]), rng.choice([0, 1, 2])
-    x, page_size = _pages(rng, device, more)
-    out, swa = x.table(-(-x.width // page_size) + rng.choice([0, 4])), rng.random() < 0.5
-    swa_out = swa and rng.random() < 0.3  # this one is the original's
-    mapping = x.mapping(lost=True) if swa else None
-    sums = lambda n: guarded_1d(x.size + n, torch.int32, device)  # noqa: E731
-    args = {
-        "req_pool_indices_ptr": x.pool, "seq_lens_ptr": x.lens, "req_to_token_ptr": x.ids,
-        "swa_mapping_ptr": mapping,
-        "out_cache_loc_ptr": torch.arange(5, device=device) if swa_out else None,
-        "qlens_ptr": x.ints(0, 5) if q_mode == 1 else None,
-        "cache_seqlens_ptr": sums(0), "cu_seqlens_k_ptr": sums(1),
-        "cu_seqlens_q_ptr": sums(1) if q_mode else None, "page_table_ptr": out,
-        "swa_page_table_ptr": x.table(out.shape[1]) if swa else None,
-        "swa_out_cache_loc_ptr": guarded_1d(7, torch.int64, device) if swa_out else None,
-        "bs": x.size, "seqlen_offset": more, "max_seq_pages": out.shape[1] - rng.choice([0, 0, 1]) or 1,
-        "q_stride": 3, "num_out_tokens": 5, "swa_out_len": 7, "req_to_token_stride": x.ids.stride(0),
-        "page_table_stride": out.stride(0), "swa_page_table_stride": 0, "PAGE_SIZE": page_size,
-        "HAS_SWA": swa, "HAS_SWA_OUT": swa_out, "Q_MODE": q_mode, "PAGE_BLOCK": 64, "BS_BLOCK": 16,
-        "SKIP_PAGE_TABLE": 0,
-    }  # fmt: skip
-    if swa:
-        args["swa_page_table_stride"] = args["swa_page_table_ptr"].stride(0)
-    x.lens.clamp_(max=max(args["max_seq_pages"] * page_size - more, 0))
-    outs = (
-        "cache_seqlens_ptr", "cu_seqlens_k_ptr", "cu_seqlens_q_ptr", "page_table_ptr", "swa_page_table_ptr",
-        "swa_out_cache_loc_ptr",
-    )  # fmt: skip
-    return Call((x.size + 1 + swa_out,), args, outs)
-
-
 CALLS: dict[str, Callable[[random.Random, str], Call]] = {
     "create_flashmla_kv_indices_triton": flashmla,
     "create_flashinfer_kv_indices_triton": flashinfer,
     "create_chunked_prefix_cache_kv_indices": chunked,
     "create_trtllm_mha_kv_indices_triton": trtllm_mha,
     "scatter_req_to_token_to_page_table_kernel": scatter,
-    "update_trtllm_mha_graph_metadata_kernel": graph_metadata,
+    **sglang_step_calls.CALLS,
+    **sglang_parallel_calls.CALLS,
 }
 
 
 def fits(kernel: Any, call: Call) -> bool:
     """Whether this version's kernel takes the call; arguments that it lacks, and that say nothing, go."""
     names = inspect.signature(kernel.fn).parameters
+    if "pool_len" in names:  # its name up to SGLang 0.5.21
+        call.args["pool_len"] = call.args.pop("row_stride")
+    if "mult" in names:
+        call.args["mult"] = 1
     for name in [name for name in call.args if name not in names]:
         value = call.args.pop(name)
         if isinstance(value, torch.Tensor) or value not in (None, 1, False):

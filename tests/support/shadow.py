@@ -24,11 +24,10 @@ from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
 from xkv.launch import group
 from xkv.launch.launch import CompiledLaunch
-from xkv.metadata.parts import GroupLaunches
 from xkv.params import Build
 
 # of view 2: 2 behind
-_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty", "query_seqlens"}
+_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty", "query_seqlens", "loc_out"}
 
 
 class Region(NamedTuple):
@@ -144,7 +143,7 @@ def install() -> None:
     """Puts the checker in the interpreter, for good."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    launch, run, run_group = executor.__call__, CompiledLaunch.run, GroupLaunches._launch
+    launch, run, run_group = executor.__call__, CompiledLaunch.run, group.GroupKernel.run
 
     def checked_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
         if _launch:
@@ -201,5 +200,5 @@ def install() -> None:
     builder.create_atomic_rmw = checked_atomic
     executor.__call__ = checked_launch
     CompiledLaunch.run = known_run  # type: ignore[method-assign]
-    GroupLaunches._launch = known_group  # type: ignore[method-assign]
+    group.GroupKernel.run = known_group  # type: ignore[method-assign]
     interpreter.TensorHandle.set_attr = checked_hint

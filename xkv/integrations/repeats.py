@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..launch.guards import make_guard
-from ..launch.launch import CompiledLaunch
+from ..launch.launch import KernelLaunch
 from ..launch.triton_launcher import launch_hooks_active
 
 _MOST = 1024  # calls that one place remembers
@@ -24,7 +24,7 @@ class _Repeat(NamedTuple):
 
     guard: Callable[..., bool]
     call: list[Any]
-    compiled: CompiledLaunch
+    compiled: KernelLaunch
 
 
 class Repeats:
@@ -48,7 +48,7 @@ class Repeats:
         repeat.compiled.launch(repeat.call.copy())
         return True
 
-    def add(self, key: Any, tensors: Sequence[Tensor], call: list[Any], compiled: CompiledLaunch) -> None:
+    def add(self, key: Any, tensors: Sequence[Tensor], call: list[Any], compiled: KernelLaunch) -> None:
         """Remembers a call that was launched just now; only what comes again is worth a guard of its own."""
         kept: Any = self._repeats if key in self._once else self._once
         if len(kept) >= _MOST:

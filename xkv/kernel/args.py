@@ -49,6 +49,8 @@ class Config(str):
     SHARD_SIZE: int  # 1: no shard
     SHARD_INTERLEAVE: int
     SOURCE_IS_GLOBAL: bool
+    LENS_ARE_LOCAL: bool
+    WRITES_IDS: bool
     WINDOW_IS_ABSOLUTE: bool
     HAS_SINKS: bool
     TOPK: int  # branches of a draft tree. 0: none
@@ -91,6 +93,10 @@ class Request(NamedTuple):
     positions_stride: Any
     positions_len: Any
     max_position: Any
+    loc_ptr: Any
+    loc_len: Any
+    loc_out_ptr: Any
+    loc_out_len: Any
     query_start_ptr: Any
 
 

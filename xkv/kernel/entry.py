@@ -23,7 +23,7 @@ from .query_tokens import write_token_tiles
 from .reports import report_first
 from .rows import load_row, padded_end, row_offset, row_tiles
 from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
-from .tiles import load_entries, store_tile
+from .tiles import load_entries, store_tile, translate_slots
 
 __all__ = ["Config", "xkv_build"]
 
@@ -86,7 +86,7 @@ def _write_tiles(grid, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def build_view(grid, req, view, policy, C: tl.constexpr):
+def build_view(grid, req, view, policy, IS_LAST: tl.constexpr, C: tl.constexpr):
     """Writes one view: lengths and prefix sums, the padding of a stream, then the ids."""
     STREAM: tl.constexpr = C.FORM != TABLE
     HAS_SUMS: tl.constexpr = (
@@ -120,7 +120,11 @@ def build_view(grid, req, view, policy, C: tl.constexpr):
             tl.store(view.out_ptr + o, padding, mask=o < end)
             if view.query_seqlens_ptr is not None:
                 tl.store(view.query_seqlens_ptr + o, (o * 0).to(tl.int32), mask=o < end)
-    if TILES_OF_TOKENS:
+    if req.loc_ptr is not None and IS_LAST:
+        translate_slots(pid, num_programs, req, view, C)
+    if not C.WRITES_IDS:
+        pass
+    elif TILES_OF_TOKENS:
         pid -= HAS_SUMS * grid.num_y
         if pid >= 0:
             write_token_tiles(pid, num_programs - HAS_SUMS * grid.num_y, limit, req, view, policy, C)
@@ -137,6 +141,7 @@ def xkv_build(
     # without an annotation, as these may be None
     delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
     positions_ptr, positions_stride, positions_len, max_position,
+    loc_ptr, loc_len, loc_out_ptr, loc_out_len,
     start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
     seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr, cu_q_ptr,
@@ -155,7 +160,8 @@ def xkv_build(
     req = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, src_ptr, src_stride, src_rows, src_tokens,
         delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,
-        positions_ptr, positions_stride, positions_len, max_position, None,
+        positions_ptr, positions_stride, positions_len, max_position,
+        loc_ptr, loc_len, loc_out_ptr, loc_out_len, None,
     )  # fmt: skip
     policy = Policy(
         min_len, min_last, pad_multiple, pad_value, missing_id, report_missing, status_ptr, own_tiles
@@ -167,13 +173,13 @@ def xkv_build(
     )  # fmt: skip
     grid = Grid(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1))
     if out2_ptr is None:
-        build_view(grid, req, view, policy, C)
+        build_view(grid, req, view, policy, True, C)
     elif tl.program_id(2) == 0:
-        build_view(grid, req, view, policy, C)
+        build_view(grid, req, view, policy, False, C)
     else:
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
             empty2_ptr, None, None, None, None,
         )  # fmt: skip
-        build_view(grid, req, view2, policy, C)
+        build_view(grid, req, view2, policy, True, C)

@@ -96,6 +96,7 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
         launch.positions_stride if AT_POSITIONS else None,
         launch.positions_len if AT_POSITIONS else None,
         _load(words, "max_position", K) if K.max_position else None,
+        None, None, None, None,
         None if AT_POSITIONS else query_start_ptr,
     )  # fmt: skip
     indptr_ptr = _load(words, "indptr_ptr", K) if K.indptr_ptr else None
@@ -132,7 +133,7 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
         _load(words, "status_ptr", K) if K.status_ptr else None,
         own_tiles,
     )  # fmt: skip
-    build_view(grid, req, view, policy, C)
+    build_view(grid, req, view, policy, True, C)
 
 
 # Only the last argument is specialized, as in entry.py.
@@ -152,7 +153,7 @@ def xkv_build_group(
     launch = Request(
         batch, rows_stride, rows_ptr, lens_ptr, lens_stride, delta, None, None, None, None, delta_ptr,
         delta_stride, query_ptr, query_stride, query_sign, query_len, None, positions_ptr, positions_stride,
-        positions_len, None, None,
+        positions_len, None, None, None, None, None, None,
     )  # fmt: skip
     VIEWS: tl.constexpr = PARTS.views
     SLOT_VIEWS: tl.constexpr = PARTS.slots

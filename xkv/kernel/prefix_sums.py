@@ -5,7 +5,8 @@ import triton.language as tl
 
 from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
 from .reports import report
-from .rows import clip, load_row
+from .rows import load_row
+from .shards import clip
 
 
 @triton.jit

@@ -15,12 +15,7 @@ from .args import (
     UNALIGNED_START,
     Row,
 )
-
-
-@triton.jit
-def clip(x, low, high):
-    """Clips x to [low, high]."""
-    return tl.minimum(tl.maximum(x, low), high)
+from .shards import clip, local_length, whole_length
 
 
 @triton.jit
@@ -38,16 +33,6 @@ def load_int(ptr, stride, i, mask):
     low, high, sign = _load_word(ptr, stride, i, mask)
     saturated = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
     return clip(tl.where(high == sign, low, saturated), -LENGTH_MAX, LENGTH_MAX)
-
-
-@triton.jit
-def local_length(length, req, C: tl.constexpr):
-    """Returns how many of the first ``length`` tokens of a row are this rank's: without a shard, all."""
-    if C.SHARD_SIZE > 1:
-        ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
-        rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE
-        length = length // ROUND * C.SHARD_INTERLEAVE + clip(rest, 0, C.SHARD_INTERLEAVE)
-    return length
 
 
 @triton.jit
@@ -99,6 +84,11 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     if req.delta_ptr is not None:
         delta += load_int(req.delta_ptr, req.delta_stride, request, mask)
     length += delta
+    if C.LENS_ARE_LOCAL:
+        before = length * 0
+        if view.start_ptr is not None:
+            before = load_int(view.start_ptr, view.start_stride, request, mask)
+        length = whole_length(length, tl.maximum(before, 0), req, C)
     prefix = tl.maximum(length, 0)
     branch_start, branch_shift = length * 0, length * 0
     if C.TOPK > 0:
@@ -172,7 +162,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)
         items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
-        if C.FORM == TABLE:
+        if C.FORM == TABLE and C.WRITES_IDS:
             reason = tl.where((reason == 0) & (items > view.capacity), TRUNCATED, reason)
             items = tl.minimum(items, view.capacity)
             kv_len = tl.minimum(kv_len, items * C.PAGE_SIZE)

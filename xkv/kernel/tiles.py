@@ -5,7 +5,8 @@ import triton.language as tl
 
 from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE
 from .reports import report
-from .rows import clip, load_int, local_length, written_entries
+from .rows import load_int, written_entries
+from .shards import clip, local_length, local_slot, source_position
 
 
 @triton.jit
@@ -19,31 +20,11 @@ def _translate(token, valid, map_ptr, map_len, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _source_position(at, req, C: tl.constexpr):
-    """Returns the position in the source row of an item's first token."""
-    if C.SHARD_SIZE > 1:
-        ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
-        if C.FORM == SLOTS and not C.SOURCE_IS_GLOBAL:  # a position in the whole row
-            at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE
-        elif C.FORM != SLOTS and C.SOURCE_IS_GLOBAL:  # a position among the rank's own tokens
-            first = req.shard_rank * C.SHARD_INTERLEAVE
-            at = at // C.SHARD_INTERLEAVE * ROUND + first + at % C.SHARD_INTERLEAVE
-    return at
-
-
-@triton.jit
 def _in_branch(at, row, C: tl.constexpr):
     """Returns a position with the branch's shift, where it is a draft branch's own."""
     if C.TOPK > 0:
         at += tl.where(at >= row.branch_start, row.branch_shift, 0)
     return at
-
-
-@triton.jit
-def _local_slot(slot, C: tl.constexpr):
-    """Returns the slot on its rank of a slot of the cache of all ranks."""
-    ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
-    return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE
 
 
 @triton.jit
@@ -85,7 +66,7 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
     if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0:
-        source = src_row + _source_position(_in_branch(token, row, C), req, C) // C.SOURCE_PAGE_SIZE
+        source = src_row + source_position(_in_branch(token, row, C), req, C) // C.SOURCE_PAGE_SIZE
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
@@ -137,13 +118,13 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
         elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
             page = entry // (C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
         else:
-            page = _local_slot(entry, C) // C.PAGE_SIZE
+            page = local_slot(entry, C) // C.PAGE_SIZE
         if entry.dtype == tl.int64 and (C.SOURCE_IS_GLOBAL or view.out_ptr.dtype.element_ty == tl.int64):
             valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
     elif view.token_map_ptr is None and view.page_map_ptr is None:
         UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        unit = source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
         page += unit
         if view.out_ptr.dtype.element_ty == tl.int32:
             valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
@@ -155,9 +136,9 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
         valid = valid & live & (entry.to(tl.int64) < ID_MAX)
         token = tl.where(valid, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
         if C.SOURCE_IS_GLOBAL:  # of single tokens
-            token = _local_slot(token, C)
+            token = local_slot(token, C)
         else:
-            token += _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE
+            token += source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE
         if view.token_map_ptr is not None:
             token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
             outside = outside | past
@@ -200,3 +181,16 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     else:
         tl.store(out + j, value, mask=store_mask)
     return first_error
+
+
+@triton.jit
+def translate_slots(pid, num_programs, req, view, C: tl.constexpr):
+    """Writes the slots of ``out_cache_loc`` in the view's pool, and zeros from ``loc_len`` on."""
+    for at in range(pid * C.BATCH_BLOCK, req.loc_out_len, num_programs * C.BATCH_BLOCK):
+        i = at + tl.arange(0, C.BATCH_BLOCK)
+        is_given = i < req.loc_len
+        slot = tl.load(req.loc_ptr + i, mask=is_given, other=-1).to(tl.int64)
+        inside = (slot >= 0) & (slot < view.token_map_len)
+        slot = tl.load(view.token_map_ptr + tl.where(inside, slot, 0), mask=inside, other=-1)
+        slot = tl.where(is_given, tl.maximum(slot, -1), 0)
+        tl.store(req.loc_out_ptr + i, slot.to(req.loc_out_ptr.dtype.element_ty), mask=i < req.loc_out_len)

@@ -116,7 +116,7 @@ def group_kernel() -> Any:
 
 def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, target: Platform) -> Any:
     """Returns the kernel's `Config`; the same object for equal fields."""
-    shard = build.shard
+    shard, draft = build.shard, build.draft
     return _config(
         build.page_size, build.source_page_size, build.map_page_size, build.form,
         build.pad_value is not None, schedule.num_page_per_block, tuning.batch_block, schedule.balance,
@@ -126,8 +126,9 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
         *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
+        build.lens_are_local and shard is not None, build.writes_ids,
         build.views[0].is_absolute, build.views[0].sink is not None,
-        *((0, 0, 1) if build.draft is None else build.draft[:3]),
+        *((0, 0, 1) if draft is None else (draft.topk, draft.num_steps, draft.page_size)),
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
     and the constant bank that every program reads first stays small.
     """
     source, padded, queries = build.req_to_token, build.pad_value is not None, build.query_lens
-    given = build.positions
+    given, translated = build.positions, build.window_out_cache_loc
     counts = build.form == SLOTS and given is None
     cu_q = build.views[0].cu_seqlens_q
     first = _view_arguments(build, build.views[0])
@@ -196,6 +197,10 @@ def named_arguments(build: Build) -> dict[str, Any]:
         **int32_words("positions", given),
         "positions_len": None if given is None else given.shape[0],
         "max_position": build.max_position,
+        "loc_ptr": build.out_cache_loc,
+        "loc_len": None if build.out_cache_loc is None else build.translated_slots,
+        "loc_out_ptr": build.window_out_cache_loc,
+        "loc_out_len": None if translated is None else translated.shape[0],
         **first, "cu_q_ptr": cu_q,
         **{second_view(name): value for name, value in other.items()},
         "min_len": build.min_seq_len or None,
@@ -222,8 +227,9 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         **int32_words("start", view.kv_start), "window": build.window_tokens(view),
         "token_map_ptr": token_map, "token_map_len": None if token_map is None else token_map.shape[0],
         "page_map_ptr": page_map, "page_map_len": None if page_map is None else page_map.shape[0],
-        "out_ptr": view.out, "out_stride": view.out.stride(0) if build.form == TABLE else 0,
-        "capacity": view.capacity(build.form),
+        "out_ptr": view.out if build.writes_ids else None,
+        "out_stride": view.out.stride(0) if build.form == TABLE and build.writes_ids else 0,
+        "capacity": view.capacity(build.form) if build.writes_ids else 0,
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
         "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
     }  # fmt: skip

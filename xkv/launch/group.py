@@ -114,6 +114,10 @@ class GroupKernel:
             self.grid(inputs.seq_lens.shape[0])[0], self.arguments(inputs),
         )  # fmt: skip
 
+    def run(self, launch: KernelLaunch, builds: Sequence[Build], inputs: GroupInputs) -> None:
+        """Launches with these inputs, which ``builds`` have, through Triton where it has to be."""
+        launch.run_tensors(self.grid(inputs.seq_lens.shape[0])[0], self.arguments(inputs))
+
     def arguments(self, inputs: GroupInputs) -> list[Any]:
         """Returns the kernel's arguments in order, without the constexpr."""
         slot_rows = self.grid(inputs.seq_lens.shape[0])[1]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import arguments
+from ..draft import DraftTree
 from ..launch.group import GroupInputs
 from ..launch.guards import run_untraced
 from ..platforms.specs import BackendSpec
@@ -15,7 +16,7 @@ from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
 from .graph import CapturedBuild
-from .options import DraftTree, SlotMapping
+from .options import SlotMapping
 from .parts import GroupLaunches, Member
 from .step import Inputs, Step
 from .step_cache import StepCache

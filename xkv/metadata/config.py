@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import arguments, dispatch
-from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, Draft, View
+from ..draft import DraftTree
+from ..params import CSR, INT32_MAX, MAX_BATCH, ROW_MAX, TABLE, View
 from ..platforms.detect import platform
 from ..platforms.specs import BackendSpec
 from ..shard import Shard, local_length, local_source, source_tokens
-from .options import DraftTree, SlotMapping
+from .options import SlotMapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class BuilderConfig:
     page_map: Tensor | None
     shard: Shard | None
     slot_mapping: SlotMapping | None
-    draft: Draft | None
+    draft: DraftTree | None
 
     @classmethod
     def checked(
@@ -164,7 +165,7 @@ class BuilderConfig:
 def _checked_draft(
     draft: DraftTree | None, page_size: int, shard: Shard | None, slot_mapping: SlotMapping | None,
     max_batch_size: int,
-) -> Draft | None:  # fmt: skip
+) -> DraftTree | None:  # fmt: skip
     if draft is None:
         return None
     if not isinstance(draft, DraftTree):
@@ -175,4 +176,4 @@ def _checked_draft(
     if page_size > 1 and page_size != draft.page_size:
         raise ValueError(f"page_size of DraftTree must be the builder's, {page_size}, got {draft.page_size}")
     arguments.integer("max_batch_size times topk", max_batch_size * draft.topk, 1, MAX_BATCH)
-    return Draft(draft.topk, draft.num_steps, draft.page_size, draft.step)
+    return draft

@@ -217,7 +217,7 @@ class GroupLaunches:
             for build in builds:
                 reference.run(build)
         else:
-            known.launch.run_tensors(kernel.grid(inputs.seq_lens.shape[0])[0], kernel.arguments(inputs))
+            kernel.run(known.launch, builds, inputs)
 
 
 def make_parts(members: Sequence[Member], inputs: GroupInputs) -> list[GroupPart]:

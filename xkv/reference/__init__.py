@@ -11,7 +11,7 @@ from torch import Tensor
 from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
 from ..shard import Shard
 from ..status import Reason
-from .rows import find_rows, load_rows, local_lengths, to_int64
+from .rows import Rows, find_rows, load_rows, local_lengths, to_int64
 
 
 def run(build: Build) -> None:
@@ -23,6 +23,22 @@ def run(build: Build) -> None:
     with torch.inference_mode():  # in it both inference tensors and others may be written to
         for view in build.views:
             _run_view(build, view)
+        if build.out_cache_loc is not None:
+            _translate_slots(build)
+
+
+def _translate_slots(build: Build) -> None:
+    """Writes the slots of ``out_cache_loc`` in the last view's pool."""
+    slots, out, token_map = build.out_cache_loc, build.window_out_cache_loc, build.views[-1].token_map
+    assert slots is not None
+    assert out is not None
+    assert token_map is not None
+    slot = slots[: build.translated_slots][: out.shape[0]].to(torch.int64)
+    inside = (slot >= 0) & (slot < token_map.shape[0])
+    found = torch.full_like(slot, -1)
+    found[inside] = token_map[slot[inside]].to(torch.int64).clamp(min=-1)
+    out.zero_()
+    out[: slot.shape[0]] = found.to(out.dtype)
 
 
 def _local_position(t: Tensor, shard: Shard) -> Tensor:
@@ -58,6 +74,38 @@ def _run_view(build: Build, view: View) -> None:
     report.add(every, rows.reason)
     report.add(every[kept < rows.items], Reason.TRUNCATED)
 
+    if build.writes_ids:
+        _write_ids(build, view, rows, kept, offset, report)
+
+    if form == TABLE or not build.indptr_is_input:
+        _prefix_sums(view.kv_indptr, rows.items, capacity)
+    if view.cache_seqlens is not None:
+        view.cache_seqlens[:batch] = kv_len.to(torch.int32)
+    if view.kv_last_page_len is not None:
+        last = torch.where(kv_len > 0, (kv_len - 1) % page_size + 1, 0)
+        view.kv_last_page_len[:batch] = last.clamp(min=build.min_last_page_len).to(torch.int32)
+    if view.kv_start_offset is not None:
+        offset = torch.where(rows.start < rows.end, rows.start - rows.first, 0)
+        view.kv_start_offset[:batch] = offset.to(torch.int32)
+    if view.empty_rows is not None:
+        view.empty_rows[:batch] = (rows.start >= rows.end).to(torch.int32)
+    if view.cu_seqlens_k is not None:
+        over = _prefix_sums(view.cu_seqlens_k, kv_len, write_zero=not build.indptr_is_input)
+        report.add(every[over], Reason.OVERFLOW)
+    if view.cu_seqlens_q is not None:
+        same = torch.full_like(rows.query, build.query_len)
+        query = same if build.query_lens is None and build.query_start_loc is None else rows.query
+        over = _prefix_sums(view.cu_seqlens_q, query, write_zero=not build.indptr_is_input)
+        report.add(every[over], Reason.OVERFLOW)
+    report.write()
+
+
+def _write_ids(
+    build: Build, view: View, rows: Rows, kept: Tensor, offset: Tensor, report: _Report
+) -> None:  # fmt: skip
+    """Writes the ids, ``kept`` of each row, and the padding behind them."""
+    batch, form, page_size, capacity = build.batch, build.form, build.page_size, view.capacity(build.form)
+    every = torch.arange(batch, device=offset.device)
     # one element per written entry
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
@@ -112,28 +160,6 @@ def _run_view(build: Build, view: View) -> None:
                 view.query_seqlens[total : _padded_end(total, build.pad_to_multiple_of, capacity)] = 0
             seen = torch.where(in_row, local_lengths(t + 1, build.shard), 0)
             view.query_seqlens[offset[b] + j] = seen.to(torch.int32)
-
-    if form == TABLE or not build.indptr_is_input:
-        _prefix_sums(view.kv_indptr, rows.items, capacity)
-    if view.cache_seqlens is not None:
-        view.cache_seqlens[:batch] = kv_len.to(torch.int32)
-    if view.kv_last_page_len is not None:
-        last = torch.where(kv_len > 0, (kv_len - 1) % page_size + 1, 0)
-        view.kv_last_page_len[:batch] = last.clamp(min=build.min_last_page_len).to(torch.int32)
-    if view.kv_start_offset is not None:
-        offset = torch.where(rows.start < rows.end, rows.start - rows.first, 0)
-        view.kv_start_offset[:batch] = offset.to(torch.int32)
-    if view.empty_rows is not None:
-        view.empty_rows[:batch] = (rows.start >= rows.end).to(torch.int32)
-    if view.cu_seqlens_k is not None:
-        over = _prefix_sums(view.cu_seqlens_k, kv_len, write_zero=not build.indptr_is_input)
-        report.add(every[over], Reason.OVERFLOW)
-    if view.cu_seqlens_q is not None:
-        same = torch.full_like(rows.query, build.query_len)
-        query = same if build.query_lens is None and build.query_start_loc is None else rows.query
-        over = _prefix_sums(view.cu_seqlens_q, query, write_zero=not build.indptr_is_input)
-        report.add(every[over], Reason.OVERFLOW)
-    report.write()
 
 
 def _padded_end(items: Tensor, multiple: int | None, capacity: int) -> Tensor:

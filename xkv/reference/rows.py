@@ -41,6 +41,8 @@ def load_rows(build: Build, view: View) -> Rows:
         delta = delta + to_int64(build.seq_lens_delta_rows)
     length = to_int64(build.seq_lens) + delta
     row = build.req_pool_indices.to(torch.int64)
+    if build.lens_are_local and build.shard is not None:
+        length = _whole_lengths(length, build.shard, view.kv_start, build.max_tokens)
     prefix = length.clamp(min=0)
     branch_start, branch_shift = torch.zeros_like(length), torch.zeros_like(length)
     draft = build.draft
@@ -137,7 +139,7 @@ def load_rows(build: Build, view: View) -> Rows:
     kv_len = torch.where(start < end, end - first, 0) + sink_items * page_size
     kv_len = kv_len.clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
-    if build.form == TABLE:
+    if build.form == TABLE and build.writes_ids:
         width = view.capacity(TABLE)
         report_first(items > width, Reason.TRUNCATED)
         items = items.clamp(max=width)
@@ -154,6 +156,18 @@ def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:
     rest = length % (shard.size * shard.interleave) - shard.rank * shard.interleave
     whole = length // (shard.size * shard.interleave) * shard.interleave
     return whole + rest.clamp(0, shard.interleave)
+
+
+def _whole_lengths(length: Tensor, shard: Shard, kv_start: Tensor | None, max_tokens: int) -> Tensor:
+    """Lengths of the rows of which so many tokens from ``kv_start`` on are the rank's."""
+    start = torch.zeros_like(length) if kv_start is None else to_int64(kv_start).clamp(min=0)
+    # what is longer than the source ends past it
+    length = (length + local_lengths(start, shard)).clamp(max=shard.local_length(max_tokens) + 1)
+    last = length.clamp(min=1) - 1
+    end = (
+        (last // shard.interleave * shard.size + shard.rank) * shard.interleave + last % shard.interleave + 1
+    )
+    return torch.where(length > 0, torch.maximum(end, start), length.clamp(max=0) + start)
 
 
 def find_rows(sums: Tensor, t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...dispatch import specs_of
 from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
-from ...metadata.options import DraftTree, SlotMapping
+from ...metadata.options import SlotMapping
 from ...metadata.parts import GroupLaunches
 from ...params import OUTPUTS, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
@@ -96,8 +96,7 @@ class BuilderCase(Case):
         }  # fmt: skip
         found |= {"window_is_absolute": True} if "window_is_absolute" in family.options else {}
         if "draft_tree" in family.options:
-            topk, num_steps, page_size, step = sizes.draft
-            found["draft"] = DraftTree(topk, num_steps, step, page_size)
+            found["draft"] = sizes.draft
         found |= {"sink_tokens": sizes.sink} if "sink_tokens" in family.options else {}
         found |= {"slot_mapping": self._mapping} if self.slots else {}
         return found | {k: name for k, name in maps.items() if name in family.options}

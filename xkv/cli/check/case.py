@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...metadata.options import DraftTree, SlotMapping
+from ...draft import DraftTree
+from ...metadata.options import SlotMapping
 from ...params import SLOTS, Build
 from ...shard import Shard
 from . import oracle

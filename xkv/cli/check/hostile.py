@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from ... import __version__, dispatch
-from ...integrations.sglang import kv_indices, metadata, page_tables
+from ...integrations.sglang import context_parallel, draft, kv_indices, page_tables, steps
 from ...integrations.vllm import indices
 from ...launch import op_calls
 from ...platforms import detect, tuning
@@ -108,6 +108,7 @@ def small_blocks() -> Iterator[None]:
 def _forget() -> None:
     """Forgets what ops and plugins remember of calls."""
     op_calls.forget()
-    for cache in (page_tables.tables, kv_indices.indices, metadata.metadata):
+    of_ranks = context_parallel.tables, context_parallel.indices, context_parallel.ragged
+    for cache in (page_tables.tables, kv_indices.indices, steps, draft, *of_ranks):
         cache.clear()
     indices.forget()

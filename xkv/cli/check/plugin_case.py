@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...integrations.rows import every_row
 from ...integrations.sglang import kv_indices, metadata, page_tables
 from ...integrations.vllm import indices
 from ...integrations.vllm.launching import served
@@ -154,9 +155,10 @@ def launched(name: str, **arguments: Any) -> None:
     if name == INDICES and served(arguments["page_indices"]) is None:
         table, sums = arguments["block_table"], arguments["cu_num_tokens"]
         (batch,) = arguments["grid"]
-        assert indices._rows_there(table.device)
+        rows = every_row(table.device)
+        assert rows is not None
         view = View(arguments["page_indices"], kv_indptr=sums[:batch])
-        launch.run(indices._as_build(batch, view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
+        launch.run(indices._as_build(rows[:batch], view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
         return
     modules = (page_tables, kv_indices, metadata, indices)
     if not next(vars(module)[name] for module in modules if name in vars(module))(**arguments):

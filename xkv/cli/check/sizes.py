@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ...params import CSR, Draft
+from ...draft import DraftTree
+from ...params import CSR
 from ...shard import source_tokens
 from .families import INDICES, Family
 
@@ -62,7 +63,7 @@ class Sizes:
         self.delta = rng.choice(_DELTAS) if not family.function or "delta" in family.options else 0
         steps = rng.randint(1, 5)
         draft_page = page_size if page_size > 1 else rng.choice([1, 4, 16])
-        self.draft = Draft(rng.randint(1, 3), steps, draft_page, rng.randint(1, steps))
+        self.draft = DraftTree(rng.randint(1, 3), steps, rng.randint(1, steps), draft_page)
         self.topk = self.draft.topk if "draft_tree" in family.options else 1  # rows for each request
         self.gaps = self.shifts = (0, 0, 1, 5)
         self.query_len = rng.choice([0, 1, 4])

@@ -1,76 +1,13 @@
-"""SGLang's kernel that writes a whole step, as calls of xkv's: page tables, int32 lengths, prefix sums."""
+"""SGLang's kernels that write a whole step, as launches of `steps`; see `page_tables` for the functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ...launch.cache import fits_int32
-from ...params import CAPACITY_MAX, TABLE, Build, View
-from .cached_calls import SIZES, CachedCalls, LaunchSizes
-from .page_tables import SIZES_OF_TWO, missing_id
-from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
+from .page_tables import missing_id
+from .steps import StepNumbers, StepTensors, launch
 
 Q_CUMSUM, Q_STRIDED = 1, 2  # SGLang's Q_MODEs; 0: cu_seqlens_q is not written
-
-
-def _sizes(
-    ids: Tensor, rows: Tensor, lens: Tensor, qlens: Tensor | None, token_map: Tensor | None,
-    seqlens: Tensor, cu_k: Tensor | None, cu_q: Tensor | None, out: Tensor, out2: Tensor | None,
-    batch: int, stride: int, out_stride: int, out2_stride: int, page_size: int, more: int, pages: int,
-    query_len: int,
-) -> LaunchSizes | None:  # fmt: skip
-    found, width = source_sizes(ids, stride, 1), table_width(out, batch, out_stride)
-    if found is None or width is None or not long_enough(batch, rows, lens, qlens, seqlens):
-        return None
-    if page_size < 1 or not long_enough(batch + 1, cu_k, cu_q):
-        return None
-    width = min(width, pages, CAPACITY_MAX)
-    values: tuple[int, ...] = (stride, *found, batch, more, out_stride, width)
-    names = SIZES
-    if cu_q is not None and qlens is None:
-        values, names = (*values, query_len), (*names, "query_len")
-    if out2 is not None:
-        width2 = table_width(out2, batch, out2_stride)
-        if width2 is None or token_map is None or not token_map.is_contiguous():
-            return None
-        if not fits_int32(out2_stride, token_map.numel()):
-            return None
-        width2 = min(width2, pages, CAPACITY_MAX)
-        values = (*values, out2_stride, width2, token_map.numel())
-        names, width = (*names, *SIZES_OF_TWO[len(SIZES) :]), max(width, width2)
-    return LaunchSizes((page_size,), names, values, min(width, found[1] // page_size + 1))
-
-
-def _build(
-    ids: Tensor, rows: Tensor, lens: Tensor, qlens: Tensor | None, token_map: Tensor | None,
-    seqlens: Tensor, cu_k: Tensor | None, cu_q: Tensor | None, out: Tensor, out2: Tensor | None,
-    batch: int, stride: int, out_stride: int, out2_stride: int, page_size: int, more: int, pages: int,
-    query_len: int,
-) -> Build | None:  # fmt: skip
-    if any(x is not None and x.dtype is not torch.int32 for x in (seqlens, cu_k, cu_q)):
-        return None
-    views = [
-        View(
-            table(out, batch, out_stride)[:, :pages], cache_seqlens=vector(seqlens, batch),
-            cu_seqlens_k=vector_or_none(cu_k, batch + 1), cu_seqlens_q=vector_or_none(cu_q, batch + 1),
-        )
-    ]  # fmt: skip
-    if out2 is not None and token_map is not None:
-        views.append(View(table(out2, batch, out2_stride)[:, :pages], token_map=token_map.view(-1)))
-    return Build(
-        source(ids, stride), vector(rows, batch), vector(lens, batch), TABLE, page_size, 1, page_size,
-        tuple(views), seq_lens_delta=more, query_lens=vector_or_none(qlens, batch), query_len=query_len,
-        missing_id=missing_id(page_size) if out2 is None else -1, report_missing=False, indptr_is_input=True,
-    )  # fmt: skip
-
-
-metadata = CachedCalls(
-    "src_ptr rows_ptr lens_ptr query_ptr token_map2_ptr seqlens_ptr cu_k_ptr cu_q_ptr out_ptr out2_ptr",
-    _sizes, _build,
-)  # fmt: skip
 
 
 def update_trtllm_mha_graph_metadata_kernel(
@@ -82,15 +19,83 @@ def update_trtllm_mha_graph_metadata_kernel(
     swa_page_table_stride: int, PAGE_SIZE: int, HAS_SWA: bool, HAS_SWA_OUT: bool, Q_MODE: int,
     PAGE_BLOCK: int, BS_BLOCK: int, SKIP_PAGE_TABLE: int = 0, **_: Any,
 ) -> bool:  # fmt: skip
-    """Page tables, lengths and prefix sums. Writing locations (HAS_SWA_OUT) or no table is left to theirs."""
-    if HAS_SWA_OUT or SKIP_PAGE_TABLE or max_seq_pages < 0:
+    """Page tables, lengths, prefix sums, and the slots of new tokens in the window's pool."""
+    if max_seq_pages < 0:
         return False
-    inputs = (
-        req_to_token_ptr, req_pool_indices_ptr, seq_lens_ptr, qlens_ptr if Q_MODE == Q_CUMSUM else None,
-        swa_mapping_ptr if HAS_SWA else None, cache_seqlens_ptr, cu_seqlens_k_ptr,
-        cu_seqlens_q_ptr if Q_MODE else None, page_table_ptr, swa_page_table_ptr if HAS_SWA else None,
+    has_tables = not SKIP_PAGE_TABLE
+    two, cumsum = has_tables and HAS_SWA, Q_MODE == Q_CUMSUM
+    if has_tables and HAS_SWA_OUT and not HAS_SWA:
+        return False  # the map would be the table's too
+    tensors = StepTensors(
+        req_to_token_ptr, req_pool_indices_ptr, seq_lens_ptr, cache_seqlens_ptr,
+        page_table_ptr if has_tables else None, swa_page_table_ptr if two else None, cu_seqlens_k_ptr,
+        cu_seqlens_q_ptr if Q_MODE else None, qlens_ptr if cumsum else None,
+        swa_mapping_ptr if two or HAS_SWA_OUT else None, None, None,
+        out_cache_loc_ptr if HAS_SWA_OUT else None, swa_out_cache_loc_ptr if HAS_SWA_OUT else None,
     )  # fmt: skip
-    return metadata(
-        inputs, bs, req_to_token_stride, page_table_stride, swa_page_table_stride, PAGE_SIZE, seqlen_offset,
-        max_seq_pages, q_stride if Q_MODE == Q_STRIDED else 0,
+    numbers = StepNumbers(
+        req_to_token_stride, PAGE_SIZE, max_seq_pages, page_table_stride, swa_page_table_stride if two else 0,
+        seqlen_offset, q_stride if Q_MODE == Q_STRIDED else 0, num_out_tokens if HAS_SWA_OUT else 0,
+        swa_out_len if HAS_SWA_OUT else 0, -1 if two else missing_id(PAGE_SIZE),
     )  # fmt: skip
+    return launch(bs, tensors, numbers)
+
+
+def _fused_decode_metadata_kernel(
+    grid: tuple[int, ...], seq_lens: Any, seq_lens_stride_0: int, req_to_token: Any,
+    req_to_token_stride_0: int, req_to_token_stride_1: int, req_pool_indices: Any,
+    req_pool_indices_stride_0: int, cache_seqlens_int32: Any, cache_seqlens_int32_stride_0: int,
+    cu_seqlens_k: Any, cu_seqlens_k_stride_0: int, page_table: Any, page_table_stride_0: int,
+    page_table_stride_1: int, swa_page_table: Any, swa_page_table_stride_0: int, swa_page_table_stride_1: int,
+    full_to_swa_index_mapping: Any, full_to_swa_mapping_stride_0: int, full_v2p: Any, full_v2p_stride_0: int,
+    swa_v2p: Any, swa_v2p_stride_0: int, B: int, max_seq_pages: int, PAGE_SIZE: int, SEQ_LEN_DELTA: int,
+    BLOCK_COLS: int, SKIP_PAGE_TABLE: bool, ZERO_TAIL: bool, **_: Any,
+) -> bool:  # fmt: skip
+    """Page tables, lengths and their prefix sums of decoding, in pools of virtual pages, too."""
+    has_tables = not SKIP_PAGE_TABLE and max_seq_pages > 0
+    two = has_tables and swa_page_table is not None
+    if has_tables and (req_to_token_stride_1 != 1 or page_table_stride_1 != 1):
+        return False
+    if two and swa_page_table_stride_1 != 1:
+        return False
+    full_v2p = full_v2p if has_tables else None
+    swa_map, swa_v2p = (full_to_swa_index_mapping, swa_v2p) if two else (None, None)
+    # with a map of pages, what has none is of page 0
+    missing = missing_id(PAGE_SIZE) if full_v2p is None and swa_v2p is None else 0
+    tensors = StepTensors(
+        req_to_token, req_pool_indices, seq_lens, cache_seqlens_int32, page_table if has_tables else None,
+        swa_page_table if two else None, cu_seqlens_k, None, None, swa_map, full_v2p, swa_v2p,
+    )  # fmt: skip
+    numbers = StepNumbers(
+        req_to_token_stride_0, PAGE_SIZE, max_seq_pages, page_table_stride_0,
+        swa_page_table_stride_0 if two else 0, SEQ_LEN_DELTA, missing=missing, zero_tail=bool(ZERO_TAIL),
+        zero_first=True,
+    )  # fmt: skip
+    return launch(B, tensors, numbers)
+
+
+def _draft_extend_metadata_kernel(
+    grid: tuple[int, ...], seq_lens: Any, seq_lens_stride_0: int, extend_seq_lens: Any,
+    extend_seq_lens_stride_0: int, req_to_token: Any, req_to_token_stride_0: int, req_to_token_stride_1: int,
+    req_pool_indices: Any, req_pool_indices_stride_0: int, cache_seqlens_int32: Any,
+    cache_seqlens_int32_stride_0: int, cu_seqlens_k: Any, cu_seqlens_k_stride_0: int, cu_seqlens_q: Any,
+    cu_seqlens_q_stride_0: int, page_table: Any, page_table_stride_0: int, page_table_stride_1: int,
+    full_to_swa_index_mapping: Any, swa_page_table: Any, out_cache_loc: Any, swa_out_cache_loc: Any, B: int,
+    max_seq_pages: int, tokens_per_req: int, PAGE_SIZE_ONE: bool, SHIFT: int, BLOCK_COLS: int, HAS_SWA: bool,
+    OUT_BLOCK: int, **_: Any,
+) -> bool:  # fmt: skip
+    """Page tables, lengths, both prefix sums, and the slots of new tokens in the window's pool."""
+    if max_seq_pages <= 0 or req_to_token_stride_1 != 1 or page_table_stride_1 != 1:
+        return False
+    tokens = B * tokens_per_req if HAS_SWA else 0
+    tensors = StepTensors(
+        req_to_token, req_pool_indices, seq_lens, cache_seqlens_int32, page_table,
+        swa_page_table if HAS_SWA else None, cu_seqlens_k, cu_seqlens_q, extend_seq_lens,
+        full_to_swa_index_mapping if HAS_SWA else None, None, None, out_cache_loc if HAS_SWA else None,
+        swa_out_cache_loc if HAS_SWA else None,
+    )  # fmt: skip
+    numbers = StepNumbers(
+        req_to_token_stride_0, 1 if PAGE_SIZE_ONE else 1 << SHIFT, max_seq_pages, page_table_stride_0,
+        page_table_stride_0 if HAS_SWA else 0, num_locs=tokens, num_swa_locs=tokens, zero_first=True,
+    )  # fmt: skip
+    return launch(B, tensors, numbers)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .metadata import metadata
-from .page_tables import tables
+from . import steps
+from .page_tables import missing_id, tables
 
 
 def create_block_kv_indices(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -39,12 +39,15 @@ def apply_cuda_graph_metadata(original: Callable[..., Any], *args: Any, **kwargs
     if meta.seq_lens_k is None or not (verify or decode) or not _plain(original, self):
         return original(*args, **kwargs)
     source, out = self.req_to_token, meta.block_kv_indices
-    call = (
-        source, bound["req_pool_indices"], bound["seq_lens"], None, None, meta.seq_lens_k, None, None, out,
-        None,
+    tensors = steps.StepTensors(
+        source, bound["req_pool_indices"], bound["seq_lens"], meta.seq_lens_k, out
     )  # fmt: skip
     more = self.num_draft_tokens if verify else 0
-    if not metadata(call, batch, source.stride(0), out.stride(0), 0, self.page_size, more, out.shape[1], 0):
+    numbers = steps.StepNumbers(
+        source.stride(0), self.page_size, out.shape[1], out.stride(0), 0, more,
+        missing=missing_id(self.page_size),
+    )  # fmt: skip
+    if not steps.launch(batch, tensors, numbers):
         return original(*args, **kwargs)
     if verify and getattr(meta, "global_seq_lens_k", None) is not None:
         meta.global_seq_lens_k = meta.seq_lens_k  # the same lengths where there is one rank

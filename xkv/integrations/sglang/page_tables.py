@@ -97,19 +97,6 @@ def create_trtllm_mha_kv_indices_triton(
     return tables(inputs, grid[0], req_to_token_stride, page_table_stride, PAGE_SIZE, 0, full_to_swa_numel)
 
 
-def trtllm_mha_without_numel(
-    grid: tuple[int, ...], req_to_token_ptr: Any, req_pool_indices_ptr: Any, seq_lens_ptr: Any,
-    full_to_swa_ptr: Any, page_table_ptr: Any, swa_page_table_ptr: Any, req_to_token_stride: int,
-    page_table_stride: int, PAGE_SIZE: int, HAS_SWA: bool, **options: Any,
-) -> bool:  # fmt: skip
-    """The same before 0.5.16, which is not told how long the map is."""
-    return create_trtllm_mha_kv_indices_triton(
-        grid, req_to_token_ptr, req_pool_indices_ptr, seq_lens_ptr, full_to_swa_ptr, page_table_ptr,
-        swa_page_table_ptr, full_to_swa_ptr.numel() if HAS_SWA else 0, req_to_token_stride, page_table_stride,
-        PAGE_SIZE, HAS_SWA, **options,
-    )  # fmt: skip
-
-
 def scatter_req_to_token_to_page_table_kernel(
     grid: tuple[int, ...], req_to_token_ptr: Any, req_pool_indices_ptr: Any, seq_lens_ptr: Any,
     page_table_ptr: Any, req_to_token_stride: int, page_table_stride: int, sw_page_table_ptr: Any,

@@ -9,14 +9,10 @@ _HERE = ".sglang"  # see `replacing.resolve`
 
 def _kernel(module: str, name: str, codes: str, **others: str) -> Kernel:
     """A kernel whose launch in that module has its name, but for the codes of texts with other arguments."""
-    launches = {name: codes} | others
+    launches = {f"{module}:{name}": codes} | {f"earlier:{ours}": texts for ours, texts in others.items()}
     return Kernel(
         name,
-        {
-            code: Launch(f"{_HERE}.{module}:{ours}")
-            for ours, texts in launches.items()
-            for code in texts.split()
-        },
+        {code: Launch(f"{_HERE}.{ours}") for ours, texts in launches.items() for code in texts.split()},
     )
 
 
@@ -33,6 +29,19 @@ KERNELS = (
     ),
     _kernel("page_tables", "scatter_req_to_token_to_page_table_kernel", "d9b139b865db"),
     _kernel("metadata", "update_trtllm_mha_graph_metadata_kernel", "8647ea728cfb b9b5c29e8110"),
+    _kernel("metadata", "_fused_decode_metadata_kernel", "07347e638789"),
+    _kernel("metadata", "_draft_extend_metadata_kernel", "ad3b4ca16722"),
+    _kernel("context_parallel", "create_triton_kv_indices_for_dcp_triton", "b047bbaef678"),
+    _kernel(
+        "context_parallel", "create_mla_kv_page_table_for_dcp", "7304c57b1552",
+        dcp_page_table_without_map="71f6847ed5dd", dcp_page_table_with_multiplier="2a50bab28cbf",
+    ),
+    _kernel("context_parallel", "compact_dcp_verify_token_table_to_ragged", "a5c738be4c9a"),
+    _kernel(
+        "draft", "generate_draft_decode_kv_indices", "06f86d0c04fa",
+        draft_indices_of_pools="a52b7dc647bc", draft_indices_without_window="e0d1e9cab7dc 85295c7f02aa",
+    ),
+    _kernel("draft", "generate_draft_decode_window_kv_indices", "d61fdec1be9f"),
 )  # fmt: skip
 
 METHODS = tuple(
@@ -82,4 +91,4 @@ FUNCTIONS = (
 REPLACED: tuple[Replacement, ...] = (*KERNELS, *METHODS, *STEPS, *FUNCTIONS)
 
 # where SGLang has had them so far
-FIRST = ("kernels", "srt/layers/attention", "srt/model_executor")
+FIRST = ("kernels", "srt/layers", "srt/model_executor", "srt/speculative")

@@ -8,6 +8,7 @@ table of slots their dtypes. Whatever goes wrong here is logged, and the engine 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from ... import switches
 from ..patching import importing, logs
+from . import steps
 from .kv_indices import indices, indices_and_sums
-from .metadata import metadata
-from .page_tables import tables
+from .page_tables import missing_id, tables
+from .steps import StepNumbers, StepTensors
 
 _RUNNER = "sglang.srt.model_executor.model_runner"
 _METHODS = ("init_attention_backends", "init_attention_backend")  # 0.5.16 and later; before
@@ -137,8 +139,8 @@ def _lengths(backend: Any, page_size: int) -> int:
     """A page table and its int32 lengths."""
     ids, one = backend.req_to_token, _ints(backend)
     out = _new(backend, torch.int32, 1, 1)
-    inputs = (ids, one, one, None, None, _ints(backend), None, None, out, None)
-    return metadata.warm(inputs, 1, ids.stride(0), 1, 0, page_size, 0, 1, 0)
+    numbers = StepNumbers(ids.stride(0), page_size, 1, 1, missing=missing_id(page_size))
+    return steps.warm(StepTensors(ids, one, one, _ints(backend), out), numbers)
 
 
 def _trtllm_mla(backend: Any) -> int:
@@ -146,23 +148,51 @@ def _trtllm_mla(backend: Any) -> int:
     return _tables(backend, page, -1) + _tables(backend, page) + _lengths(backend, page)
 
 
+def _windows(backend: Any) -> list[tuple[Tensor | None, Tensor | None]]:
+    """The maps to a window's pool, and its tables, that steps may have: none, and the backend's."""
+    mapping = getattr(getattr(backend, "token_to_kv_pool", None), "full_to_swa_index_mapping", None)
+    found: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+    if isinstance(mapping, Tensor):
+        found.append((mapping, _new(backend, torch.int32, 1, 1)))
+    return found
+
+
 def _trtllm_mha(backend: Any) -> int:
     """Page tables with lengths and sums, in the three ways that queries are counted; the window's beside."""
     ids, one, two = backend.req_to_token, _ints(backend), _ints(backend, 2)
-    mapping = getattr(getattr(backend, "token_to_kv_pool", None), "full_to_swa_index_mapping", None)
-    page, out = backend.page_size, _new(backend, torch.int32, 1, 1)
-    beside: tuple[tuple[Tensor | None, Tensor | None], ...] = ((None, None),)
-    if isinstance(mapping, Tensor):
-        beside = ((None, None), (mapping, _new(backend, torch.int32, 1, 1)))
-    count = 0
-    for token_map, out2 in beside:
+    page, out, count = backend.page_size, _new(backend, torch.int32, 1, 1), 0
+    for token_map, out2 in _windows(backend):
         for queries, cu_q in ((None, None), (one, two), (None, two)):
-            lens = _ints(backend)
-            inputs: tuple[Any, ...] = (ids, one, one, queries, token_map, lens, two, cu_q, out, out2)
-            count += metadata.warm(inputs, 1, ids.stride(0), 1, 1, page, 0, 1, 1)
+            count += _step(backend, (out, out2, two, cu_q, queries, token_map), zero_first=False)
         length = 0 if token_map is None else token_map.numel()
         inputs = (ids, one, one, None, None, token_map, out, out2)
         count += tables.warm(inputs, 1, ids.stride(0), 1, page, 0, length)
+    return count
+
+
+def _flash_attention(backend: Any) -> int:
+    """Page tables with lengths and sums of decoding and of extending by drafts; the window's beside."""
+    one, two, out, count = _ints(backend), _ints(backend, 2), _new(backend, torch.int32, 1, 1), 0
+    for token_map, out2 in _windows(backend):
+        for queries, cu_q in ((None, None), (one, two)):
+            count += _step(backend, (out, out2, two, cu_q, queries, token_map), zero_first=True)
+    return count
+
+
+def _step(backend: Any, optional: tuple[Tensor | None, ...], *, zero_first: bool) -> int:
+    """A step with these of `StepTensors`, from ``out`` on; with a window's, also with slots of new tokens."""
+    ids, page, count = backend.req_to_token, backend.page_size, 0
+    *_, token_map = optional
+    locs = _new(backend, torch.int64, 1)
+    missing = {missing_id(page), -1} if token_map is None else {-1}
+    for slots, each in itertools.product(
+        [()] if token_map is None else [(), (None, None, locs, locs)], missing
+    ):
+        tensors = StepTensors(ids, _ints(backend), _ints(backend), _ints(backend), *optional, *slots)
+        numbers = StepNumbers(
+            ids.stride(0), page, 1, 1, 1, 0, 1, 1, 1, each, zero_first=zero_first
+        )  # fmt: skip
+        count += steps.warm(tensors, numbers)
     return count
 
 
@@ -177,4 +207,5 @@ _NEEDS: dict[str, Callable[[Any], int]] = {
     "CutlassMLABackend": lambda backend: _tables(backend, 128),
     "TRTLLMMLABackend": _trtllm_mla,
     "TRTLLMHAAttnBackend": _trtllm_mha,
+    "FlashAttentionBackend": _flash_attention,
 }

@@ -17,6 +17,7 @@ from ...launch.guards import addresses
 from ...launch.triton_launcher import launch_hooks_active
 from ...params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 from ..repeats import Repeats
+from ..rows import every_row
 from .launching import PROGRAMS, Launcher, parts, served
 
 _BLOCK_SIZES = {1 << n for n in range(11)}
@@ -32,7 +33,6 @@ _POINTERS = ("src_ptr", "lens_ptr", "query_ptr", "indptr_ptr", "out_ptr")
 _SIZES = ("src_stride", "src_rows", "src_tokens", "batch", "capacity")
 _entries = LaunchCache()
 _repeats = Repeats()
-_every: dict[torch.device, Tensor] = {}  # 0, 1, 2, ...: rows of a block table are the batch's, in order
 
 
 def forget() -> None:
@@ -109,19 +109,11 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
             compiled.launch(call)
             _repeats.add(key, tensors, call, compiled)
             return True
-    if not _rows_there(table.device):
+    rows = every_row(table.device)
+    if rows is None:
         return False
-    build = _as_build(batch, View(out, kv_indptr=sums[:batch]), table, sums, block_size)
+    build = _as_build(rows[:batch], View(out, kv_indptr=sums[:batch]), table, sums, block_size)
     _entries.add(signature, build, launch.run(build), _POINTERS, _SIZES)
-    return True
-
-
-def _rows_there(device: torch.device) -> bool:
-    """Whether the batch's rows are on the device; they cannot be put there while a graph is captured."""
-    if device not in _every:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return False
-        _every[device] = torch.arange(MAX_BATCH, dtype=torch.int32).to(device)
     return True
 
 
@@ -140,9 +132,10 @@ def _fits(batch: int, out: Tensor, table: Tensor, stride: int, sums: Tensor, blo
     )
 
 
-def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
+def _as_build(rows: Tensor, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
     """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long, and begins at ``sums[b]``."""
+    batch = rows.shape[0]
     return Build(
-        table, _every[table.device][:batch], sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
+        table, rows, sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
         query_lens=sums[:batch], query_sign=-1, report_missing=False, indptr_is_input=True,
     )  # fmt: skip
