@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ROWS = "xkv/kernel/rows.py"
+SHARDS = "xkv/kernel/shards.py"
 TILES = "xkv/kernel/tiles.py"
 SCHEDULER = "xkv/kernel/scheduler.py"
 VLLM = "xkv/integrations/vllm/kernels.py"
@@ -144,11 +145,11 @@ MUTATIONS = [
         "of a source page of no power of two, ids past 2**31 - 1 wrap in an int32 table", "larger_pages",
     ),
     Mutation(
-        "shard rank dropped", ROWS, "rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE",
+        "shard rank dropped", SHARDS, "rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE",
         "rest = length % ROUND", "every rank takes the length of rank 0", "curated and shard",
     ),
     Mutation(
-        "shard run not clipped", ROWS, "+ clip(rest, 0, C.SHARD_INTERLEAVE)", "+ tl.maximum(rest, 0)",
+        "shard run not clipped", SHARDS, "+ clip(rest, 0, C.SHARD_INTERLEAVE)", "+ tl.maximum(rest, 0)",
         "the next ranks' tokens of the last round are shown too", "curated and shard",
     ),
     Mutation(
@@ -161,7 +162,7 @@ MUTATIONS = [
         "a rank writes other ranks' tokens over its own", "curated and shard",
     ),
     Mutation(
-        "shard's first position dropped", TILES, "first = req.shard_rank * C.SHARD_INTERLEAVE", "first = 0",
+        "shard's first position dropped", SHARDS, "first = req.shard_rank * C.SHARD_INTERLEAVE", "first = 0",
         "every rank reads the ids of rank 0's tokens", "curated and shard",
     ),
     Mutation(
@@ -196,7 +197,7 @@ MUTATIONS = [
         "curated and slots",
     ),
     Mutation(
-        "slots at whole positions", TILES,
+        "slots at whole positions", SHARDS,
         "at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE", "at = at + 0",
         "a local source is read at positions of the whole row, past its end", "curated and shard",
     ),
@@ -205,7 +206,7 @@ MUTATIONS = [
         "page = entry // C.PAGE_SIZE", "ids of all ranks' cache are out of a rank's", "curated and shard",
     ),
     Mutation(
-        "global slot of a run", TILES,
+        "global slot of a run", SHARDS,
         "return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE",
         "return slot // ROUND * C.SHARD_INTERLEAVE", "all tokens of a run are its first", "curated and shard",
     ),
@@ -502,7 +503,7 @@ MUTATIONS = [
     ),
     Mutation(
         "place in a source page lost", TILES,
-        "token += _source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
+        "token += source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
@@ -515,8 +516,8 @@ MUTATIONS = [
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "unit = _source_position(_in_branch(at, tile.row, C), req, C) %",
-        "unit = _source_position(j * C.PAGE_SIZE, req, C) %",
+        "place in a larger page", TILES, "unit = source_position(_in_branch(at, tile.row, C), req, C) %",
+        "unit = source_position(j * C.PAGE_SIZE, req, C) %",
         "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(

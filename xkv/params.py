@@ -132,14 +132,14 @@ class Build:
             outputs is branch ``b % topk`` of request ``b // topk``.
         shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
             ``source_page_size`` of a "global" source is 1.
-        lens_are_local: ``seq_lens`` counts the rank's own tokens, of each row from its ``kv_start`` on. No
-            slots, no draft.
+        lens_are_local: ``seq_lens`` counts the rank's own tokens, from a row's ``kv_start`` on. No slots.
         writes_ids: False for lengths and prefix sums alone, of a table whose ``out`` is not accessed.
-        out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, to be translated by the
-            ``token_map`` of the last view, or None.
-        window_out_cache_loc: where to, ``[m]`` int: -1 for what has no slot there, 0 from
-            ``num_out_tokens`` on.
-        num_out_tokens: entries of ``out_cache_loc`` to translate. None: all.
+        clamps_tail: a row has the entries that ``kv_indptr``, an input, says; those past its length repeat
+            its first.
+        out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, which the last view's
+            ``token_map`` translates, or None.
+        window_out_cache_loc: where to, ``[m]`` int: -1 for none there, 0 from ``num_out_tokens`` on.
+        num_out_tokens: of ``out_cache_loc``; None: all.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -173,6 +173,7 @@ class Build:
     shard: Shard | None = None
     lens_are_local: bool = False
     writes_ids: bool = True
+    clamps_tail: bool = False
     out_cache_loc: Tensor | None = None
     window_out_cache_loc: Tensor | None = None
     num_out_tokens: int | None = None
@@ -212,8 +213,7 @@ class Build:
     @property
     def translated_slots(self) -> int:
         """Entries of ``out_cache_loc`` to translate."""
-        assert self.out_cache_loc is not None
-        size = int(self.out_cache_loc.shape[0])
+        size = 0 if self.out_cache_loc is None else int(self.out_cache_loc.shape[0])
         return size if self.num_out_tokens is None else min(size, max(self.num_out_tokens, 0))
 
     def window_tokens(self, view: View) -> int | None:
@@ -232,7 +232,9 @@ class Build:
         if self.positions is not None and self.pad_value is None:
             return min(capacity, int(self.positions.shape[0]))
         bound = local_length(self.source_tokens, self.shard) // self.page_size + 1 + self.min_seq_len
-        return capacity if self.form == SLOTS or self.pad_value is not None else min(capacity, bound)
+        if self.form == SLOTS or self.pad_value is not None or self.clamps_tail:
+            return capacity
+        return min(capacity, bound)
 
     @property
     def writes_sums(self) -> bool:

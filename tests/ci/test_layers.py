@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A room is a file or a folder of xkv/. It imports from itself and from rooms of lower levels: of lines above.
 LEVELS = (
     ("platforms", "shard", "status", "switches"),
-    ("cuda", "params", "rocm"),
+    ("cuda", "draft", "rocm"),
+    ("params",),
     ("arguments", "dispatch", "kernel", "reference", "torch_library"),
     ("launch",),
     ("metadata", "ops"),

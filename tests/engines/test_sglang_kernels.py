@@ -14,9 +14,9 @@ from conftest import GPUS
 from recorded import Recorded, arguments, on_gpu
 from sglang_calls import CALLS, assert_same, newest, original, twin
 
+from xkv.integrations import cached_calls
 from xkv.integrations.patching import replacing
 from xkv.integrations.sglang import (
-    cached_calls,
     context_parallel,
     kv_indices,
     load,

@@ -162,7 +162,7 @@ def test_aiter_page_indices(engine: SimpleNamespace, device: str, seed: int, gra
 
 
 @pytest.mark.kernel
-def test_a_clamped_tail_is_left_to_vllm(engine: SimpleNamespace, device: str) -> None:
+def test_a_clamped_tail_repeats_the_first_slot(engine: SimpleNamespace, device: str) -> None:
     kernel = engine.aiter._expand_page_indices_kernel
     table = torch.tensor([[7, 9]], dtype=torch.int32, device=device)
     out = torch.zeros(6, dtype=torch.int32, device=device)

@@ -89,7 +89,7 @@ def test_slots_past_int32(device: str) -> None:
 def test_page_indices_leave_what_they_cannot_say(device: str) -> None:
     out, table, sums = guarded_1d(4, I32, device), ints([[1, 2], [3, 4]], device), ints([0, 2, 3], device)
     assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 48, 1024)
-    assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums, 1, 1024, CLAMP_TAIL=True)
+    assert not indices.expand_page_indices((2,), out, table, 2, 1, sums, sums[:1], 1, 1024, CLAMP_TAIL=True)
     assert not indices.expand_page_indices((2,), out, table, 2, 2, sums, sums, 1, 1024)
     assert not indices.expand_page_indices((2,), out, table, 3, 1, sums, sums, 1, 1024)
     assert not indices.expand_page_indices((3,), out, table, 2, 1, sums, sums, 1, 1024)

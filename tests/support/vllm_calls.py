@@ -50,7 +50,24 @@ def page_indices(rng: random.Random, device: str, names: Collection[str]) -> Cal
         "block_table_stride_0": stride, "block_table_stride_1": 1, "cu_num_tokens": sums,
         "num_real_tokens": sums, "KERNEL_BLOCK_SIZE": size, "BLOCK_SIZE": 1024, "CLAMP_TAIL": False,
     }  # fmt: skip
+    if rng.random() < 0.5 and "CLAMP_TAIL" in names:  # of rows padded to a kernel's length
+        args["CLAMP_TAIL"] = True
+        real = [rng.choice([n, rng.randint(0, n)]) for n in lens.tolist()]
+        args["num_real_tokens"] = torch.tensor(real, dtype=torch.int32).to(device)
     return Call((rows, -(-width * size // 1024) or 1), args, [out])
+
+
+def local_lengths(rng: random.Random, device: str, names: Collection[str]) -> Call:
+    requests, more = rng.randint(0, 6), rng.choice([0, 3])
+    size = rng.choice([2, 3, 8])
+    lens = _ints(rng, requests + more, high=1 << 20, device=device)
+    out = guarded_1d(requests + more, torch.int32, device)
+    args = {
+        "out_ptr": out, "seq_lens_ptr": lens[: rng.randint(requests, requests + more)], "dcp_size": size,
+        "dcp_rank": rng.randrange(size), "cp_interleave": rng.choice([1, 4, 64]), "num_reqs": requests,
+        "max_num_reqs": requests + more, "BLOCK_SIZE": 128,
+    }  # fmt: skip
+    return Call((1,), args, [out])
 
 
 def slot_mapping(rng: random.Random, device: str, names: Collection[str]) -> Call:
@@ -117,6 +134,7 @@ def slot_mappings(rng: random.Random, device: str, names: Collection[str]) -> Ca
 CALLS: dict[str, Callable[[random.Random, str, Collection[str]], Call]] = {
     "_copy_page_indices_kernel": page_indices,
     "_expand_page_indices_kernel": page_indices,
+    "_dcp_local_seq_lens_kernel": local_lengths,
     "ComputeSlotMappingKernel.kernel": slot_mapping,
     "_gather_block_tables_kernel": gather,
     "_compute_slot_mappings_kernel": slot_mappings,

@@ -51,6 +51,7 @@ class Config(str):
     SOURCE_IS_GLOBAL: bool
     LENS_ARE_LOCAL: bool
     WRITES_IDS: bool
+    CLAMPS_TAIL: bool
     WINDOW_IS_ABSOLUTE: bool
     HAS_SINKS: bool
     TOPK: int  # branches of a draft tree. 0: none

@@ -162,6 +162,9 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)
         items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
+        if C.CLAMPS_TAIL:
+            row = tl.where(row_exists, row, -1)
+            items = tl.maximum(_load_difference(view.indptr_ptr, b, mask), 0)
         if C.FORM == TABLE and C.WRITES_IDS:
             reason = tl.where((reason == 0) & (items > view.capacity), TRUNCATED, reason)
             items = tl.minimum(items, view.capacity)

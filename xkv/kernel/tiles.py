@@ -42,7 +42,10 @@ def _tile_items(idx, row, req, view, policy, C: tl.constexpr):
         token = tl.where(item < row.sink_items, item * C.PAGE_SIZE, behind)
     if req.positions_ptr is not None:
         token = load_int(req.positions_ptr, req.positions_stride, token, live)
-    if C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
+    if C.CLAMPS_TAIL:  # what is past the row's end is its first token, if it has a row
+        token = tl.where(token < row.end, token, 0)
+        live = live & (row.source >= 0) & (req.src_tokens > 0)
+    elif C.FORM == SLOTS or policy.min_len is not None:  # some items have no token
         live = live & (token >= 0) & (token < row.end)
     if C.WINDOW_IS_ABSOLUTE:  # nor have those before the window
         is_shown = token > row.start - C.PAGE_SIZE
@@ -65,7 +68,7 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     """Loads the source entries of tile ``idx`` of a row; -1 where the row has no token."""
     pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
-    if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0:
+    if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0 or C.CLAMPS_TAIL:
         source = src_row + source_position(_in_branch(token, row, C), req, C) // C.SOURCE_PAGE_SIZE
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
@@ -84,7 +87,13 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
         else:
             entry = tl.load(source, mask=live, other=-1)
         return entry
-    elif C.FORM != SLOTS and policy.min_len is None and not C.HAS_PADDING and not C.WINDOW_IS_ABSOLUTE:
+    elif (
+        C.FORM != SLOTS
+        and policy.min_len is None
+        and not C.HAS_PADDING
+        and not C.WINDOW_IS_ABSOLUTE
+        and not C.CLAMPS_TAIL
+    ):
         return tl.load(source, mask=live)  # only live items are stored
     else:
         return tl.load(source, mask=live, other=-1)

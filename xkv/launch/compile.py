@@ -126,7 +126,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.window_is_prefix_only and any(view.window is not None for view in build.views),
         build.starts_are_aligned and any(view.kv_start is not None for view in build.views),
         *((1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")),
-        build.lens_are_local and shard is not None, build.writes_ids,
+        build.lens_are_local and shard is not None, build.writes_ids, build.clamps_tail,
         build.views[0].is_absolute, build.views[0].sink is not None,
         *((0, 0, 1) if draft is None else (draft.topk, draft.num_steps, draft.page_size)),
     )  # fmt: skip
@@ -142,7 +142,7 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
-    if build.tiles_of_tokens or build.views[0].sink is not None or build.draft is not None:
+    if build.tiles_of_tokens or build.views[0].sink is not None or build.draft or build.clamps_tail:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 

@@ -117,7 +117,11 @@ def _write_ids(
         if build.pad_value is not None:  # what sums that decrease claim past the last is padding alone
             own &= t < sums[-1]
         b, j, t = b[own], j[own], to_int64(build.positions[t[own]])
+    if build.clamps_tail:
+        t = torch.where(t < rows.end[b], t, 0)
     live = (t >= 0) & (t < rows.end[b])
+    if build.clamps_tail:
+        live = (rows.row[b] >= 0) & (build.max_tokens > 0)
     if view.is_absolute:
         shown = t > rows.start[b] - page_size
         if view.sink is not None:

@@ -139,6 +139,9 @@ def load_rows(build: Build, view: View) -> Rows:
     kv_len = torch.where(start < end, end - first, 0) + sink_items * page_size
     kv_len = kv_len.clamp(min=build.min_seq_len)
     items = (kv_len + page_size - 1) // page_size
+    if build.clamps_tail and view.kv_indptr is not None:
+        row = torch.where(row_exists, row, -1)
+        items = to_int64(view.kv_indptr).diff().clamp(0, LENGTH_MAX)
     if build.form == TABLE and build.writes_ids:
         width = view.capacity(TABLE)
         report_first(items > width, Reason.TRUNCATED)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ...launch.cache import fits_int32
 from ...params import CAPACITY_MAX, CSR, TABLE, Build, View
 from ...shard import MAX_SIZE, Shard
+from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from ..rows import every_row
-from .cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
 

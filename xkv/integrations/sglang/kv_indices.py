@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...launch.cache import fits_int32
 from ...params import CAPACITY_MAX, CSR, Build, View
-from .cached_calls import SIZES, CachedCalls, LaunchSizes
+from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, vector, vector_or_none
 
 

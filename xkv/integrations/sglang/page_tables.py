@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...launch.cache import fits_int32
 from ...params import CAPACITY_MAX, TABLE, Build, View
-from .cached_calls import SIZES, CachedCalls, LaunchSizes
+from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
 SIZES_OF_TWO = (*SIZES, "out_stride2", "capacity2", "token_map_len2")

@@ -15,7 +15,8 @@ from ...launch import launch
 from ...launch.cache import LaunchCache
 from ...launch.guards import addresses
 from ...launch.triton_launcher import launch_hooks_active
-from ...params import CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from ...params import CAPACITY_MAX, CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
+from ..cached_calls import CachedCalls, LaunchSizes
 from ..repeats import Repeats
 from ..rows import every_row
 from .launching import PROGRAMS, Launcher, parts, served
@@ -39,6 +40,7 @@ def forget() -> None:
     """Forgets every call."""
     _entries.clear()
     _repeats.clear()
+    clamped.clear()
 
 
 def copy_page_indices(
@@ -76,13 +78,16 @@ def expand_page_indices(
 ) -> bool:  # fmt: skip
     """As ``_expand_page_indices_kernel``: the token slots of each row, one row behind the other.
 
-    With CLAMP_TAIL what lies past a request's tokens repeats its first slot, which no op of xkv says.
+    With CLAMP_TAIL what lies past a request's ``num_real_tokens`` repeats its first slot.
 
     Returns:
         Whether it was launched; False leaves the call to vLLM's own kernel.
     """
-    if CLAMP_TAIL or block_table_stride_1 != 1:
+    if block_table_stride_1 != 1:
         return False
+    if CLAMP_TAIL:
+        inputs = block_table, num_real_tokens, cu_num_tokens, page_indices
+        return clamped(inputs, grid[0], block_table_stride_0, KERNEL_BLOCK_SIZE)
     return _build(grid[0], page_indices, block_table, block_table_stride_0, cu_num_tokens, KERNEL_BLOCK_SIZE)
 
 
@@ -139,3 +144,28 @@ def _as_build(rows: Tensor, view: View, table: Tensor, sums: Tensor, block_size:
         table, rows, sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
         query_lens=sums[:batch], query_sign=-1, report_missing=False, indptr_is_input=True,
     )  # fmt: skip
+
+
+def _clamped_sizes(
+    table: Tensor, lens: Tensor, sums: Tensor, out: Tensor, batch: int, stride: int, block_size: int
+) -> LaunchSizes | None:
+    if not _fits(batch, out, table, stride, sums, block_size) or lens.dim() != 1 or lens.numel() < batch:
+        return None
+    tokens, capacity = table.size(1) * block_size, min(out.size(0), CAPACITY_MAX)
+    values = (stride, table.size(0), tokens, batch, capacity)
+    return LaunchSizes((block_size,), _SIZES, values, capacity)
+
+
+def _clamped_build(
+    table: Tensor, lens: Tensor, sums: Tensor, out: Tensor, batch: int, stride: int, block_size: int
+) -> Build | None:
+    rows = every_row(table.device)
+    if rows is None or lens.stride(0) != 1:
+        return None
+    return Build(
+        table, rows[:batch], lens[:batch], CSR, 1, block_size, 1, (View(out, kv_indptr=sums[: batch + 1]),),
+        report_missing=False, indptr_is_input=True, clamps_tail=True,
+    )  # fmt: skip
+
+
+clamped = CachedCalls("src_ptr lens_ptr indptr_ptr out_ptr", _clamped_sizes, _clamped_build)

@@ -35,6 +35,7 @@ KERNELS = (
             "53e318941071": _launch("earlier:gather_block_tables_without_window"),
         },
     ),
+    Kernel("_dcp_local_seq_lens_kernel", {"7c3007d81a17": _launch("lengths:dcp_local_seq_lens")}),
     Kernel(
         "_compute_slot_mappings_kernel",
         {

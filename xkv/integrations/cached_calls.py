@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...launch import compile, launch
-from ...launch.cache import CacheEntry, LaunchCache
-from ...launch.guards import addresses, make_guard, refuse
-from ...launch.triton_launcher import launch_hooks_active
-from ...params import MAX_BATCH, Build
-from ..repeats import Repeats
+from ..launch import compile, launch
+from ..launch.cache import CacheEntry, LaunchCache
+from ..launch.guards import addresses, make_guard, refuse
+from ..launch.triton_launcher import launch_hooks_active
+from ..params import MAX_BATCH, Build
+from .repeats import Repeats
 
 _INTS = (torch.int32, torch.int64)
 _MOST_RECENT = 64
