@@ -115,11 +115,10 @@ class Build:
         min_last_page_len: last page lengths written are at least this.
         window_is_prefix_only: windows do not grow with the query tokens: the attention kernel gets the
             query tokens' keys from elsewhere.
-        starts_are_aligned: report a row whose ``kv_start`` is inside a page: the attention kernel cannot
-            skip the tokens of that page before it.
+        starts_are_aligned: report a row whose ``kv_start`` is inside a page: its kernel cannot skip tokens.
         pad_value: written past the live entries; None: those entries are left unwritten.
-        pad_to_multiple_of: entries; padding ends at the next multiple of it, and at the first for an empty
-            row. None: at the end of the row or the stream.
+        pad_to_multiple_of: entries; padding ends at the next multiple of it, the first for an empty row.
+            None: at the end of the row or the stream.
         missing_id: written for a live token without an id.
         report_missing: report a live token without an id.
         indptr_is_input: ``kv_indptr`` of the first view, ``[batch]`` int32 or int64, is read, not written: it
@@ -134,8 +133,7 @@ class Build:
             ``source_page_size`` of a "global" source is 1.
         lens_are_local: ``seq_lens`` counts the rank's own tokens, from a row's ``kv_start`` on. No slots.
         writes_ids: False for lengths and prefix sums alone, of a table whose ``out`` is not accessed.
-        clamps_tail: a row has the entries that ``kv_indptr``, an input, says; those past its length repeat
-            its first.
+        clamps_tail: a row has the entries that ``kv_indptr`` says; those past its length repeat its first.
         out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, which the last view's
             ``token_map`` translates, or None.
         window_out_cache_loc: where to, ``[m]`` int: -1 for none there, 0 from ``num_out_tokens`` on.
@@ -195,7 +193,9 @@ class Build:
         if self.tiles_of_tokens:
             return "query_tokens"
         ranks = 1 if self.form == SLOTS else ranks_between(self.shard)
-        return access_pattern(self.page_size * ranks, self.source_page_size, ragged=self.form != TABLE)
+        mapped = any(view.token_map is not None or view.page_map is not None for view in self.views)
+        stream, mapped = self.form != TABLE, mapped and self.form != SLOTS
+        return access_pattern(self.page_size * ranks, self.source_page_size, ragged=stream, mapped=mapped)
 
     @property
     def source_tokens(self) -> int:

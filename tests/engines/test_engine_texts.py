@@ -16,6 +16,7 @@ from building import whole
 from engine_texts import CACHE, ROOT, Text, first_and_last, load
 
 from xkv.integrations.patching import replacing
+from xkv.integrations.sglang import draft
 from xkv.integrations.sglang import table as sglang
 from xkv.integrations.vllm import table as vllm
 
@@ -46,7 +47,8 @@ def replaced(text: Text, rows: Any) -> tuple[Any, Callable[..., bool]]:
 
 @pytest.mark.interpret
 @by_text(SGLANG)
-def test_sglang_s_kernel(text: Text, device: str) -> None:
+def test_sglang_s_kernel(text: Text, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft, "PREPARED_AT", 1)
     kernel, launch = replaced(text, sglang.KERNELS)
     rng, served, tried = random.Random(f"{text}"), 0, 0
     while tried < CASES:

@@ -18,6 +18,7 @@ from xkv.integrations import cached_calls
 from xkv.integrations.patching import replacing
 from xkv.integrations.sglang import (
     context_parallel,
+    draft,
     kv_indices,
     load,
     page_tables,
@@ -33,7 +34,11 @@ NAMES = [*ROWS]
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", NAMES)
-def test_equal_bit_for_bit(name: str, engine: Path, device: str) -> None:
+def test_equal_bit_for_bit(
+    name: str, engine: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(draft, "PREPARED_AT", 1)
+    monkeypatch.setattr(draft, "_MOST", 1 << 10)
     load()
     kernel, rng = getattr(sglang_standins, name), random.Random(f"{name} 1")
     for _ in range(20 if GPUS else 3):
@@ -179,3 +184,24 @@ def test_a_call_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tables.clear()
     ask(source, out)
     assert len(builds) == 2
+
+
+@pytest.mark.kernel
+def test_launches_of_draft_decoding_are_kept_for_buffers_that_come_again(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Others, as of steps without a graph, are the original's: theirs would take longer to prepare."""
+    draft.clear()
+    call = CALLS["generate_draft_decode_kv_indices"](random.Random(3), device)
+    again = CALLS["generate_draft_decode_kv_indices"](random.Random(4), device)
+    launch = draft.generate_draft_decode_kv_indices
+    assert not launch(call.grid, **call.args)
+    assert not launch(again.grid, **again.args)
+    assert launch(call.grid, **call.args)
+    assert launch(again.grid, **again.args)
+    assert len(draft._launches) == 2
+    monkeypatch.setattr(draft, "_MOST", 2)
+    third = CALLS["generate_draft_decode_kv_indices"](random.Random(5), device)
+    assert [launch(third.grid, **third.args) for _ in range(3)] == [False] * 3
+    assert launch(call.grid, **call.args)
+    draft.clear()

@@ -270,7 +270,7 @@ def compact_dcp_verify_token_table_to_ragged(
 def _draft_id(row, t, v2p, page_size: tl.constexpr, ENTRY: tl.constexpr, TRANSLATE: tl.constexpr):
     id = tl.load(row + t // ENTRY).to(tl.int64) * ENTRY + t % ENTRY
     if TRANSLATE:
-        id = _mapped(id // page_size, v2p) * page_size + id % page_size
+        id = tl.maximum(tl.load(v2p + id // page_size) * page_size + id % page_size, 0)
     return id
 
 

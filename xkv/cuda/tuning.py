@@ -58,6 +58,14 @@ _SM90 = (
         "best of each point, most 1.25 (256 x ~4K in 128K, page 1 of 16)",
     ),
     Tuning(
+        "mapped", 16, 512, 4, 8, 2, 2, 512, 1, 4, 16, True,
+        "not swept: tests/support/sglang_steps.py times it",
+    ),
+    Tuning(
+        "mapped", None, 512, 4, 8, 2, 2, 512, 1, 4, 256, True,
+        "not swept: tests/support/sglang_steps.py times it",
+    ),
+    Tuning(
         "query_tokens", None, 128, 4, 4, 1, 4, 128, 1, 1, 256, True,
         "one token a thread: reasoned, not measured",
     ),

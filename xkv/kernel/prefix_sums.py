@@ -28,8 +28,16 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
     kv_sum = item_sum
     query_sum = item_sum
     own_chunk = pid * C.BATCH_BLOCK
+    SUMS_QUERIES: tl.constexpr = view.cu_q_ptr is not None and (
+        req.query_ptr is not None or req.query_start_ptr is not None
+    )
+    first_chunk = 0
+    step = C.BATCH_BLOCK
+    if not STREAM and view.cu_k_ptr is None and not SUMS_QUERIES:  # no row needs those before it
+        first_chunk = own_chunk
+        step = num_programs * C.BATCH_BLOCK
     # at least one iteration: the prefix sums of an empty batch are [0]
-    for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):
+    for chunk in range(first_chunk, tl.maximum(req.batch, 1), step):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         rows = load_row(i, mask, req, view, policy, C)
@@ -76,6 +84,6 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             item_sum += tl.sum(items, 0)
         if view.cu_k_ptr is not None:
             kv_sum += tl.sum(kv_len, 0)
-        if view.cu_q_ptr is not None and (req.query_ptr is not None or req.query_start_ptr is not None):
+        if SUMS_QUERIES:
             query_sum += tl.sum(query, 0)
     return item_sum

@@ -14,6 +14,7 @@ from . import memory
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
 _ENTRIES_PER_LANE = 8  # of a tile in a group, at most
+_SUM_PROGRAMS = 8  # that a launch without ids has for what is written beside the lengths
 
 
 class Schedule(NamedTuple):
@@ -108,6 +109,9 @@ def schedule_sizes(
         return Schedule(
             (programs + writes_sums, 1, num_views), tuning.num_page_per_block, tiles, False, False
         )
+    if row_items == 0:  # lengths and sums alone
+        programs = max(-(-batch // tuning.batch_block), min(batch, _SUM_PROGRAMS))
+        return Schedule((programs, 1, num_views), tuning.num_page_per_block, 1, False, False)
     # the programs of one more row have no tiles of their own and write the sums
     rows = batch + writes_sums
     num_page, units = tuning.num_page_per_block, target.compute_units

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-AccessPattern = Literal["contiguous", "ragged", "expand", "strided_near", "strided_far", "query_tokens"]
+AccessPattern = Literal[
+    "contiguous", "ragged", "expand", "strided_near", "strided_far", "mapped", "query_tokens"
+]
 
 # Entries: up to this stride (64 bytes of int32, what DRAM transfers at a time) no byte that DRAM transfers
 # is skipped.
@@ -21,9 +23,10 @@ class Tuning:
             (page size 1), into a table; "ragged": the same into a stream, whose rows begin at any entry and
             wait for a prefix sum; "expand": every source entry, for several smaller pages each;
             "strided_near": every n-th entry, up to 64 bytes apart, so that DRAM transfers all of them anyway;
-            "strided_far": entries farther apart; "query_tokens": one entry for each query token, whatever its
-            row: such a tile is no row's, the leftover phase does not exist, and ``programs_per_cu`` is all
-            that divides the work.
+            "strided_far": entries farther apart; "mapped": entries that are not, each of which is looked up
+            in a map of tokens or pages, somewhere in memory; "query_tokens": one entry for each query token,
+            whatever its row: such a tile is no row's, the leftover phase does not exist, and
+            ``programs_per_cu`` is all that divides the work.
         max_batch: requests; the row serves batches up to this size. None: any.
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
@@ -94,15 +97,20 @@ class Tuning:
         )
 
 
-def access_pattern(page_size: int, source_page_size: int, *, ragged: bool = False) -> AccessPattern:
+def access_pattern(
+    page_size: int, source_page_size: int, *, ragged: bool = False, mapped: bool = False
+) -> AccessPattern:
     """Returns the access pattern of a launch.
 
     Args:
         page_size: tokens per output page.
         source_page_size: tokens per source entry.
         ragged: whether the output is a stream, not a table; decides only where entries are contiguous.
+        mapped: whether ids are looked up in a map; decides only where entries are not far apart.
     """
     stride = page_size // source_page_size
+    if mapped and stride <= _NEAR:
+        return "mapped"
     if stride < 1:
         return "expand"
     if stride == 1:
@@ -118,5 +126,6 @@ CPU_ROWS = (
     Tuning("expand", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
+    Tuning("mapped", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
 )

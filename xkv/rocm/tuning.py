@@ -21,6 +21,8 @@ _CDNA = (
     Tuning("ragged", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
     Tuning("expand", 16, 2048, 8, 1, 2, 1, 2048, 2, 2, 16, False, _REASONED),
     Tuning("expand", None, 2048, 8, 4, 4, 2, 2048, 2, 2, 256, False, _REASONED),
+    Tuning("mapped", 16, 256, 2, 1, 2, 1, 256, 1, 2, 16, False, _REASONED),
+    Tuning("mapped", None, 512, 4, 4, 4, 2, 512, 1, 2, 256, False, _REASONED),
     Tuning("query_tokens", None, 128, 2, 2, 1, 2, 128, 1, 2, 256, False, _REASONED),
 )
 

@@ -25,7 +25,10 @@ from ..repeats import Repeats
 from .tensors import long_enough, source, source_sizes, vector
 
 _INTS = (torch.int32, torch.int64)
-_MOST = 64  # buffers whose launches are kept
+# To prepare the launches of a set of buffers takes longer than the original does: it is done for those that
+# come again, as a graph's do, and never undone, as graphs and remembered calls have the addresses.
+PREPARED_AT = 2  # calls
+_MOST, _MOST_SEEN = 64, 1024  # sets of buffers
 
 
 class Tensors(NamedTuple):
@@ -72,14 +75,15 @@ class _Launches(NamedTuple):
 
 
 _launches: dict[Any, _Launches] = {}
-_captured: list[Tensor] = []  # what graphs read
+_seen: dict[Any, int] = {}  # calls, by set of buffers
 _repeats = Repeats()
 
 
 def clear() -> None:
-    """Forgets every call."""
-    _launches.clear()
+    """Forgets every call; not for where a graph may have one."""
     _repeats.clear()
+    _launches.clear()
+    _seen.clear()
 
 
 def _run(t: Tensors, n: Numbers) -> bool:
@@ -101,15 +105,10 @@ def _run(t: Tensors, n: Numbers) -> bool:
     sizes = [(x.shape, x.dtype) for x in tensors[2:]]
     known = (n[1:], *pointers[2:], *sizes, t.rows.dtype, t.lens.dtype)
     found = _launches.get(known)
-    capturing = verify.capturing(t.ids)
     if found is None:
-        if capturing:
-            return False  # what the device reads cannot be put there
-        if len(_launches) >= _MOST:
-            _launches.clear()
+        if not _comes_again(known) or verify.capturing(t.ids):  # in which nothing can be put on the device
+            return False
         found = _launches[known] = _prepare(t, n, inputs)
-    if capturing and found.words is not None:
-        _captured.append(found.words)
     if found.kernel is None or found.launch is None:
         for build in _builds(found, inputs):
             reference.run(build)
@@ -125,6 +124,16 @@ def _run(t: Tensors, n: Numbers) -> bool:
     found.launch.launch(call)
     _repeats.add(key, tensors, call, found.launch)
     return True
+
+
+def _comes_again(known: Any) -> bool:
+    """Whether to prepare the launches of a set of buffers."""
+    if len(_launches) >= _MOST:
+        return False
+    if len(_seen) >= _MOST_SEEN:
+        _seen.clear()
+    _seen[known] = _seen.get(known, 0) + 1
+    return _seen[known] >= PREPARED_AT
 
 
 def _builds(found: _Launches, inputs: GroupInputs) -> list[Build]:

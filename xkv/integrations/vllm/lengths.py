@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...launch import verify
 from ...params import MAX_BATCH, TABLE, Build, View
 from ...shard import MAX_INTERLEAVE, MAX_SIZE, Shard
 from ..cached_calls import CachedCalls, LaunchSizes
@@ -24,7 +25,7 @@ def _rows_of(device: torch.device, requests: int) -> Tensor | None:
     if found is None:
         if device not in _rows:
             every = every_row(device)
-            if every is None:
+            if every is None or verify.capturing(every):
                 return None
             _rows[device] = torch.cat([torch.zeros_like(every), torch.full_like(every, -1)])
         found = _first[device, requests] = _rows[device][MAX_BATCH - requests :]
