@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .ops.kv_indices import KVIndices, build_kv_indices
     from .ops.page_table import build_page_table
     from .ops.slot_mapping import build_slot_mapping
+    from .ops.translate_positions import translate_positions
     from .platforms.detect import Platform, UnsupportedPlatformError, platform
     from .platforms.specs import BackendSpec
     from .precompile import warmup
@@ -38,6 +39,7 @@ _HOMES = {
     "build_kv_indices": ".ops.kv_indices",
     "build_page_table": ".ops.page_table",
     "build_slot_mapping": ".ops.slot_mapping",
+    "translate_positions": ".ops.translate_positions",
     "Platform": ".platforms.detect",
     "UnsupportedPlatformError": ".platforms.detect",
     "platform": ".platforms.detect",
@@ -69,6 +71,7 @@ __all__ = [
     "build_page_table",
     "build_slot_mapping",
     "platform",
+    "translate_positions",
     "warmup",
 ]
 

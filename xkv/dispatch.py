@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import cuda, rocm
 from .platforms.detect import Platform, platform
 from .platforms.specs import TRITON, BackendSpec
-from .platforms.tuning import CPU_ROWS, AccessPattern, Tuning
+from .platforms.tuning import CPU_CHOSEN, CPU_ROWS, AccessPattern, ChosenTuning, Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -42,20 +42,56 @@ def _rows_of_pattern(target: Platform, access_pattern: AccessPattern) -> tuple[T
     return tuple(row for row in rows_of(target)[1] if row.access_pattern == access_pattern)
 
 
+def chosen_sizes(target: Platform) -> list[int]:
+    """Returns numbers of query tokens, one for each row that a translation of chosen positions may have."""
+    return sorted({row.max_tokens or 1 << 30 for row in _chosen_rows(target)})
+
+
+def _chosen_rows(target: Platform) -> tuple[ChosenTuning, ...]:
+    vendor = VENDORS.get(target.vendor)
+    if vendor is None:
+        return CPU_CHOSEN
+    rows: tuple[ChosenTuning, ...] = vendor.CHOSEN[_arch_of(target)]
+    return rows
+
+
+@functools.lru_cache(maxsize=4096)
+def chosen_row(target: Platform, tokens: int, whole_rows: bool) -> ChosenTuning:
+    """Returns the first row that serves a translation of so many query tokens' chosen positions.
+
+    Args:
+        target: the device.
+        tokens: query tokens.
+        whole_rows: see `ChosenTuning`.
+    """
+    return next(
+        row for row in _chosen_rows(target)
+        if row.whole_rows == whole_rows and (row.max_tokens is None or tokens <= row.max_tokens)
+    )  # fmt: skip
+
+
 @functools.cache
 def rows_of(target: Platform) -> tuple[str, Sequence[Tuning]]:
     """Returns the arch whose rows serve a platform (or "cpu"), and the rows. Logs a substitute once."""
     vendor = VENDORS.get(target.vendor)
     if vendor is None:
         return "cpu", CPU_ROWS
-    arch: str = target.arch
-    if arch not in vendor.TUNING:
-        arch = vendor.family(target.arch) or vendor.DEFAULT_ARCH
-        if vendor.family(target.arch):
-            _log.info("xkv has no tuning rows for %s: using those of %s", target.arch, arch)
-        else:
-            _log.warning("xkv does not know %s: using the tuning rows of %s", target.arch, arch)
+    arch = _arch_of(target)
     return arch, vendor.TUNING[arch]
+
+
+@functools.cache
+def _arch_of(target: Platform) -> str:
+    """The arch whose rows serve a GPU. Logs a substitute once."""
+    vendor, arch = VENDORS[target.vendor], target.arch
+    if arch in vendor.TUNING:
+        return arch
+    found: str = vendor.family(target.arch) or vendor.DEFAULT_ARCH
+    if vendor.family(target.arch):
+        _log.info("xkv has no tuning rows for %s: using those of %s", target.arch, found)
+    else:
+        _log.warning("xkv does not know %s: using the tuning rows of %s", target.arch, found)
+    return found
 
 
 def specs_of(vendor: str) -> dict[str, BackendSpec]:

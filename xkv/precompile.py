@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from . import ops
-from .launch import compile, launch, op_calls
+from .launch import chosen, compile, launch, op_calls
 
-_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping")
+_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping", "translate_positions")
 
 
 def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
@@ -20,7 +21,8 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     if the op does; not for capture.
 
     Args:
-        op: `xkv.build_page_table`, `xkv.build_kv_indices` or `xkv.build_slot_mapping`.
+        op: `xkv.build_page_table`, `xkv.build_kv_indices`, `xkv.build_slot_mapping` or
+            `xkv.translate_positions`.
         *args: the op's positional arguments.
         **options: the op's keyword arguments. Nothing is written to ``out``.
 
@@ -28,7 +30,7 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
         The number of kernels that were newly loaded.
 
     Raises:
-        TypeError: ``op`` is not one of the three, or as the op raises it.
+        TypeError: ``op`` is not one of them, or as the op raises it.
         ValueError: as the op raises it.
 
     Examples:
@@ -47,6 +49,8 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
         got = getattr(op, "__name__", type(op).__name__)
         raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
     op_calls.forget()  # a cached call would be launched
+    chosen.forget()
     with launch.compile_only() as builds:
         op(*args, **options)
-    return sum(compile.warm(build, None) for build in builds)
+    warm = chosen.warm if op is ops.translate_positions else functools.partial(compile.warm, max_batch=None)
+    return sum(warm(build) for build in builds)

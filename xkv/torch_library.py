@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chosen import ChosenTokens
 from .params import CSR, SLOTS, TABLE, Build
 from .shard import Shard
 from .status import Status
@@ -61,11 +62,9 @@ def run(build: Build) -> None:
         "source_page_size": build.source_page_size, "seq_lens_delta": build.seq_lens_delta,
         "map_page_size": build.map_page_size,
         "missing_id": None if build.report_missing else build.missing_id,
-        "pad_value": build.pad_value, "pad_to_multiple_of": build.pad_to_multiple_of, "shard": None,
+        "pad_value": build.pad_value, "pad_to_multiple_of": build.pad_to_multiple_of,
+        "shard": _shard_numbers(build.shard),
     }  # fmt: skip
-    shard = build.shard
-    if shard is not None:
-        numbers["shard"] = [shard.size, shard.rank, shard.interleave, int(shard.source == "global")]
     if build.form == TABLE:
         tensors += [view.kv_start, view.out, view.kv_start_offset]
         numbers["max_seq_len"] = build.max_seq_len
@@ -98,9 +97,7 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
             numbers["query_lens"], numbers["positions"], numbers["query_start_loc"], *outs = own
         else:
             numbers["kv_start"], *outs, numbers["kv_start_offset"] = own
-        if numbers["shard"] is not None:
-            size, rank, interleave, is_global = numbers["shard"]
-            numbers["shard"] = Shard(size, rank, interleave, "global" if is_global else "local")
+        numbers["shard"] = shard_of(numbers["shard"])
         if deltas is not None:
             numbers["seq_lens_delta"] = deltas
         out = outputs(*outs) if outputs else outs[0]
@@ -116,3 +113,45 @@ def register(form: int, op: Callable[..., Any], outputs: Callable[..., Any] | No
     torch.library.impl(name, ("cpu", "cuda"), call)
     torch.library.register_fake(name, lambda *tensors, **numbers: None)
     _OPS[form] = getattr(getattr(torch.ops, NAMESPACE), op.__name__).default
+
+
+_TRANSLATION = (
+    "(Tensor req_to_token, Tensor positions, Tensor? token_to_req, Tensor? query_start_loc,"
+    " Tensor? req_pool_indices, Tensor? seq_lens, Tensor(a!) out, Tensor(b!)? counts, Tensor(z!)? status, *,"
+    " SymInt unit, SymInt page_size, SymInt source_page_size, SymInt block_stride, int[]? shard,"
+    " bool compact, SymInt? dummy, SymInt missing_id) -> ()"
+)
+
+
+def run_translation(build: ChosenTokens) -> None:
+    """Adds a checked translation of chosen positions to the graph that is being traced."""
+    op = getattr(torch.ops, NAMESPACE).translate_positions.default
+    op(
+        build.req_to_token, build.positions, build.token_to_req, build.query_start_loc,
+        build.req_pool_indices, build.seq_lens, build.out, build.counts, build.status, unit=build.unit,
+        page_size=build.page_size, source_page_size=build.source_page_size, block_stride=build.block_stride,
+        shard=_shard_numbers(build.shard), compact=build.compact, dummy=build.dummy,
+        missing_id=build.missing_id,
+    )  # fmt: skip
+
+
+def register_translation(call: Callable[..., None]) -> None:
+    """Registers `xkv.translate_positions` with PyTorch, as one that writes into its arguments."""
+    name = f"{NAMESPACE}::translate_positions"
+    torch.library.define(name, _TRANSLATION, tags=torch.Tag.needs_fixed_stride_order)
+    torch.library.impl(name, ("cpu", "cuda"), call)
+    torch.library.register_fake(name, lambda *tensors, **numbers: None)
+
+
+def _shard_numbers(shard: Shard | None) -> list[int] | None:
+    if shard is None:
+        return None
+    return [shard.size, shard.rank, shard.interleave, int(shard.source == "global")]
+
+
+def shard_of(numbers: list[int] | None) -> Shard | None:
+    """The shard that an op of a graph has as numbers."""
+    if numbers is None:
+        return None
+    size, rank, interleave, is_global = numbers
+    return Shard(size, rank, interleave, "global" if is_global else "local")

@@ -19,6 +19,7 @@ LEVELS = (
     ("platforms", "shard", "status", "switches"),
     ("cuda", "draft", "rocm"),
     ("params",),
+    ("chosen",),
     ("arguments", "dispatch", "kernel", "reference", "torch_library"),
     ("launch",),
     ("metadata", "ops"),

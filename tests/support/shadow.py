@@ -20,6 +20,7 @@ import torch
 from triton.runtime import interpreter
 
 from xkv.cli.check import oracle
+from xkv.kernel.chosen import xkv_translate
 from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
 from xkv.launch import group
@@ -27,7 +28,19 @@ from xkv.launch.launch import CompiledLaunch
 from xkv.params import Build
 
 # of view 2: 2 behind
-_OUTPUTS = {"out", "seqlens", "cu_k", "indptr", "last", "cu_q", "offset", "empty", "query_seqlens", "loc_out"}
+_OUTPUTS = {
+    "out",
+    "seqlens",
+    "cu_k",
+    "indptr",
+    "last",
+    "cu_q",
+    "offset",
+    "empty",
+    "query_seqlens",
+    "loc_out",
+    "counts",
+}
 
 
 class Region(NamedTuple):
@@ -161,7 +174,8 @@ def install() -> None:
         return atomic(self, op, ptr, value, mask, *args)
 
     def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.fn not in (xkv_build.rewrite(), xkv_build_group.rewrite()):  # engines' are not ours to check
+        ours = (xkv_build, xkv_build_group, xkv_translate)
+        if self.fn not in [kernel.rewrite() for kernel in ours]:  # engines' are not ours to check
             launch(self, *args, **kwargs)
             return
         named = dict(zip(self.arg_names, args, strict=False))
@@ -174,7 +188,7 @@ def install() -> None:
             launch(self, *args, **kwargs)
         finally:
             _launch.pop()
-        shadow.end(_builds[-1])
+        shadow.end(_builds[-1] if _builds else [])
         if _reads is not None:
             _reads.extend(shadow.read)
 

@@ -1,6 +1,6 @@
 """Tuning rows of sm90 (Hopper), sm100 and sm103 (Blackwell), sm120 (Blackwell, consumer)."""
 
-from ..platforms.tuning import Tuning
+from ..platforms.tuning import ChosenTuning, Tuning
 
 _REASONED = "untuned, compile-checked; sm90's row"
 
@@ -83,6 +83,13 @@ TUNING = {
     "sm103": _borrow(_SM90, _REASONED),
     "sm120": _borrow(_SM90, _REASONED),
 }
+
+_CHOSEN = (
+    ChosenTuning(64, False, 256, 4, 256, True, "not measured"),
+    ChosenTuning(None, False, 1024, 4, 256, True, "not measured"),
+    ChosenTuning(None, True, 2048, 8, 256, True, "not measured"),
+)
+CHOSEN = {"sm90": _CHOSEN, "sm100": _CHOSEN, "sm103": _CHOSEN, "sm120": _CHOSEN}
 
 DEFAULT_ARCH = "sm90"
 

@@ -19,7 +19,7 @@ from .shards import clip, local_length, whole_length
 
 
 @triton.jit
-def _load_word(ptr, stride, i, mask):
+def load_word(ptr, stride, i, mask):
     """Loads an int32 (stride 1) or int64 (stride 2) as its low and high half, and the low half's sign."""
     low = tl.load(ptr + i * stride, mask=mask, other=0)
     high = tl.load(ptr + (i * stride + 1), mask=mask & (stride == 2), other=0)
@@ -30,7 +30,7 @@ def _load_word(ptr, stride, i, mask):
 @triton.jit
 def load_int(ptr, stride, i, mask):
     """Loads a length or position of either width, clipped so that sums of four fit in int32."""
-    low, high, sign = _load_word(ptr, stride, i, mask)
+    low, high, sign = load_word(ptr, stride, i, mask)
     saturated = tl.where(high < 0, -LENGTH_MAX, LENGTH_MAX)
     return clip(tl.where(high == sign, low, saturated), -LENGTH_MAX, LENGTH_MAX)
 
@@ -77,7 +77,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     request = b
     if C.TOPK > 0:
         request = b // C.TOPK
-    row, high, _ = _load_word(req.rows_ptr, req.rows_stride, request, mask)
+    row, high, _ = load_word(req.rows_ptr, req.rows_stride, request, mask)
     row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
     length = load_int(req.lens_ptr, req.lens_stride, request, mask)
     delta = length * 0 + req.delta

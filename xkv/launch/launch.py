@@ -171,9 +171,9 @@ class CompiledLaunch(KernelLaunch):
 
 
 @contextmanager
-def compile_only() -> Iterator[list[Build]]:
+def compile_only() -> Iterator[list[Any]]:
     """Makes `run` collect this thread's builds, for `compile.warm`, and launch nothing."""
-    builds: list[Build] = []
+    builds: list[Any] = []
     token = _compile_only.set(builds)
     try:
         yield builds
@@ -181,4 +181,9 @@ def compile_only() -> Iterator[list[Build]]:
         _compile_only.reset(token)
 
 
-_compile_only: ContextVar[list[Build] | None] = ContextVar("xkv_compile_only", default=None)
+def compile_only_builds() -> list[Any] | None:
+    """What collects this thread's builds in place of their launch; None: nothing does."""
+    return _compile_only.get()
+
+
+_compile_only: ContextVar[list[Any] | None] = ContextVar("xkv_compile_only", default=None)

@@ -118,6 +118,29 @@ def access_pattern(
     return "strided_near" if stride <= _NEAR else "strided_far"
 
 
+@dataclass(frozen=True)
+class ChosenTuning:
+    """How a translation of chosen positions is divided among programs.
+
+    Attributes:
+        max_tokens: query tokens; the row serves launches of up to so many. None: any.
+        whole_rows: whether a program has all positions of a query token, which it has where ids are counted.
+        block: positions of a tile, at most; a power of two.
+        num_warps: of a program with tiles of so many positions. A smaller tile has as many less.
+        batch_block: requests that a program looks at at a time; a power of two.
+        pdl_on_streams: as in `Tuning`.
+        provenance: likewise.
+    """
+
+    max_tokens: int | None
+    whole_rows: bool
+    block: int
+    num_warps: int
+    batch_block: int
+    pdl_on_streams: bool
+    provenance: str
+
+
 # For the interpreter alone: small tiles, so that small cases have several; larger ones in the load-balanced
 # phase, since the interpreter takes a millisecond per tile.
 CPU_ROWS = (
@@ -128,4 +151,8 @@ CPU_ROWS = (
     Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("mapped", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
+)
+CPU_CHOSEN = (
+    ChosenTuning(None, False, 32, 4, 4, False, "interpreter only"),
+    ChosenTuning(None, True, 32, 4, 4, False, "interpreter only"),
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
 from ..shard import Shard
 from ..status import Reason
+from .chosen import translate as translate
 from .rows import Rows, find_rows, load_rows, local_lengths, to_int64
 
 

@@ -1,6 +1,6 @@
 """AMD: tuning rows and backend specs, as data."""
 
 from .specs import SPECS
-from .tuning import DEFAULT_ARCH, TUNING, family
+from .tuning import CHOSEN, DEFAULT_ARCH, TUNING, family
 
-__all__ = ["DEFAULT_ARCH", "SPECS", "TUNING", "family"]
+__all__ = ["CHOSEN", "DEFAULT_ARCH", "SPECS", "TUNING", "family"]

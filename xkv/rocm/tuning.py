@@ -6,7 +6,7 @@ half as many. There are 304 (MI300X) or 256 (MI355X) compute units instead of sm
 the programs.
 """
 
-from ..platforms.tuning import Tuning
+from ..platforms.tuning import ChosenTuning, Tuning
 
 _REASONED = "untuned, compile-checked; reasoned from sm90's row by wavefront width and compute units"
 
@@ -27,6 +27,13 @@ _CDNA = (
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
+
+_CDNA_CHOSEN = (
+    ChosenTuning(64, False, 256, 2, 256, False, _REASONED),
+    ChosenTuning(None, False, 1024, 4, 256, False, _REASONED),
+    ChosenTuning(None, True, 2048, 8, 256, False, _REASONED),
+)
+CHOSEN = {"gfx942": _CDNA_CHOSEN, "gfx950": _CDNA_CHOSEN}
 
 DEFAULT_ARCH = "gfx942"
 

@@ -1,0 +1,60 @@
+"""The arguments of the kernel of chosen tokens, and what it is compiled for."""
+
+from typing import Any, NamedTuple
+
+
+class ChosenConfig(str):
+    """What the kernel of chosen tokens is compiled for; a str, as `Config` is."""
+
+    PAGE_SIZE: int
+    SOURCE_PAGE_SIZE: int
+    BLOCK_STRIDE: int
+    UNIT: int
+    SHARD_SIZE: int  # 1: no shard
+    SHARD_INTERLEAVE: int
+    SOURCE_IS_GLOBAL: bool
+    COMPACT: bool
+    WHOLE_ROWS: bool
+    BLOCK: int  # positions of a tile
+    BATCH_BLOCK: int  # requests that are looked at at a time
+    VEC_16B: bool  # whether each query token's positions and ids begin at a multiple of 16 bytes
+    USE_PDL: bool
+
+    def __new__(cls, *values: int) -> "ChosenConfig":
+        """Takes one value per field, in order."""
+        fields = dict(zip(cls.__annotations__, values, strict=True))
+        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
+        vars(self).update(fields)
+        return self
+
+
+class Chosen(NamedTuple):
+    """The arguments; vectors as in `Request`."""
+
+    num_tokens: Any
+    k: Any
+    pos_ptr: Any
+    pos_stride: Any
+    src_ptr: Any
+    src_stride: Any
+    src_rows: Any
+    src_tokens: Any
+    batch: Any
+    out_ptr: Any
+    out_stride: Any
+    missing_id: Any
+    to_req_ptr: Any
+    to_req_stride: Any
+    starts_ptr: Any
+    starts_stride: Any
+    rows_ptr: Any
+    rows_stride: Any
+    lens_ptr: Any
+    lens_stride: Any
+    shard_rank: Any
+    counts_ptr: Any
+    dummy: Any
+    status_ptr: Any
+
+
+ARGUMENTS = Chosen._fields
