@@ -84,10 +84,16 @@ TUNING = {
     "sm120": _borrow(_SM90, _REASONED),
 }
 
+_SPARSE = (
+    "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: of up to 8 rows tried in place on the points "
+    "of xkv bench --suite sparse"
+)
 _CHOSEN = (
-    ChosenTuning(64, False, 256, 4, 256, True, "not measured"),
-    ChosenTuning(None, False, 1024, 4, 256, True, "not measured"),
-    ChosenTuning(None, True, 2048, 8, 256, True, "not measured"),
+    ChosenTuning(16, False, 256, 4, 4, 256, True, _SPARSE),
+    ChosenTuning(256, False, 1024, 8, 4, 256, True, _SPARSE),
+    ChosenTuning(None, False, 2048, 8, 4, 256, True, _SPARSE),
+    ChosenTuning(256, True, 2048, 8, 8, 256, True, _SPARSE),
+    ChosenTuning(None, True, 2048, 8, 4, 256, True, _SPARSE),
 )
 CHOSEN = {"sm90": _CHOSEN, "sm100": _CHOSEN, "sm103": _CHOSEN, "sm120": _CHOSEN}
 

@@ -58,17 +58,17 @@ def _in_row(at, c, C: tl.constexpr):
     """Returns which places of a tile a query token has."""
     k = c.k
     if C.VEC_16B:
-        k = tl.multiple_of(k, 4)  # so that each lane's are all of one side
+        k = k // 4 * 4  # as it is: so that Triton knows that each lane's places are all of one side
     return at + tl.arange(0, C.BLOCK) < k
 
 
 @triton.jit
 def _load_positions(token, at, c, C: tl.constexpr):
     """Loads the positions of the tile that begins at ``at``; -1 where there is none, also past int32."""
-    ptr = c.pos_ptr + token.to(tl.int64) * c.pos_stride + at
+    row = c.pos_ptr + token.to(tl.int64) * c.pos_stride
     if C.VEC_16B:
-        ptr = tl.multiple_of(ptr, 16)
-    position = tl.load(ptr + tl.arange(0, C.BLOCK), mask=_in_row(at, c, C), other=-1)
+        row = tl.multiple_of(row, 16)
+    position = tl.load(row + at + tl.arange(0, C.BLOCK), mask=_in_row(at, c, C), other=-1)
     if position.dtype == tl.int64:
         position = tl.where((position >= 0) & (position <= INT32_MAX), position, -1).to(tl.int32)
     return position
@@ -89,15 +89,19 @@ def _translate(position, row, length, c, C: tl.constexpr):
     valid = live & (entry >= 0)
     if entry.dtype == tl.int64:
         valid = valid & (entry < ID_MAX)
-    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and C.PAGE_SIZE > 1 and not C.SOURCE_IS_GLOBAL:
+    if C.SOURCE_IS_GLOBAL:  # of single tokens
+        slot = tl.where(valid, entry, 0).to(tl.int64)
+        page = (slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE) // C.PAGE_SIZE
+    elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and C.BLOCK_STRIDE == C.SOURCE_PAGE_SIZE:
         page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # in the dtype of an entry
-    elif C.SOURCE_PAGE_SIZE == 1 and C.PAGE_SIZE == 1 and C.BLOCK_STRIDE == 1 and not C.SOURCE_IS_GLOBAL:
-        page = entry
     else:
-        slot = tl.where(valid, entry, 0).to(tl.int64) * C.BLOCK_STRIDE + token % C.SOURCE_PAGE_SIZE
-        if C.SOURCE_IS_GLOBAL:  # of single tokens
-            slot = slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE
-        page = slot // C.PAGE_SIZE
+        UNITS: tl.constexpr = C.BLOCK_STRIDE // C.PAGE_SIZE
+        offset = token % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        if c.out_ptr.dtype.element_ty == tl.int32:  # in 32 bits, of entries whose ids fit in them
+            valid = valid & (entry <= INT32_MAX // UNITS)
+            if UNITS & (UNITS - 1) != 0 or C.SOURCE_PAGE_SIZE // C.PAGE_SIZE != UNITS:
+                valid = valid & ((entry < INT32_MAX // UNITS) | (offset <= INT32_MAX % UNITS))
+        page = entry.to(c.out_ptr.dtype.element_ty) * UNITS + offset
     if page.dtype == tl.int64 and c.out_ptr.dtype.element_ty == tl.int32:
         valid = valid & (page <= INT32_MAX)
     return page.to(c.out_ptr.dtype.element_ty), valid, live & ~valid
@@ -115,10 +119,10 @@ def _report(token, reason, bad, c):
 
 @triton.jit
 def _store(token, at, value, mask, c, C: tl.constexpr):
-    ptr = c.out_ptr + token.to(tl.int64) * c.out_stride + at
+    row = c.out_ptr + token.to(tl.int64) * c.out_stride
     if C.VEC_16B:
-        ptr = tl.multiple_of(ptr, 16)
-    tl.store(ptr + tl.arange(0, C.BLOCK), value, mask=mask)
+        row = tl.multiple_of(row, 16)
+    tl.store(row + at + tl.arange(0, C.BLOCK), value, mask=mask)
 
 
 @triton.jit
@@ -133,8 +137,55 @@ def _write_tile(token, at, c, C: tl.constexpr):
 
 
 @triton.jit
+def _store_count(token, count, c):
+    if c.counts_ptr is not None:
+        if c.dummy is not None:
+            count = tl.maximum(count, 1)
+        tl.store(c.counts_ptr + token, count)
+
+
+@triton.jit
+def _with_dummy(value, at_first, count, c):
+    """Returns the values, the first of which is the dummy if there is no id."""
+    if c.dummy is not None:
+        value = tl.where(at_first & (count == 0), c.dummy.to(value.dtype), value)
+    return value
+
+
+@triton.jit
+def _fill_rest(token, count, c, C: tl.constexpr):
+    """Writes what stands behind the packed ids of a query token. They are few, as a rule: in small steps."""
+    STEP: tl.constexpr = max(C.BLOCK // 8, 32)
+    out = c.out_ptr + token.to(tl.int64) * c.out_stride
+    for at in range(count, c.k, STEP):
+        j = at + tl.arange(0, STEP)
+        value = (j * 0 + c.missing_id).to(c.out_ptr.dtype.element_ty)
+        tl.store(out + j, _with_dummy(value, j == 0, count, c), mask=j < c.k)
+
+
+@triton.jit
+def _write_small_row(token, c, C: tl.constexpr):
+    """Writes all ids of a query token whose positions are one tile, and counts them."""
+    position = _load_positions(token, token * 0, c, C)
+    row, length, reason = _load_bounds(token, c, C)
+    page, valid, bad = _translate(position, row, length, c, C)
+    _report(token, reason, bad, c)
+    found = valid.to(tl.int32)
+    count = tl.sum(found, 0)
+    if C.COMPACT:
+        out = c.out_ptr + token.to(tl.int64) * c.out_stride
+        tl.store(out + (tl.cumsum(found, 0) - found), page, mask=valid)
+        _fill_rest(token, count, c, C)
+    else:
+        value = tl.where(valid, page, c.missing_id.to(page.dtype))
+        value = _with_dummy(value, tl.arange(0, C.BLOCK) == 0, count, c)
+        _store(token, token * 0, value, _in_row(token * 0, c, C), c, C)
+    _store_count(token, count, c)
+
+
+@triton.jit
 def _write_row(token, c, C: tl.constexpr):
-    """Writes all ids of a query token, and counts them.
+    """Writes all ids of a query token, tile by tile, and counts them.
 
     The tiles go from the first to the last where ids are packed, and the other way round where they are not:
     what is written at the first place may depend on the count.
@@ -150,32 +201,21 @@ def _write_row(token, c, C: tl.constexpr):
     for n in range(0, num_tiles):
         page, valid, bad = _translate(position, row, length, c, C)
         _report(token, reason, bad, c)
-        j = at + tl.arange(0, C.BLOCK)
         found = valid.to(tl.int32)
         if C.COMPACT:
-            place = count + tl.cumsum(found, 0) - found
+            tl.store(out + (count + tl.cumsum(found, 0) - found), page, mask=valid)
             count += tl.sum(found, 0)
-            tl.store(out + place, page, mask=valid)
         else:
             count += tl.sum(found, 0)
             value = tl.where(valid, page, c.missing_id.to(page.dtype))
-            if c.dummy is not None:
-                value = tl.where((j == 0) & (count == 0), c.dummy.to(page.dtype), value)
+            value = _with_dummy(value, at + tl.arange(0, C.BLOCK) == 0, count, c)
             _store(token, at, value, _in_row(at, c, C), c, C)
         at += C.BLOCK if C.COMPACT else -C.BLOCK
         if n + 1 < num_tiles:
             position = _load_positions(token, at, c, C)
     if C.COMPACT:
-        for at in range(count // C.BLOCK * C.BLOCK, c.k, C.BLOCK):
-            j = at + tl.arange(0, C.BLOCK)
-            value = (j * 0 + c.missing_id).to(c.out_ptr.dtype.element_ty)
-            if c.dummy is not None:
-                value = tl.where((j == 0) & (count == 0), c.dummy.to(value.dtype), value)
-            _store(token, at, value, (j >= count) & (j < c.k), c, C)
-    if c.counts_ptr is not None:
-        if c.dummy is not None:
-            count = tl.maximum(count, 1)
-        tl.store(c.counts_ptr + token, count)
+        _fill_rest(token, count, c, C)
+    _store_count(token, count, c)
 
 
 # As in entry.py, only the last argument is specialized.
@@ -197,7 +237,9 @@ def xkv_translate(
         lens_ptr, lens_stride, shard_rank, counts_ptr, dummy, status_ptr,
     )  # fmt: skip
     token = tl.program_id(0)
-    if C.WHOLE_ROWS:
+    if C.WHOLE_ROWS and C.ONE_TILE:
+        _write_small_row(token, c, C)
+    elif C.WHOLE_ROWS:
         _write_row(token, c, C)
     else:
         _write_tile(token, tl.program_id(1) * C.BLOCK, c, C)

@@ -15,6 +15,7 @@ class ChosenConfig(str):
     SOURCE_IS_GLOBAL: bool
     COMPACT: bool
     WHOLE_ROWS: bool
+    ONE_TILE: bool  # whether a query token's positions are one tile
     BLOCK: int  # positions of a tile
     BATCH_BLOCK: int  # requests that are looked at at a time
     VEC_16B: bool  # whether each query token's positions and ids begin at a multiple of 16 bytes

@@ -147,11 +147,12 @@ def prepare(build: ChosenTokens, target: Platform) -> tuple[KernelLaunch, Chosen
     settings, device = config(build, tuning, target), build.req_to_token.get_device()
     values = arguments(build)
     types = [x.dtype if isinstance(x, Tensor) else x is None for x in values]
-    key = (device, settings, *types)
+    how = options(build, tuning, target)
+    key = (device, settings, *how.values(), *types)
     launch = _launches.get(key)
     if launch is None:
         launch = _launches[key] = KernelLaunch(
-            chosen_kernel(), device, settings, options(build, tuning, target), grid(build, tuning), values
+            chosen_kernel(), device, settings, how, grid(build, tuning), values
         )
     return launch, tuning
 
@@ -182,7 +183,10 @@ def block_of(build: ChosenTokens, tuning: ChosenTuning) -> int:
 
 def options(build: ChosenTokens, tuning: ChosenTuning, target: Platform) -> dict[str, Any]:
     """Returns Triton's launch options."""
-    warps = max(tuning.num_warps * block_of(build, tuning) // tuning.block, 1)
+    block = block_of(build, tuning)
+    # no more than there are positions for
+    least = min(tuning.min_warps, max(block // target.warp_size, 1))
+    warps = max(tuning.num_warps * block // tuning.block, least)
     return {"num_warps": warps} | ({"launch_pdl": True} if _uses_pdl(tuning, target) else {})
 
 
@@ -209,7 +213,7 @@ def config(build: ChosenTokens, tuning: ChosenTuning, target: Platform, aligned:
     ranks = (1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")
     return _config(
         build.page_size, build.source_page_size, build.block_stride, build.unit, *ranks, build.compact,
-        build.whole_rows, block_of(build, tuning), tuning.batch_block,
+        build.whole_rows, build.k <= block_of(build, tuning), block_of(build, tuning), tuning.batch_block,
         _is_aligned(build) if aligned is None else aligned,
         _uses_pdl(tuning, target),
     )  # fmt: skip

@@ -126,7 +126,9 @@ class ChosenTuning:
         max_tokens: query tokens; the row serves launches of up to so many. None: any.
         whole_rows: whether a program has all positions of a query token, which it has where ids are counted.
         block: positions of a tile, at most; a power of two.
-        num_warps: of a program with tiles of so many positions. A smaller tile has as many less.
+        num_warps: of a program with tiles of so many positions. A smaller tile has as many less, but not
+            less than ``min_warps``.
+        min_warps: see ``num_warps``.
         batch_block: requests that a program looks at at a time; a power of two.
         pdl_on_streams: as in `Tuning`.
         provenance: likewise.
@@ -136,6 +138,7 @@ class ChosenTuning:
     whole_rows: bool
     block: int
     num_warps: int
+    min_warps: int
     batch_block: int
     pdl_on_streams: bool
     provenance: str
@@ -153,6 +156,6 @@ CPU_ROWS = (
     Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
 )
 CPU_CHOSEN = (
-    ChosenTuning(None, False, 32, 4, 4, False, "interpreter only"),
-    ChosenTuning(None, True, 32, 4, 4, False, "interpreter only"),
+    ChosenTuning(None, False, 32, 4, 1, 4, False, "interpreter only"),
+    ChosenTuning(None, True, 32, 4, 1, 4, False, "interpreter only"),
 )

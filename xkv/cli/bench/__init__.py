@@ -23,6 +23,7 @@ _ROUNDS, _QUICK_ROUNDS = 25, 7
 _WIDTHS, _QUICK_WIDTHS = 64, 8
 _STEPS, _QUICK_STEPS = 5000, 200
 _PAGES, _QUICK_PAGES = "64,32,16,1", "64,1"
+SPARSE = "sparse"
 
 
 class _UsageError(ValueError):
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     many: dict[str, Any] = {"type": Path, "action": "append", "default": []}
-    add("--suite", choices=SUITES, help="single ops, or whole metadata steps of backends (default: both)")
+    suites = (*SUITES, SPARSE)
+    add("--suite", choices=suites, help="single ops, metadata steps (default: both), or chosen positions")
     add("--peers", metavar="DIR", **many, help="an unpacked SGLang wheel, or its kernel files; repeatable")
     add("--trace", metavar="FILE", **many, help="adds decode batches of Mooncake's jsonl or Azure's csv")
     add("--pages", metavar="N,N", help=f"page sizes of single ops in tokens (default: {_PAGES})")
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             record = _read(args.record)
             print(*table.text(record), sep="\n")
             return _finish(args, record)
-        points = _points(args)
+        points = [] if args.suite == SPARSE else _points(args)
     except _UsageError as error:
         return _fail(str(error))
     detect.platform()  # first of all that needs torch: says so where it is missing
@@ -91,7 +93,22 @@ def run(args: argparse.Namespace) -> int:
     where = detect.platform()
     if args.predecessor == "early" and not where.supports_pdl:
         return _fail(f"--predecessor early needs programmatic dependent launch, which {where} has not")
+    if args.suite == SPARSE:
+        return _sparse(args)
     return _measure(args, points)
+
+
+def _sparse(args: argparse.Namespace) -> int:
+    from . import sparse
+
+    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
+    try:
+        wrong = sparse.run(args.peers, rounds, args.quick, args.json)
+    except PeerError as error:
+        return _fail(f"--peers: {error}")
+    if wrong:
+        print("xkv bench: wrong, and not timed:", *wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _measure(args: argparse.Namespace, points: list[tuple[Case, Workload]]) -> int:

@@ -95,6 +95,34 @@ def load_function(path: Path | None, function: str) -> Any:
     return load(file)
 
 
+def load_method(path: Path | None, function: str) -> Any:
+    """Imports one Triton kernel that stands in a class, alone.
+
+    Args:
+        path: a Python file, or None.
+        function: the kernel's name; it needs nothing of its file.
+
+    Returns:
+        The kernel; None where the file lacks it.
+
+    Raises:
+        PeerError: it cannot be read or imported.
+    """
+    if path is None:
+        return None
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PeerError(_said(path, error)) from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            node.decorator_list = [ast.parse("triton.jit").body[0].value]  # type: ignore[attr-defined]
+            file = Path(tempfile.mkdtemp(dir=_scratch().name)) / path.name
+            file.write_text(f"import triton\nimport triton.language as tl\n\n\n{ast.unparse(node)}\n")
+            return getattr(load(file), function)
+    return None
+
+
 def cut(source: str, function: str) -> str | None:
     """Cuts a function out of a module's source, with the imports and definitions that it names.
 
