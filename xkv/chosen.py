@@ -85,7 +85,7 @@ class ChosenTokens:
     @property
     def max_tokens(self) -> int:
         """Tokens of a row, on all ranks, that a row of the source has room for."""
-        width = int(self.req_to_token.shape[1]) * self.source_page_size
+        width = int(self.req_to_token.shape[1]) * self.source_page_size if self.req_to_token.shape[0] else 0
         return min(source_tokens(width, self.shard), ROW_MAX)
 
     @property
