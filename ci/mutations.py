@@ -42,6 +42,7 @@ class Mutation(NamedTuple):
 
 HOSTILE = "tests/kernel/test_hostile.py"
 REFERENCE = "tests/kernel/test_reference.py"
+ENGINE_BUILDS = "tests/kernel/test_engine_builds.py"
 CHECK = "xkv/cli/check"
 
 
@@ -651,8 +652,8 @@ MUTATIONS = [
         "an indptr points past the stream", "curated and room",
     ),
     Mutation(
-        "empty batch", SUMS, "for chunk in range(0, tl.maximum(req.batch, 1), C.BATCH_BLOCK):",
-        "for chunk in range(0, req.batch, C.BATCH_BLOCK):",
+        "empty batch", SUMS, "for chunk in range(first_chunk, tl.maximum(req.batch, 1), step):",
+        "for chunk in range(first_chunk, req.batch, step):",
         "the prefix sums of nothing are stale", "curated and empty",
     ),
     Mutation(
@@ -692,6 +693,129 @@ MUTATIONS = [
         "a number specialised", KERNEL, "do_not_specialize=ARGUMENTS",
         "do_not_specialize=ARGUMENTS[:8]", "serving compiles a kernel for a batch of 1",
         "specialised", tier="compile",
+    ),
+    Mutation(
+        "local lengths from the row's first token", ROWS,
+        "length = whole_length(length, tl.maximum(before, 0), req, C)",
+        "length = whole_length(length, before * 0, req, C)", "a rank's tokens behind a prefix are cut off",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "what the start skips not added", SHARDS,
+        "tl.minimum(length + local_length(start, req, C), local_length(req.src_tokens, req, C) + 1)",
+        "tl.minimum(length, local_length(req.src_tokens, req, C) + 1)",
+        "a rank's tokens behind a prefix are cut off", "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a rank's length not cut to the source", SHARDS,
+        "tl.minimum(length + local_length(start, req, C), local_length(req.src_tokens, req, C) + 1)",
+        "length + local_length(start, req, C)", "a length past int32 on all ranks is that of an empty row",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a rank's length cut to the source without a word", SHARDS,
+        "local_length(req.src_tokens, req, C) + 1)", "local_length(req.src_tokens, req, C))",
+        "a row that is cut goes unnoticed", "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "whole rows end on rank 0", SHARDS,
+        "end = last // C.SHARD_INTERLEAVE * ROUND + req.shard_rank * C.SHARD_INTERLEAVE",
+        "end = last // C.SHARD_INTERLEAVE * ROUND", "all ranks but the first lose their last token",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "whole rows end with their last token's run", SHARDS, "end += last % C.SHARD_INTERLEAVE + 1",
+        "end += 1", "where runs are longer than a token a rank loses the rest of the last one",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "an empty row on a rank has a token", SHARDS,
+        "return tl.where(length > 0, tl.maximum(end, start), tl.minimum(length, 0) + start)",
+        "return tl.maximum(end, start)", "rows of padding show a token",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a tail as long as the row", ROWS,
+        "items = tl.maximum(_load_difference(view.indptr_ptr, b, mask), 0)",
+        "items = tl.maximum(items, 0)", "what a kernel reads past a row's end is left from another step",
+        "test_hostile and clamp_tail", HOSTILE,
+    ),
+    Mutation(
+        "a tail that begins late", TILES, "token = tl.where(token < row.end, token, 0)",
+        "token = tl.where(token <= row.end, token, 0)", "the first entry past a row's end is shown",
+        "kernel and clamped_tail", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a tail of the row's own tokens", TILES, "token = tl.where(token < row.end, token, 0)",
+        "token = token + 0", "stale slots, and memory past the table, are shown",
+        "test_hostile and clamp_tail", HOSTILE,
+    ),
+    Mutation(
+        "a tail of no row", ROWS, "row = tl.where(row_exists, row, -1)", "row = row + 0",
+        "memory past the source is read", "kernel and clamped_tail", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "an empty row without a tail", TILES,
+        "live = live & (row.source >= 0) & (req.src_tokens > 0)",
+        "live = live & (row.source >= 0) & (row.end > 0)", "a row of padding has slots that are none",
+        "test_hostile and clamp_tail", HOSTILE,
+    ),
+    Mutation(
+        "no zeros behind the new tokens' slots", TILES,
+        "slot = tl.where(is_given, tl.maximum(slot, -1), 0)",
+        "slot = tl.maximum(slot, -1)", "padding of a graph has no slot in the window's pool",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "negative slots of a map", TILES, "slot = tl.where(is_given, tl.maximum(slot, -1), 0)",
+        "slot = tl.where(is_given, slot, 0)", "keys are written in front of the window's pool",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "new tokens' slots past the map", TILES,
+        "inside = (slot >= 0) & (slot < view.token_map_len)", "inside = slot >= 0",
+        "memory past the map is taken for slots",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a new token's slot at the map's end", TILES, "(slot < view.token_map_len)",
+        "(slot <= view.token_map_len)", "the entry past the map is taken for a slot",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "new tokens without a slot", TILES, "inside = (slot >= 0) & (slot < view.token_map_len)",
+        "inside = slot < view.token_map_len", "memory in front of the map is taken for slots",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "new tokens past the map on page 0", TILES, "mask=inside, other=-1)\n        slot = tl.where(",
+        "mask=inside, other=0)\n        slot = tl.where(", "their keys overwrite slot 0",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "new tokens' slots past the buffer", TILES, "mask=i < req.loc_out_len)",
+        "mask=i < req.loc_out_len + 9)",
+        "what lies behind the buffer is overwritten",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "lengths cut to a table that is not there", ROWS, "if C.FORM == TABLE and C.WRITES_IDS:",
+        "if C.FORM == TABLE:", "all lengths are 0 where a step writes no table",
+        "test_hostile and skip_tables", HOSTILE,
+    ),
+    Mutation(
+        "ids of a table that is not there", KERNEL, "    if not C.WRITES_IDS:\n", "    if False:\n",
+        "a step that writes no table does not compile", "engines_need and alone", tier="compile",
+    ),
+    Mutation(
+        "new tokens' slots by both views", KERNEL, "if req.loc_ptr is not None and IS_LAST:",
+        "if req.loc_ptr is not None:", "a map that is not there is read",
+        "kernel_and_slots", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "new tokens' slots by no view", KERNEL, "build_view(grid, req, view2, policy, True, C)",
+        "build_view(grid, req, view2, policy, False, C)", "keys go to the slots of the step before",
+        "kernel_and_slots", ENGINE_BUILDS,
     ),
     # The next ones are faults of what checks the kernel.
     Mutation(

@@ -132,8 +132,8 @@ class Build:
         shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
             ``source_page_size`` of a "global" source is 1.
         lens_are_local: ``seq_lens`` counts the rank's own tokens, from a row's ``kv_start`` on. No slots.
-        writes_ids: False for lengths and prefix sums alone, of a table whose ``out`` is not accessed.
-        clamps_tail: a row has the entries that ``kv_indptr`` says; those past its length repeat its first.
+        writes_ids: False for lengths and prefix sums alone, of one table whose ``out`` is not accessed.
+        clamps_tail: a row, without a start, has the entries that ``kv_indptr`` says, the last ones its first.
         out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, which the last view's
             ``token_map`` translates, or None.
         window_out_cache_loc: where to, ``[m]`` int: -1 for none there, 0 from ``num_out_tokens`` on.

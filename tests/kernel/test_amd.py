@@ -49,6 +49,7 @@ PAGE_SIZES = {
     "expand": (1, 16),
     "strided_near": (16, 1),
     "strided_far": (64, 1),
+    "mapped": (1, 1),
     "query_tokens": (1, 1),
 }
 FORMS_OF = {
@@ -57,6 +58,7 @@ FORMS_OF = {
     "expand": (TABLE, CSR, SLOTS),
     "strided_near": (TABLE, CSR),
     "strided_far": (TABLE, CSR),
+    "mapped": (TABLE, CSR),
     "query_tokens": (),  # its tiles are no row's
 }
 # tiles small enough, and compute units few enough, that small cases have several tiles, some of them leftover

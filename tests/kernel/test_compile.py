@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from compiling import GPUS, HEAVY, PATTERNS, compiled_group, forms_of, hybrid, need
+from compiling import GPUS, HEAVY, I64, PATTERNS, compiled_group, forms_of, hybrid, need, per_row
 
 from xkv import dispatch
 from xkv.cli.kernels import asked
@@ -19,6 +19,7 @@ from xkv.launch.grid import make_schedule
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
+from xkv.shard import Shard
 
 pytestmark = pytest.mark.compile
 
@@ -49,6 +50,8 @@ SCALAR_SPILLS = {
     "slots": 7,
     "slots at positions": 35,
     "group": 32,
+    "step": 32,
+    "mapped": 3,
 }
 ALIKE = ("sm103", "sm120", "gfx950")  # as sm100 or gfx942 to Triton: spared the two slowest compiles
 
@@ -191,10 +194,13 @@ def test_small_storages(arch: str, pattern: str) -> None:
         "contiguous": (TABLE, 1),
         "ragged": (CSR, 1),
         "expand": (CSR, 1),
+        "mapped": (TABLE, 1),
         "query_tokens": (SLOTS, 1),
     }[pattern]
     build = plain(form, page_size, 16 if pattern == "expand" else 1, 256, storage=0)
-    examine(compiled(build, row, where), where, row)
+    if pattern == "mapped":
+        build.views[0].token_map = meta(1 << 20, storage=0)
+    examine(compiled(build, row, where), where, row, pattern)
 
 
 @pytest.mark.parametrize("arch", GPUS)
@@ -221,6 +227,54 @@ def test_short_rows(arch: str) -> None:
     balance = make_schedule(build, row, where).balance
     assert not balance
     examine(compiled(build, row, where), where, row)
+
+
+def local_lengths(batch: int) -> Build:
+    """A rank's own lengths, from a start on."""
+    build = plain(CSR, 1, 1, batch, I64)
+    build.shard, build.lens_are_local, build.indptr_is_input = Shard(8, 3, source="global"), True, True
+    build.views[0].kv_start, build.views[0].kv_indptr = per_row(build, I64), per_row(build, more=1)
+    return build
+
+
+def clamped_tail(batch: int) -> Build:
+    build = plain(CSR, 1, 16, batch)
+    build.clamps_tail, build.indptr_is_input = True, True
+    build.views[0].kv_indptr = per_row(build, more=1)
+    return build
+
+
+def step(batch: int) -> Build:
+    """Two tables of pools of virtual pages, lengths, sums, and slots of new tokens."""
+    build = plain(TABLE, 16, 1, batch)
+    first, second = (dataclasses.replace(build.views[0], page_map=meta(1 << 20)) for _ in range(2))
+    second.page_map, second.token_map = None, meta(1 << 24, dtype=I64)
+    first.cache_seqlens, first.cu_seqlens_k, first.cu_seqlens_q = (per_row(build, more=1) for _ in range(3))
+    build.views, build.query_lens, build.pad_value = (first, second), per_row(build), 0
+    build.out_cache_loc = build.window_out_cache_loc = meta(1 << 20, dtype=I64)
+    return build
+
+
+def alone(batch: int) -> Build:
+    """The same without tables."""
+    build = step(batch)
+    (first, second), build.writes_ids, build.pad_value = build.views, False, None
+    build.views = (dataclasses.replace(first, page_map=None, token_map=second.token_map),)
+    return build
+
+
+@pytest.mark.parametrize(
+    ("arch", "make"),
+    [(arch, make) for arch in GPUS for make in (clamped_tail, alone)]
+    + [(arch, make) for arch in GPUS if arch not in ALIKE for make in (local_lengths, step)],
+)
+def test_what_engines_need(arch: str, make: Any) -> None:
+    """What no op and no builder asks for fits, with the largest row of its access pattern."""
+    where, build = GPUS[arch], make(256)
+    need(where)
+    rows = [row for row in dispatch.rows_of(where)[1] if row.access_pattern == build.access_pattern]
+    row = max(rows, key=size)
+    examine(compiled(build, row, where), where, row, make.__name__)
 
 
 @pytest.mark.parametrize("arch", ["sm90", "sm100"])

@@ -22,7 +22,17 @@ from xkv import dispatch, ops
 from xkv.__main__ import main
 from xkv.cli.check import hostile, oracle
 from xkv.cli.check.case import VECTORS, Case, MismatchError
-from xkv.cli.check.families import INDICES, METADATA, SGLANG, STREAMS, VLLM, Family, families
+from xkv.cli.check.engine_rows import (
+    INDICES,
+    LENGTHS,
+    METADATA,
+    RAGGED,
+    RANK_STREAMS,
+    SGLANG,
+    STREAMS,
+    VLLM,
+)  # fmt: skip
+from xkv.cli.check.families import Family, families
 from xkv.cli.check.values import INDPTR
 from xkv.launch import compile
 from xkv.params import CSR, SLOTS, TABLE
@@ -71,11 +81,12 @@ def test_every_op_backend_and_form_is_tried() -> None:
         found = families(vendor)
         assert len(set(found)) == len(found)
         assert {family.group for family in found} - set(dispatch.specs_of(vendor)) == {
-            "build_page_table", "build_kv_indices", "build_slot_mapping", SGLANG, VLLM,
+            "build_page_table", "build_kv_indices", "build_slot_mapping", SGLANG, VLLM, LENGTHS,
         }  # fmt: skip
         passed = {(family.function, family.indptr) for family in found if family.indptr is not None}
         assert passed == {
-            (METADATA, torch.int32), *((call, ids) for call in (STREAMS, INDICES) for ids in (I32, I64)),
+            (METADATA, torch.int32),
+            *((call, ids) for call in (STREAMS, INDICES, RANK_STREAMS, RAGGED) for ids in (I32, I64)),
         }  # fmt: skip
         for name in dispatch.specs_of(vendor):
             mine = [family for family in found if family.group == name]
@@ -133,7 +144,7 @@ def test_every_hostile_value_comes_up() -> None:
 
 
 @pytest.mark.repo
-@pytest.mark.parametrize("function", [STREAMS, INDICES])
+@pytest.mark.parametrize("function", [STREAMS, INDICES, RANK_STREAMS, RAGGED])
 @pytest.mark.parametrize("dtype", [I32, I64])
 def test_every_hostile_sum_comes_up(function: str, dtype: torch.dtype) -> None:
     """Where an engine says that rows begin; and what several rows claim."""
@@ -252,7 +263,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--hostile", "200", "--device", "cpu", "--seed", "7"]) == 0
     found = results(capsys.readouterr().out)
     ops = ("build_page_table", "build_kv_indices", "build_slot_mapping")
-    names = (*ops, *dispatch.specs_of("cpu"), SGLANG, VLLM)
+    names = (*ops, *dispatch.specs_of("cpu"), SGLANG, VLLM, LENGTHS)
     assert list(found) == [*(f"hostile {name}" for name in names), "total"]
     assert found["total"][0] >= 200
     assert {result for _, result in found.values()} == {"pass"}

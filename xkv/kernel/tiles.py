@@ -201,5 +201,7 @@ def translate_slots(pid, num_programs, req, view, C: tl.constexpr):
         slot = tl.load(req.loc_ptr + i, mask=is_given, other=-1).to(tl.int64)
         inside = (slot >= 0) & (slot < view.token_map_len)
         slot = tl.load(view.token_map_ptr + tl.where(inside, slot, 0), mask=inside, other=-1)
+        if slot.dtype == tl.int64 and req.loc_out_ptr.dtype.element_ty == tl.int32:
+            slot = tl.where(slot <= INT32_MAX, slot, -1)
         slot = tl.where(is_given, tl.maximum(slot, -1), 0)
         tl.store(req.loc_out_ptr + i, slot.to(req.loc_out_ptr.dtype.element_ty), mask=i < req.loc_out_len)

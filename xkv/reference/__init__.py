@@ -38,6 +38,7 @@ def _translate_slots(build: Build) -> None:
     inside = (slot >= 0) & (slot < token_map.shape[0])
     found = torch.full_like(slot, -1)
     found[inside] = token_map[slot[inside]].to(torch.int64).clamp(min=-1)
+    found[found > torch.iinfo(out.dtype).max] = -1
     out.zero_()
     out[: slot.shape[0]] = found.to(out.dtype)
 

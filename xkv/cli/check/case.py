@@ -135,6 +135,8 @@ class Case(ABC):
         self.run()
         got = memory.receive()
         for prefix, entries in shared.items():
+            if not entries:
+                continue
             written, want = memory.views(got)[prefix + "out"], memory.host[prefix + "out"]
             for at, values in entries.items():
                 if int(written[at]) in values:

@@ -14,6 +14,7 @@ from ... import dispatch
 from ...params import CSR, SLOTS, TABLE
 from ...platforms.specs import BackendSpec
 from ...shard import Shard
+from .engine_rows import ENGINE_RANKS, ENGINES, INDICES, Row
 
 I32, I64 = torch.int32, torch.int64
 
@@ -132,27 +133,6 @@ _MODES = (
     ("sinks, absolute window", "window window_map window_is_absolute sink_tokens", 0),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
-# of the plugins: (group, function, form, page size, source page size, source dtype, output dtype, optional
-# arguments, dtype of the sums that the engine passes)
-SGLANG, VLLM = "SGLang kernels", "vLLM page indices"
-TABLES, POOL_TABLES = "create_flashmla_kv_indices_triton", "scatter_req_to_token_to_page_table_kernel"
-STREAMS, METADATA = "create_flashinfer_kv_indices_triton", "update_trtllm_mha_graph_metadata_kernel"
-INDICES = "expand_page_indices"
-_ENGINES = (
-    (SGLANG, TABLES, TABLE, 64, 1, I32, I32, "", None),
-    (SGLANG, TABLES, TABLE, 1, 1, I64, I32, "kv_start", None),
-    (SGLANG, POOL_TABLES, TABLE, 16, 1, I32, I32, "delta window_map", None),
-    (SGLANG, METADATA, TABLE, 64, 1, I32, I32, "delta query_lens", I32),
-    (SGLANG, METADATA, TABLE, 16, 1, I64, I64, "delta query window_map", I32),
-    (SGLANG, METADATA, TABLE, 1, 1, I32, I32, "query_lens window_map", I32),
-    (SGLANG, STREAMS, CSR, 1, 1, I32, I32, "", I32),
-    (SGLANG, STREAMS, CSR, 1, 1, I32, I64, "kv_start", I64),
-    (SGLANG, STREAMS, CSR, 1, 16, I64, I32, "token_map kv_start", I32),
-    (SGLANG, STREAMS, CSR, 1, 16, I32, I64, "token_map", I64),
-    (VLLM, INDICES, CSR, 1, 1, I32, I32, "", I32),
-    (VLLM, INDICES, CSR, 1, 16, I32, I32, "", I64),
-    (VLLM, INDICES, CSR, 1, 64, I64, I64, "", I64),
-)
 
 
 def families(vendor: str) -> list[Family]:
@@ -164,14 +144,16 @@ def families(vendor: str) -> list[Family]:
         for row, shard in _PAGED_SHARDS if op in calls else _SLOTS_SHARDS:
             found.append(op_family(op, *row, shard=shard))
     found += backend_families(*dispatch.specs_of(vendor).values())
-    for group, function, form, page_size, unit, ids, dtype, options, indptr in _ENGINES:
-        what = ", ".join([function, _described(page_size, unit, ids, dtype), *options.split()])
-        what += "" if indptr is None else f", sums {str(indptr)[6:]}"
-        sign = -1 if function == INDICES else 0
+    rows: list[tuple[Row, Shard | None]] = [*((row, None) for row in ENGINES), *ENGINE_RANKS]
+    for (group, function, form, page_size, unit, ids, dtype, options, indptr), rank in rows:
+        parts = [function, _described(page_size, unit, ids, dtype), *options.split()]
+        parts += [] if indptr is None else [f"sums {str(indptr)[6:]}"]
+        parts += [] if rank is None else [_rank(rank)]
+        sign = -1 if function == INDICES and "clamp_tail" not in options else 0
         found.append(
             Family(
-                group, what, form, page_size, unit, ids, dtype, frozenset(options.split()), sign, None,
-                function, indptr,
+                group, ", ".join(parts), form, page_size, unit, ids, dtype, frozenset(options.split()), sign,
+                None, function, indptr, rank,
             )
         )  # fmt: skip
     return found
@@ -199,11 +181,15 @@ def op_family(
     """A family of an op's calls; ``more`` says what else is special about it."""
     parts = [_described(page_size, source_page_size, ids, dtype), *options.split(), *more]
     if shard is not None:
-        parts.append(f"rank {shard.rank} of {shard.size}, {shard.interleave} in a run, {shard.source} source")
+        parts.append(_rank(shard))
     return Family(
         op, ", ".join(parts), OPS[op], page_size, source_page_size, ids, dtype, frozenset(options.split()),
         shard=shard,
     )  # fmt: skip
+
+
+def _rank(shard: Shard) -> str:
+    return f"rank {shard.rank} of {shard.size}, {shard.interleave} in a run, {shard.source} source"
 
 
 def _described(page_size: int, source_page_size: int, ids: torch.dtype, dtype: torch.dtype) -> str:

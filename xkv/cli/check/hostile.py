@@ -11,17 +11,20 @@ import torch
 
 from ... import __version__, dispatch
 from ...integrations.sglang import context_parallel, draft, kv_indices, page_tables, steps
-from ...integrations.vllm import indices
+from ...integrations.vllm import indices, lengths
 from ...launch import op_calls
 from ...platforms import detect, tuning
 from ...platforms.specs import BackendSpec
 from . import values
 from .builder_case import BuilderCase
 from .case import Case, MismatchError, captured
+from .engine_rows import OF_RANKS, STEPS
+from .engine_step_case import StepCase
 from .families import Family, backend_families, families
 from .op_case import OpCase
 from .plugin_case import PluginCase
 from .program import program
+from .rank_case import RankCase
 from .selftest import Checks
 from .sizes import Sizes
 
@@ -69,7 +72,10 @@ def checks(family: Family, count: int, seed: int, device: str, small: bool, apar
 def draw(family: Family, seed: int, number: int, device: str, small: bool, apart: bool = False) -> Case:
     """A case of a family with sizes of its own; the other arguments are those of `checks`."""
     name = f"{family}, seed {seed}, sizes {number}"
-    made = PluginCase if family.function else BuilderCase if family.spec else OpCase
+    made: type[Case] = BuilderCase if family.spec else OpCase
+    if family.function:
+        found = {StepCase: STEPS, RankCase: OF_RANKS}
+        made = next((kind for kind, names in found.items() if family.function in names), PluginCase)
     return made(name, family, Sizes(family, random.Random(name), small), device, apart)
 
 
@@ -109,6 +115,6 @@ def _forget() -> None:
     """Forgets what ops and plugins remember of calls."""
     op_calls.forget()
     of_ranks = context_parallel.tables, context_parallel.indices, context_parallel.ragged
-    for cache in (page_tables.tables, kv_indices.indices, steps, draft, *of_ranks):
+    for cache in (page_tables.tables, kv_indices.indices, steps, draft, lengths.lengths, *of_ranks):
         cache.clear()
     indices.forget()

@@ -12,7 +12,7 @@ import torch
 
 from ...params import CSR, LENGTH_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from ...status import Reason
-from .oracle_parts import either, filled, owner, page_of, rank_positions
+from .oracle_parts import either, filled, new_slots, owner, page_of, rank_positions, whole_length
 
 INT32_MAX = 2**31 - 1
 Shared = dict[int, frozenset[int]]
@@ -40,6 +40,8 @@ def run(build: Build) -> list[Shared]:
                 to[at] = torch.tensor(list(entries.values()), dtype=to.dtype)
     if word is not None and build.status is not None:
         build.status.clamp_(max=word)
+    if build.window_out_cache_loc is not None:
+        build.window_out_cache_loc.copy_(torch.tensor(new_slots(build), dtype=torch.int64))
     return found
 
 
@@ -73,6 +75,12 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     )
     maps = ((token_map, 1), (page_map, build.map_page_size))
     largest = 2**31 - 1 if str(view.out.dtype) == "torch.int32" else 2**63 - 1
+    longest = len(source[0]) * unit if source else 0
+    if shard is not None and shard.source == "local":
+        longest = min(longest * shard.size, ROW_MAX)
+    if build.max_seq_len is not None:
+        longest = min(longest, build.max_seq_len)
+    mine = rank_positions(shard, longest)
     begins = None
     if build.indptr_is_input and form != TABLE and view.kv_indptr is not None:
         begins = view.kv_indptr.tolist()
@@ -93,6 +101,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         request = b if draft is None else b // draft.topk
         delta = build.seq_lens_delta + (0 if deltas is None else _cut(deltas[request]))
         length = _cut(lengths[request]) + delta
+        if build.lens_are_local:
+            length = whole_length(mine, length, 0 if starts is None else max(_cut(starts[request]), 0))
         prefix, own, shift = max(length, 0), 0, 0  # own: where a draft branch's own tokens begin
         if draft is not None:
             length += draft.step
@@ -109,11 +119,6 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             asked = build.query_len
         row = rows[request]
         known = 0 <= row < len(source)
-        longest = len(source[0]) * unit if source else 0
-        if shard is not None and shard.source == "local":
-            longest = min(longest * shard.size, ROW_MAX)
-        if build.max_seq_len is not None:
-            longest = min(longest, build.max_seq_len)
         end = max(0, min(length, longest)) if known else 0
         if draft is not None and length + shift > longest:
             end = min(end, own)
@@ -123,8 +128,8 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
         elif end != length:
             why = Reason.BAD_LENGTH
         query = max(asked, 0)
-        mine = rank_positions(shard, longest)
         here = bisect_left(mine, end)  # tokens of the row that the rank holds
+        until = here  # what is before it may be read
 
         if given is not None and begins is not None:
             stop, room = begins[b + 1], min(capacity, len(given))
@@ -177,14 +182,22 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
             kv_len = (here - first if start < here else 0) + len(sinks) * size
             kv_len = max(kv_len, build.min_seq_len)
             total = -(-kv_len // size)
-            room = capacity if form == TABLE else left
+            if build.clamps_tail and begins is not None:
+                total = max(begins[b + 1] - begin, 0)
+                until = max(here, first + 1) if known and mine else 0
+            room = total if not build.writes_ids else capacity if form == TABLE else left
             if total > room and (not why or form == CSR):
                 words.append(b * 256 + Reason.TRUNCATED)
             elif unaligned and build.starts_are_aligned:
                 why = why or Reason.UNALIGNED_START
             offset[b] = start - first if start < here else 0
-            positions = [*sinks, *(first + n * size for n in range(total - len(sinks)))][: max(room, 0)]
-            kv_len = min(kv_len, len(positions) * size)
+            shown = min(total, max(room, 0))
+            kv_len = min(kv_len, shown * size)
+            positions = []
+            if build.writes_ids:
+                positions = [*sinks, *(first + n * size for n in range(shown - len(sinks)))][:shown]
+            if build.clamps_tail:
+                positions = [t if t < here else first for t in positions]
         if why:
             words.append(b * 256 + why)
         if form == SLOTS and len(positions) < total:
@@ -200,7 +213,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 words.append(b * 256 + Reason.BAD_QUERY)
             seen[at] = bisect_left(mine, t + 1) if 0 <= t < end else 0
             is_before = view.is_absolute and t <= start - size and t >= sunk
-            if not is_before and t >= 0 and n < here and (form != SLOTS or mine[n] == t) and unlimited:
+            if not is_before and t >= 0 and n < until and (form != SLOTS or mine[n] == t) and unlimited:
                 t = n if shard is None or shard.source == "local" else mine[n]  # in the source row
                 t += shift if t >= own else 0
                 page, lost = page_of(build, source[row][t // unit], t, maps, largest)
@@ -208,7 +221,7 @@ def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
                 if lost is Reason.BAD_MAP or (lost is not None and build.report_missing):
                     words.append(b * 256 + lost)
             out[at] = either(out[at], value) if at in out else value
-        if form == TABLE and build.pad_value is not None:
+        if form == TABLE and build.pad_value is not None and build.writes_ids:
             for j in range(len(positions), filled(build, len(positions), capacity)):
                 out[b, j] = build.pad_value
 

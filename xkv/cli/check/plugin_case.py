@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ...integrations.rows import every_row
-from ...integrations.sglang import kv_indices, metadata, page_tables
-from ...integrations.vllm import indices
+from ...integrations.sglang import context_parallel, kv_indices, metadata, page_tables
+from ...integrations.vllm import indices, lengths
 from ...integrations.vllm.launching import served
 from ...launch import launch
-from ...params import CSR, OUTPUTS, Build, View
+from ...params import CSR, Build, View
 from .case import Case, call_text, placed
-from .families import I32, INDICES, METADATA, POOL_TABLES, STREAMS, TABLES
+from .engine_rows import INDICES, POOL_TABLES, STREAMS, TABLES
 from .memory import Spec
 
 
@@ -25,17 +25,11 @@ class PluginCase(Case):
     """A call of a plugin's function, with the arguments that the engine has for its own kernel."""
 
     @property
-    def query_mode(self) -> int:
-        """How the kernel of metadata gets its query lengths; 0: not at all."""
-        options = self.family.options
-        if "query_lens" in options:
-            return metadata.Q_CUMSUM
-        return metadata.Q_STRIDED if "query" in options else 0
-
-    @property
     def vectors(self) -> list[str]:
         """The inputs with an entry a request."""
-        return [] if self.family.function == INDICES else super().vectors
+        if self.family.function == INDICES:
+            return ["seq_lens"] if "clamp_tail" in self.family.options else []
+        return super().vectors
 
     def specs(self, rng: random.Random) -> dict[str, Spec]:
         """The tensors, in an order, with gaps and dtypes, that are drawn."""
@@ -53,42 +47,40 @@ class PluginCase(Case):
             begins = Spec((sizes.batch + of_all,), family.indptr)
             return {"sums" if of_all else "begins": begins, "out": Spec((sizes.stream,), family.dtype)}
         table = Spec((sizes.max_batch_size, sizes.room), family.dtype)
-        names = ("cache_seqlens", "cu_seqlens_k", *(["cu_seqlens_q"] if self.query_mode else []))
-        sums = {name: Spec((sizes.max_batch_size + OUTPUTS[name],), I32) for name in names}
-        return {prefix + "out": table for prefix in self.prefixes} | (
-            sums if family.function == METADATA else {}
-        )
+        return {prefix + "out": table for prefix in self.prefixes}
 
     def launch(self, t: Mapping[str, Tensor]) -> Build:
         """The launch that the call must equal, on these tensors."""
         family, source, size = self.family, t["req_to_token"], self.family.page_size
         if family.function == INDICES:
             sums, every = t["sums"], torch.arange(self.sizes.batch)
+            if "clamp_tail" in family.options:
+                return Build(
+                    source, every, t["seq_lens"], CSR, 1, family.source_page_size, 1,
+                    (View(t["out"], kv_indptr=sums),), report_missing=False, indptr_is_input=True,
+                    clamps_tail=True,
+                )  # fmt: skip
             view = View(t["out"], kv_indptr=sums[: self.sizes.batch])
             return Build(
                 source, every, sums[1:], CSR, 1, family.source_page_size, 1, (view,),
                 query_lens=sums[: self.sizes.batch], query_sign=-1, report_missing=False,
                 indptr_is_input=True,
             )  # fmt: skip
-        of_step, start = family.function == METADATA, t.get("kv_start")
+        start = t.get("kv_start")
         views = []
         for prefix in self.prefixes:
-            view = View(t[prefix + "out"][:, : self.sizes.pages] if of_step else t[prefix + "out"])
+            view = View(t[prefix + "out"])
             if prefix:
                 view.token_map = t["window_map"]
             else:
                 view.kv_start, view.token_map, view.kv_indptr = start, t.get("token_map"), t.get("begins")
-                for name in OUTPUTS.keys() & t.keys():
-                    setattr(view, name, t[name])
             views.append(view)
         build = Build(
             source, t["req_pool_indices"], t["seq_lens"], family.form, size, family.source_page_size, size,
-            tuple(views), seq_lens_delta=self.sizes.delta, seq_lens_delta_rows=start,
-            query_lens=t.get("query_lens"), report_missing=False,
-            indptr_is_input=of_step or family.form == CSR,
-            query_len=self.sizes.query_len if self.query_mode == metadata.Q_STRIDED else 0,
+            tuple(views), seq_lens_delta=self.sizes.delta, seq_lens_delta_rows=start, report_missing=False,
+            indptr_is_input=family.form == CSR,
         )  # fmt: skip
-        if size > 1 and not (of_step and "window_map" in family.options):
+        if size > 1:
             build.missing_id = 0  # what a division toward 0 makes of the token -1
         return build
 
@@ -97,16 +89,18 @@ class PluginCase(Case):
         family, sizes, strides = self.family, self.sizes, {k: x.stride[0] for k, x in specs.items()}
         maybe: dict[str, str | None] = {
             name: name if name in strides else None
-            for name in ("kv_start", "query_lens", "token_map", "window_map", "window.out", "cu_seqlens_q")
+            for name in ("kv_start", "token_map", "window_map", "window.out")
         }
-        two, stride = maybe["window_map"] is not None, strides["req_to_token"]
+        stride = strides["req_to_token"]
         rows = {"req_to_token_ptr": "req_to_token", "req_pool_indices_ptr": "req_pool_indices"}
         found: dict[str, Any] = {"grid": (sizes.batch,)}
         if family.function == INDICES:
+            clamps = "clamp_tail" in family.options
             return found | {
                 "page_indices": "out", "block_table": "req_to_token", "block_table_stride_0": stride,
-                "block_table_stride_1": 1, "cu_num_tokens": "sums", "num_real_tokens": "sums",
-                "KERNEL_BLOCK_SIZE": family.source_page_size, "BLOCK_SIZE": 1024,
+                "block_table_stride_1": 1, "cu_num_tokens": "sums",
+                "num_real_tokens": "seq_lens" if clamps else "sums",
+                "KERNEL_BLOCK_SIZE": family.source_page_size, "BLOCK_SIZE": 1024, "CLAMP_TAIL": clamps,
             }  # fmt: skip
         if family.function == STREAMS:
             return found | rows | {
@@ -120,24 +114,11 @@ class PluginCase(Case):
                 "kv_indices_ptr": "out", "req_to_token_ptr_stride": stride,
                 "kv_indices_ptr_stride": strides["out"], "PAGED_SIZE": family.page_size,
             }  # fmt: skip
-        found |= rows | {
+        return found | rows | {
             "seq_lens_ptr": "seq_lens", "page_table_ptr": "out", "req_to_token_stride": stride,
-            "page_table_stride": strides["out"], "PAGE_SIZE": family.page_size, "HAS_SWA": two,
-        }  # fmt: skip
-        if family.function == POOL_TABLES:
-            return found | {
-                "sw_page_table_ptr": maybe["window.out"], "swa_slot_mapping_ptr": maybe["window_map"],
-                "DRAFT_NUM": sizes.delta, "BLOCK_SIZE": 256,
-            }  # fmt: skip
-        return found | {
-            "swa_mapping_ptr": maybe["window_map"], "out_cache_loc_ptr": None,
-            "qlens_ptr": maybe["query_lens"], "cache_seqlens_ptr": "cache_seqlens",
-            "cu_seqlens_k_ptr": "cu_seqlens_k", "cu_seqlens_q_ptr": maybe["cu_seqlens_q"],
-            "swa_page_table_ptr": maybe["window.out"], "swa_out_cache_loc_ptr": None,
-            "bs": sizes.batch, "seqlen_offset": sizes.delta, "max_seq_pages": sizes.pages,
-            "q_stride": sizes.query_len, "num_out_tokens": 0, "swa_out_len": 0,
-            "swa_page_table_stride": strides["window.out"] if two else 0, "HAS_SWA_OUT": False,
-            "Q_MODE": self.query_mode, "PAGE_BLOCK": 64, "BS_BLOCK": 16,
+            "page_table_stride": strides["out"], "PAGE_SIZE": family.page_size,
+            "HAS_SWA": maybe["window_map"] is not None, "sw_page_table_ptr": maybe["window.out"],
+            "swa_slot_mapping_ptr": maybe["window_map"], "DRAFT_NUM": sizes.delta, "BLOCK_SIZE": 256,
         }  # fmt: skip
 
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
@@ -152,7 +133,7 @@ class PluginCase(Case):
 
 def launched(name: str, **arguments: Any) -> None:
     """Makes a plugin's launch, by the reference where the plugin leaves CPU tensors to the engine."""
-    if name == INDICES and served(arguments["page_indices"]) is None:
+    if name == INDICES and not arguments["CLAMP_TAIL"] and served(arguments["page_indices"]) is None:
         table, sums = arguments["block_table"], arguments["cu_num_tokens"]
         (batch,) = arguments["grid"]
         rows = every_row(table.device)
@@ -160,6 +141,6 @@ def launched(name: str, **arguments: Any) -> None:
         view = View(arguments["page_indices"], kv_indptr=sums[:batch])
         launch.run(indices._as_build(rows[:batch], view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
         return
-    modules = (page_tables, kv_indices, metadata, indices)
+    modules = (page_tables, kv_indices, metadata, context_parallel, indices, lengths)
     if not next(vars(module)[name] for module in modules if name in vars(module))(**arguments):
         raise RuntimeError(f"{name} left the call to the engine's own kernel")

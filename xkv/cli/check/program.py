@@ -59,7 +59,7 @@ for name, entries in {shared}.items():
 
 def program(title: str, case: Case) -> str:
     """The program of a case whose image is as it was before the call; afterwards it is the oracle's."""
-    memory, outputs = case.memory, {"status", *WRITTEN}
+    memory, outputs = case.memory, {"status", "window_out_cache_loc", *WRITTEN}
     inputs = {
         k: v.tolist() for k, v in memory.host.items() if k.rpartition(".")[2] not in outputs or k == "status"
     }

@@ -8,7 +8,8 @@ from typing import Any
 from ...draft import DraftTree
 from ...params import CSR
 from ...shard import source_tokens
-from .families import INDICES, Family
+from .engine_rows import DECODE, EXTEND, I32, I64, INDICES, OF_RANKS, RAGGED
+from .families import Family
 
 _DELTAS = [0, 0, 0, 1, 4, 5, -3, -5, (1 << 28) - 1, 1 - (1 << 28)]
 
@@ -32,12 +33,18 @@ class Sizes:
         context: tokens, a host bound, which ``room`` need not have room for.
         gaps: of which each tensor's elements between rows are drawn; ``shifts``: those out of alignment.
         queries: query tokens whose positions are given, at most.
+        new: slots of new tokens, of which ``translated`` go to a buffer of ``slot_dtype``; ``spare``: entries
+            of both that are not to be touched.
         numbers: an op's arguments that are no tensors, where it is to have them.
     """
 
     def __init__(self, family: Family, rng: random.Random, small: bool) -> None:
         page_size, unit = family.page_size, family.source_page_size
-        span = max(page_size, unit)
+        span, ranks = max(page_size, unit), 1
+        if family.function in OF_RANKS or "clamp_tail" in family.options:
+            # a row is more than a few tokens, also of each rank
+            ranks = family.shard.size if family.shard else 1
+            span = max(span, 16) * ranks
         longest = rng.randint(1, rng.choice([2, 4] if small else [2, 6, 40])) * span + rng.randrange(span)
         self.width = longest // unit + 1
         self.tokens = source_tokens(self.width * unit, family.shard)
@@ -47,7 +54,8 @@ class Sizes:
         self.window = rng.randint(1, self.tokens) if "window" in family.options else None
         self.sink = page_size * (family.shard.size if family.shard else 1) * rng.randint(1, 2)
         self.context = rng.randint(1, self.tokens)
-        self.room = rng.choice([self.tokens // page_size + 1, rng.randint(0, self.tokens // page_size + 2)])
+        pages = self.tokens // ranks // page_size
+        self.room = rng.choice([pages + 1, rng.randint(0, pages + 2)])
         self.pages = rng.choice([self.room, rng.randint(0, self.room)])
         self.stream = int(rng.choice([1, rng.random()]) * self.room * max(self.batch, 1))
         self.max_batch_size = max(self.batch + rng.choice([0, 1, 3]), 0 if family.form == CSR else 1)
@@ -69,9 +77,25 @@ class Sizes:
         self.query_len = rng.choice([0, 1, 4])
         self.queries = max(self.stream + rng.choice([0, 0, 2, -2]), 0)
         self.max_tokens = rng.randint(1, self.room * page_size * self.max_batch_size + 1)
+        if family.function == RAGGED:
+            self.query_len = max(self.query_len, 1)
+            self.rows = self.batch * self.query_len + rng.randint(0, 2)
+        if family.function in (DECODE, EXTEND) or "new_slots" in family.options:
+            # of no row at all nothing is launched
+            self.batch = max(self.batch, 1)
+            self.max_batch_size = max(self.max_batch_size, self.batch)
+        if family.function == EXTEND:  # a table without columns is left to the engine
+            self.room, self.pages = max(self.room, 1), max(self.pages, 1)
         self.numbers: dict[str, Any] = {
             "min_last_page_len": 1, "missing_id": rng.choice([-1, 0, 7]), "pad_value": rng.choice([0, -1, 5]),
             "pad_to_multiple_of": rng.choice([1, 4, 64]),
             "max_position": rng.choice([self.context, self.tokens]),
             "max_seq_len": min(self.context, self.room * page_size),  # which a table has room for
         }  # fmt: skip
+        if "new_slots" in family.options:
+            self.new = rng.choice([rng.randint(0, 9), rng.randint(0, 700)])
+            self.translated = max(self.new + rng.choice([0, 3, -2]), 0)
+            if family.function == EXTEND:
+                self.new = self.translated = self.batch * self.query_len
+            self.spare = rng.choice([0, 2])
+            self.slot_dtype = I64 if family.dtype == I64 else rng.choice([I32, I64])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .case import VECTORS, Case
+from .engine_rows import RAGGED, RANK_STREAMS, RANK_TABLES
 from .memory import SENTINEL
 
 INDPTR = (
@@ -104,10 +105,12 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
         "req_pool_indices": [sizes.rows - 1] * batch, "seq_lens": lens, "seq_lens_delta": [4] * batch,
         "query_lens": [min(n, 9) for n in lens], "kv_start": lens, "window_kv_start": lens,
     }  # fmt: skip
+    if family.function in (RANK_TABLES, RANK_STREAMS) and family.shard is not None:  # a rank's own
+        right["seq_lens"] = [n // family.shard.size for n in lens]
     for name in ("req_pool_indices", "seq_lens", *VECTORS):
         if name in host:
             edge = sizes.rows if name == "req_pool_indices" else tokens + 1
-            host[name].copy_(vector(rng, right[name], host[name].dtype, heat(), edge))
+            host[name][:batch].copy_(vector(rng, right[name], host[name].dtype, heat(), edge))
     mapped = {"token_map", "window_map", "page_map", "window_page_map"} & host.keys()
     top = sizes.top if mapped or rng.random() < 0.5 else 1 << rng.choice([31, 31, 40])
     if family.ids == torch.int32:
@@ -124,6 +127,9 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
     for name in ("req_to_token", *sorted(mapped)):
         to = host[name]
         to.copy_(ids(rng, to.shape, to.dtype, tops.get(name, sizes.top), heat(), steps.get(name, 1)))
+    if "out_cache_loc" in host:
+        to = host["out_cache_loc"]
+        to.copy_(ids(rng, to.shape, to.dtype, sizes.top, heat()))
     if "positions" in host:
         most = [tokens - 1] * sizes.queries
         host["positions"].copy_(vector(rng, most, host["positions"].dtype, heat(), tokens))
@@ -131,7 +137,8 @@ def fill(case: Case, rng: random.Random, sane: bool = False) -> None:
     for name in host.keys() & set(INDPTR):
         lens = [rng.randint(0, tokens) for _ in range(batch)]
         if name == "begins":
-            lens = [max(0, min(n, tokens)) for n in host["seq_lens"].tolist()]
+            least = 1 if family.function == RAGGED else 0
+            lens = [max(least, min(n, tokens)) for n in host["seq_lens"].tolist()]
         if name == "query_start_loc":  # few enough for the stream, mostly
             lens = [rng.randint(0, 2 * sizes.queries // max(batch, 1)) for _ in range(batch)]
         heat_of_sums = rng.choice([0, 0.3, 0.6, 1])  # of its own: the rows are to have tokens too
