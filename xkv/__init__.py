@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .dispatch import backends
     from .draft import DraftTree
+    from .expanded import ExpandedQueries
     from .metadata.buffers import Metadata
     from .metadata.builder import MetadataBuilder
     from .metadata.group import MetadataGroup
     from .metadata.options import SlotMapping
+    from .ops.expand_queries import expand_queries
     from .ops.kv_indices import KVIndices, build_kv_indices
     from .ops.page_table import build_page_table
     from .ops.slot_mapping import build_slot_mapping
@@ -35,6 +37,8 @@ _HOMES = {
     "MetadataGroup": ".metadata.group",
     "SlotMapping": ".metadata.options",
     "DraftTree": ".draft",
+    "ExpandedQueries": ".expanded",
+    "expand_queries": ".ops.expand_queries",
     "KVIndices": ".ops.kv_indices",
     "build_kv_indices": ".ops.kv_indices",
     "build_page_table": ".ops.page_table",
@@ -54,6 +58,7 @@ _HOMES = {
 __all__ = [
     "BackendSpec",
     "DraftTree",
+    "ExpandedQueries",
     "KVIndices",
     "Metadata",
     "MetadataBuilder",
@@ -70,6 +75,7 @@ __all__ = [
     "build_kv_indices",
     "build_page_table",
     "build_slot_mapping",
+    "expand_queries",
     "platform",
     "translate_positions",
     "warmup",

@@ -66,8 +66,9 @@ def _has_memory(value: Tensor) -> bool:
     ):  # checked when the graph runs; refused for its device
         return True
     try:
-        return bool(value.data_ptr()) or value.numel() == 0
-    except RuntimeError:  # torch offers no other way to ask
+        # of the storage: a view of freed memory has an address, its offset
+        return bool(value.untyped_storage().data_ptr()) or value.numel() == 0
+    except (NotImplementedError, RuntimeError):  # torch offers no other way to ask
         return False
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import ops
-from .launch import chosen, compile, launch, op_calls
+from .launch import chosen, compile, expanded, launch, op_calls
 
-_OPS = ("build_page_table", "build_kv_indices", "build_slot_mapping", "translate_positions")
+_OPS = (
+    "build_page_table", "build_kv_indices", "build_slot_mapping", "expand_queries", "translate_positions",
+)  # fmt: skip
 
 
 def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
@@ -21,8 +23,8 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
     if the op does; not for capture.
 
     Args:
-        op: `xkv.build_page_table`, `xkv.build_kv_indices`, `xkv.build_slot_mapping` or
-            `xkv.translate_positions`.
+        op: `xkv.build_page_table`, `xkv.build_kv_indices`, `xkv.build_slot_mapping`,
+            `xkv.expand_queries` or `xkv.translate_positions`.
         *args: the op's positional arguments.
         **options: the op's keyword arguments. Nothing is written to ``out``.
 
@@ -49,8 +51,12 @@ def warmup(op: Callable[..., Any], *args: Any, **options: Any) -> int:
         got = getattr(op, "__name__", type(op).__name__)
         raise TypeError(f"op must be one of {', '.join(f'xkv.{name}' for name in _OPS)}, got {got}")
     op_calls.forget()  # a cached call would be launched
-    chosen.forget()
+    chosen.CALLS.forget()
+    expanded.CALLS.forget()
     with launch.compile_only() as builds:
         op(*args, **options)
-    warm = chosen.warm if op is ops.translate_positions else functools.partial(compile.warm, max_batch=None)
+    own: dict[Any, Callable[[Any], int]] = {
+        ops.expand_queries: expanded.warm, ops.translate_positions: chosen.warm
+    }  # fmt: skip
+    warm = own.get(op, functools.partial(compile.warm, max_batch=None))
     return sum(warm(build) for build in builds)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .chosen import ChosenTokens
+from .expanded import Expansion
 from .params import CSR, SLOTS, TABLE, Build
 from .shard import Shard
 from .status import Status
@@ -137,8 +138,34 @@ def run_translation(build: ChosenTokens) -> None:
 
 def register_translation(call: Callable[..., None]) -> None:
     """Registers `xkv.translate_positions` with PyTorch, as one that writes into its arguments."""
-    name = f"{NAMESPACE}::translate_positions"
-    torch.library.define(name, _TRANSLATION, tags=torch.Tag.needs_fixed_stride_order)
+    _register("translate_positions", _TRANSLATION, call)
+
+
+_EXPANSION = (
+    "(Tensor query_start_loc, Tensor seq_lens, Tensor? page_table, Tensor(a!)? token_to_req,"
+    " Tensor(b!)? positions, Tensor(c!)? out_seq_lens, Tensor(d!)? out_page_table, Tensor(z!)? status, *,"
+    " SymInt num_tokens, int[]? shard, bool causal, SymInt pad_req) -> ()"
+)
+
+
+def run_expansion(build: Expansion) -> None:
+    """Adds a checked expansion of requests into query tokens to the graph that is being traced."""
+    op = getattr(torch.ops, NAMESPACE).expand_queries.default
+    op(
+        build.query_start_loc, build.seq_lens, build.page_table, *build.out, build.status,
+        num_tokens=build.num_tokens, shard=_shard_numbers(build.shard), causal=build.causal,
+        pad_req=build.pad_req,
+    )  # fmt: skip
+
+
+def register_expansion(call: Callable[..., None]) -> None:
+    """Registers `xkv.expand_queries` with PyTorch, as one that writes into its arguments."""
+    _register("expand_queries", _EXPANSION, call)
+
+
+def _register(op: str, schema: str, call: Callable[..., None]) -> None:
+    name = f"{NAMESPACE}::{op}"
+    torch.library.define(name, schema, tags=torch.Tag.needs_fixed_stride_order)
     torch.library.impl(name, ("cpu", "cuda"), call)
     torch.library.register_fake(name, lambda *tensors, **numbers: None)
 

@@ -19,7 +19,7 @@ LEVELS = (
     ("platforms", "shard", "status", "switches"),
     ("cuda", "draft", "rocm"),
     ("params",),
-    ("chosen",),
+    ("chosen", "expanded"),
     ("arguments", "dispatch", "kernel", "reference", "torch_library"),
     ("launch",),
     ("metadata", "ops"),

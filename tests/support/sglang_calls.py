@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sglang_parallel_calls
+import sglang_sparse_calls
 import sglang_step_calls
 import torch
 from building import guarded, guarded_1d, whole
@@ -119,6 +120,7 @@ CALLS: dict[str, Callable[[random.Random, str], Call]] = {
     "scatter_req_to_token_to_page_table_kernel": scatter,
     **sglang_step_calls.CALLS,
     **sglang_parallel_calls.CALLS,
+    **sglang_sparse_calls.CALLS,
 }
 
 
@@ -127,6 +129,10 @@ def fits(kernel: Any, call: Call) -> bool:
     names = inspect.signature(kernel.fn).parameters
     if "pool_len" in names:  # its name up to SGLang 0.5.21
         call.args["pool_len"] = call.args.pop("row_stride")
+    if "max_seqlen_k" in names:  # a table without gaps
+        table = call.args["page_table_ptr"]
+        call.args["page_table_ptr"], call.args["max_seqlen_k"] = table.contiguous(), table.shape[1]
+        call.args.pop("page_table_row_stride")
     if "mult" in names:
         call.args["mult"] = 1
     for name in [name for name in call.args if name not in names]:

@@ -328,3 +328,47 @@ def generate_draft_decode_window_kv_indices(
             row_stride, kv_indices_stride, kv_indptr_stride, tl.num_programs(0), tl.program_id(0), page_size,
             window, 0, True, ENTRY_PAGE_SIZE, v2p, TRANSLATE,
         )  # fmt: skip
+
+
+@triton.jit
+def transform_index_page_table_decode_kernel(
+    page_table_ptr, topk_indices_ptr, result_ptr, page_size: tl.constexpr,
+    page_table_row_stride: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0)
+    for i in range(2048):
+        at = tl.load(topk_indices_ptr + b * 2048 + i)
+        id = tl.load(page_table_ptr + b * page_table_row_stride + at, mask=at >= 0, other=-1)
+        tl.store(result_ptr + b * 2048 + i, id)
+
+
+@triton.jit
+def transform_index_page_table_decode_tiled_kernel(
+    page_table_ptr, topk_indices_ptr, result_ptr, page_table_row_stride: tl.constexpr,
+    topk_indices_stride_0: tl.constexpr, topk_indices_stride_1: tl.constexpr, result_stride_0: tl.constexpr,
+    result_stride_1: tl.constexpr, TOPK: tl.constexpr, BLOCK_TOPK: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0)
+    if tl.program_id(1) == 0:
+        for i in range(TOPK):
+            at = tl.load(topk_indices_ptr + b * topk_indices_stride_0 + i * topk_indices_stride_1)
+            id = tl.load(page_table_ptr + b * page_table_row_stride + at, mask=at >= 0, other=-1)
+            tl.store(result_ptr + b * result_stride_0 + i * result_stride_1, id)
+
+
+@triton.jit
+def transform_index_page_table_prefill_kernel(
+    page_table_ptr, topk_indices_ptr, cu_seqlens_q_ptr, result_ptr, page_table_stride_0,
+    page_table_stride_1: tl.constexpr, topk_indices_stride_0: tl.constexpr,
+    topk_indices_stride_1: tl.constexpr, result_stride_0: tl.constexpr, result_stride_1: tl.constexpr,
+    PAGE_TABLE_IS_EXPANDED: tl.constexpr, TOPK: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_TOPK: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0)
+    if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+        for token in range(tl.load(cu_seqlens_q_ptr + b), tl.load(cu_seqlens_q_ptr + b + 1)):
+            row = token if PAGE_TABLE_IS_EXPANDED else b
+            for i in range(TOPK):
+                at = tl.load(topk_indices_ptr + token * topk_indices_stride_0 + i * topk_indices_stride_1)
+                id = tl.load(page_table_ptr + row * page_table_stride_0 + at, mask=at >= 0, other=-1)
+                tl.store(result_ptr + token * result_stride_0 + i * result_stride_1, id)

@@ -22,6 +22,7 @@ from triton.runtime import interpreter
 from xkv.cli.check import oracle
 from xkv.kernel.chosen import xkv_translate
 from xkv.kernel.entry import xkv_build
+from xkv.kernel.expanded import xkv_expand
 from xkv.kernel.group import xkv_build_group
 from xkv.launch import group
 from xkv.launch.launch import CompiledLaunch
@@ -40,6 +41,10 @@ _OUTPUTS = {
     "query_seqlens",
     "loc_out",
     "counts",
+    "req_out",
+    "position_out",
+    "lens_out",
+    "table_out",
 }
 
 
@@ -174,7 +179,7 @@ def install() -> None:
         return atomic(self, op, ptr, value, mask, *args)
 
     def checked_launch(self: Any, *args: Any, **kwargs: Any) -> None:
-        ours = (xkv_build, xkv_build_group, xkv_translate)
+        ours = (xkv_build, xkv_build_group, xkv_expand, xkv_translate)
         if self.fn not in [kernel.rewrite() for kernel in ours]:  # engines' are not ours to check
             launch(self, *args, **kwargs)
             return

@@ -131,9 +131,38 @@ def slot_mappings(rng: random.Random, device: str, names: Collection[str]) -> Ca
     return Call((groups, batch + 1), args, [out])
 
 
+def remap(rng: random.Random, device: str, names: Collection[str]) -> Call:
+    size, ranks = rng.choice([1, 16, 64]), rng.choice([1, 1, 2, 8])
+    stride, tokens, rows = size + rng.choice([0, 0, 5]), rng.randint(1, 9), rng.randint(1, 4)
+    k, width = rng.choice([16, 128, 256]), rng.randint(1, 30)
+    counted = rng.random() < 0.6
+    single = counted and rng.random() < 0.7
+    compact = counted and single and rng.random() < 0.7  # else theirs packs in any order
+    table = guarded(rows, width, width + rng.choice([0, 4]), torch.int32, device)
+    table.copy_(_ints(rng, rows, width, high=1 << 20, device=device))
+    span = width * size * ranks
+    chosen = _ints(rng, tokens, k, high=span + 4, device=device) - 1
+    out, counts = guarded(tokens, k, k, torch.int32, device), guarded_1d(tokens, torch.int32, device)
+    counts.zero_()
+    block = k if single else 16
+    args = {
+        "req_id_ptr": _ints(rng, tokens, high=rows, device=device), "block_table_ptr": table,
+        "token_indices_ptr": chosen, "out_ptr": out, "valid_count_ptr": counts, "idx_mapping_ptr": None,
+        "prefill_request_id_ptr": None, "workspace_starts_ptr": None, "workspace_rank_stride": 0,
+        "max_num_blocks_per_req": width, "BLOCK_SIZE": size, "BLOCK_STRIDE_ROWS": stride, "BLOCK_N": block,
+        "NUM_TOPK_TOKENS": k, "HAS_PREFILL": False, "HAS_IDX_MAPPING": False, "COUNT_VALID": counted,
+        "SINGLE_TILE": single, "COMPACT_TO_FRONT": compact, "DCP_SIZE": ranks,
+        "DCP_RANK": rng.randrange(ranks), "DCP_INTERLEAVE": rng.choice([1, size]),
+        "bt_stride0": table.stride(0), "bt_stride1": 1, "ti_stride0": k, "ti_stride1": 1, "out_stride0": k,
+        "out_stride1": 1,
+    }  # fmt: skip
+    return Call((tokens, k // block), args, [out, counts] if counted else [out])
+
+
 CALLS: dict[str, Callable[[random.Random, str, Collection[str]], Call]] = {
     "_copy_page_indices_kernel": page_indices,
     "_expand_page_indices_kernel": page_indices,
+    "ConvertReqIndexToGlobalIndexKernel.sparse_mla_index_remap_kernel": remap,
     "_dcp_local_seq_lens_kernel": local_lengths,
     "ComputeSlotMappingKernel.kernel": slot_mapping,
     "_gather_block_tables_kernel": gather,

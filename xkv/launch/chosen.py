@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,17 +14,16 @@ from ..platforms.detect import Platform, platform
 from ..platforms.tuning import ChosenTuning
 from . import compile
 from .compile import int32_words
-from .guards import addresses, make_guard, refuse
+from .kept_calls import ALIGNED, KeptCalls, Known
 from .launch import KernelLaunch, compile_only_builds
 from .triton_launcher import launch_hooks_active
 
-_ALIGNED = 16  # bytes
-_MAX_KNOWN = 1024
-_POSITIONS, _OUT = 1, 2  # among the inputs of a call
-# the kernel's names of those
-_INPUTS = (
-    "src_ptr", "pos_ptr", "out_ptr", "to_req_ptr", "starts_ptr", "rows_ptr", "lens_ptr", "counts_ptr",
-    "status_ptr",
+CALLS = KeptCalls(
+    (
+        "src_ptr", "pos_ptr", "out_ptr", "to_req_ptr", "starts_ptr", "rows_ptr", "lens_ptr", "counts_ptr",
+        "status_ptr",
+    ),
+    ("out_ptr", "counts_ptr"),
 )  # fmt: skip
 _launches: dict[Any, KernelLaunch] = {}
 
@@ -38,86 +36,13 @@ def chosen_kernel() -> Any:
     return xkv_translate
 
 
-class Known:
-    """The last call with the same options and the same tensors present, to be made again with others.
-
-    It keeps no tensor alive.
-    """
-
-    def __init__(self) -> None:
-        self._guard: Callable[..., bool] = refuse
-        self._launch: KernelLaunch | None = None
-        self._grid = (0, 0, 0)
-        self._places: list[int] = []
-        self._aligned = False
-
-    def launch(self, inputs: Sequence[Tensor | None]) -> bool:
-        """Launches a call of the same sizes; False if it is another, or needs the full checks."""
-        try:
-            tensors = [x for x in inputs if x is not None]
-            pointers = addresses(tensors)
-        except (AttributeError, RuntimeError):
-            return False  # no tensors: the full checks name them
-        launch = self._launch
-        if launch is None or 0 in pointers or not self._guard(*tensors) or launch_hooks_active():
-            return False
-        if self._aligned and (pointers[_POSITIONS] | pointers[_OUT]) % _ALIGNED:
-            return False
-        call, _ = launch.make_call(self._places, pointers, self._grid)
-        launch.launch(call)
-        return True
-
-    def keep(
-        self, build: ChosenTokens, launch: KernelLaunch, inputs: Sequence[Tensor | None],
-        programs: tuple[int, int, int],
-    ) -> None:  # fmt: skip
-        """Remembers a call that was launched just now."""
-        if not launch.fast_path:
-            return
-        names, args = list(chosen_kernel().arg_names), arguments(build)
-        args = [x.data_ptr() if isinstance(x, Tensor) else x for x in args]
-        # of its own: what a launch has is that of the call that it was made for
-        self._launch = own = copy.copy(launch)
-        own.call, own.args = launch.make_call(range(launch.first, launch.first + len(args)), args, programs)
-        self._places = [
-            launch.first + names.index(name)
-            for name, x in zip(_INPUTS, inputs, strict=True) if x is not None
-        ]  # fmt: skip
-        self._aligned, self._grid = _is_aligned(build), programs
-        self._guard = make_guard([x for x in inputs if x is not None], sizes=True)  # last: it lets calls in
-
-
-@functools.lru_cache(maxsize=_MAX_KNOWN)
-def _known(options: Any, present: tuple[bool, ...]) -> Known:
-    return Known()
-
-
-def lookup(inputs: Sequence[Any], options: tuple[Any, ...]) -> Known | None:
-    """Returns what is known of calls with these options; None if one cannot be hashed.
-
-    Args:
-        inputs: a tensor or None for each of `_INPUTS`.
-        options: everything else.
-    """
-    try:
-        # an int and a bool are equal, but not the same option
-        return _known((options, tuple(map(type, options))), tuple([x is not None for x in inputs]))
-    except TypeError:
-        return None
-
-
-def forget() -> None:
-    """Removes every known call."""
-    _known.cache_clear()
-
-
 def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor | None] = ()) -> None:
     """Runs it: one launch on a GPU, the torch reference on a CPU. Does not sync; safe in a graph.
 
     Args:
         build: the checked translation.
         known: what keeps it for calls like it, if any.
-        inputs: its tensors, as in `lookup`.
+        inputs: its tensors, as `CALLS` has them.
     """
     builds = compile_only_builds()
     if builds is not None:
@@ -136,7 +61,8 @@ def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor
         call, _ = launch.make_call(range(launch.first, launch.first + len(values)), pointers, programs)
         launch.launch(call)
         if known is not None:
-            known.keep(build, launch, inputs, programs)
+            aligned = ("pos_ptr", "out_ptr") if _is_aligned(build) else ()
+            known.keep(launch, chosen_kernel().arg_names, pointers, inputs, programs, aligned)
     else:
         launch.run_tensors(programs, values)
 
@@ -221,8 +147,8 @@ def config(build: ChosenTokens, tuning: ChosenTuning, target: Platform, aligned:
 
 def _is_aligned(build: ChosenTokens) -> bool:
     """Whether each query token's positions and ids begin at a multiple of 16 bytes, and end so."""
-    return build.k % (_ALIGNED // 4) == 0 and all(
-        x.data_ptr() % _ALIGNED == 0 and x.stride(0) * x.element_size() % _ALIGNED == 0
+    return build.k % (ALIGNED // 4) == 0 and all(
+        x.data_ptr() % ALIGNED == 0 and x.stride(0) * x.element_size() % ALIGNED == 0
         for x in (build.positions, build.out)
     )
 

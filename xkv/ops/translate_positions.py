@@ -64,9 +64,9 @@ def translate_positions(
         unit: tokens per position, 1 to 4096. The first of them is translated.
         page_size: tokens per id, a power of two up to 1024, a multiple or a divisor of ``unit``. 1: slots.
         source_page_size: tokens per source entry, 1 to 65,536, a multiple or a divisor of ``page_size``.
-        block_stride: tokens of the cache from one source entry's first to the next one's, at least
-            ``source_page_size``, where blocks lie apart: the slot is ``entry * block_stride + offset``.
-            Needs ``page_size`` 1. None: ``source_page_size``.
+        block_stride: tokens of the cache, up to 65,536, from one source entry's first to the next one's,
+            where blocks lie apart: the slot is ``entry * block_stride + offset``. At least the tokens of an
+            entry, of a global table's blocks those of this rank; needs ``page_size`` 1. None: just as many.
         shard: this rank's share of each row, an `xkv.Shard`: positions are those of the whole rows, the ids
             the rank's own. ``unit`` must divide its ``interleave``.
         compact: pack the ids that there are at the front of each row, in their order.
@@ -108,7 +108,8 @@ def translate_positions(
         req_to_token, positions, out, token_to_req, query_start_loc, req_pool_indices, seq_lens, counts, word,
     )  # fmt: skip
     options = unit, page_size, source_page_size, block_stride, shard, compact, dummy, missing_id
-    known = None if out is None or is_dynamo_compiling() else chosen.lookup(inputs, options)
+    can_repeat = out is not None and not is_dynamo_compiling() and isinstance(status, Status | None)
+    known = chosen.CALLS.lookup(inputs, options) if can_repeat else None
     if known is not None and out is not None and known.launch(inputs):
         return out
     build = _checked(
@@ -135,8 +136,8 @@ def _checked(
     """Checks the source, the positions and the numbers."""
     given = arguments.source(req_to_token, source_page_size)
     arguments.tensor("positions", positions, 2, req_to_token)
-    arguments.integer("number of query tokens", positions.shape[0], 0, MAX_TOKENS)
-    arguments.integer("number of positions of a query token", positions.shape[1], 1, MAX_CHOSEN)
+    arguments.integer("number of rows of positions", positions.shape[0], 0, MAX_TOKENS)
+    arguments.integer("number of columns of positions", positions.shape[1], 1, MAX_CHOSEN)
     unit = arguments.integer("unit", unit, 1, MAX_UNIT)
     page_size = arguments.power_of_two("page_size", page_size)
     if unit % page_size and page_size % unit:
@@ -214,9 +215,9 @@ def _check_outputs(
             raise ValueError(f"out must have {k} columns, as positions, got {out.shape[1]}")
     build.out = out
     if counts is not None:
-        arguments.output("counts", counts, 1, tokens, [*reads, out])
-        if counts.dtype is not torch.int32:
+        if isinstance(counts, Tensor) and counts.dtype is not torch.int32:
             raise TypeError(f"counts must be int32, got {counts.dtype}")
+        arguments.output("counts", counts, 1, tokens, [*reads, out])
         build.counts = counts
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from .context_parallel import create_mla_kv_page_table_for_dcp
 from .draft import generate_draft_decode_kv_indices
 from .page_tables import create_trtllm_mha_kv_indices_triton
+from .sparse import transform_index_page_table_decode_kernel
 
 
 def dcp_page_table_with_multiplier(
@@ -75,3 +76,13 @@ def trtllm_mha_without_numel(
         swa_page_table_ptr, full_to_swa_ptr.numel() if HAS_SWA else 0, req_to_token_stride, page_table_stride,
         PAGE_SIZE, HAS_SWA, **options,
     )  # fmt: skip
+
+
+def transform_index_of_contiguous_rows(
+    grid: tuple[int, ...], page_table_ptr: Any, topk_indices_ptr: Any, result_ptr: Any, page_size: int,
+    max_seqlen_k: int, **_: Any,
+) -> bool:  # fmt: skip
+    """``transform_index_page_table_decode_kernel`` up to 0.5.15, of a table without gaps."""
+    return transform_index_page_table_decode_kernel(
+        grid, page_table_ptr, topk_indices_ptr, result_ptr, page_size, max_seqlen_k
+    )

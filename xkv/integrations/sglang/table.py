@@ -42,6 +42,14 @@ KERNELS = (
         draft_indices_of_pools="a52b7dc647bc", draft_indices_without_window="e0d1e9cab7dc 85295c7f02aa",
     ),
     _kernel("draft", "generate_draft_decode_window_kv_indices", "d61fdec1be9f"),
+    _kernel(
+        "sparse", "transform_index_page_table_decode_kernel", "f6076342bfe4",
+        transform_index_of_contiguous_rows="08a4718b72f0",
+    ),
+    _kernel("sparse", "transform_index_page_table_decode_tiled_kernel", "d271369d40df"),
+    _kernel(
+        "sparse", "transform_index_page_table_prefill_kernel", "ae4722c3b865 7236e6ea841b d3c3be826d64"
+    ),
 )  # fmt: skip
 
 METHODS = tuple(

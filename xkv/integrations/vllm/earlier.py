@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import indices, tables
+from . import indices, sparse, tables
 
 
 def expand_page_indices_without_tail(
@@ -98,3 +98,21 @@ def warm_slot_mapping_of_kernel_blocks(
     tables.warm_slot_mapping(
         query_start_loc_ptr, positions_ptr, block_table_ptr, slot_mapping_ptr, TOTAL_CP_WORLD_SIZE, PAD_ID
     )
+
+
+def sparse_mla_index_remap_without_mapping(
+    grid: Any, req_id_ptr: Any, block_table_ptr: Any, token_indices_ptr: Any, out_ptr: Any,
+    valid_count_ptr: Any, prefill_request_id_ptr: Any, workspace_starts_ptr: Any, workspace_rank_stride: Any,
+    max_num_blocks_per_req: int, BLOCK_SIZE: int, BLOCK_STRIDE_ROWS: int, BLOCK_N: int, NUM_TOPK_TOKENS: int,
+    HAS_PREFILL: bool, COUNT_VALID: bool, SINGLE_TILE: bool, COMPACT_TO_FRONT: bool, DCP_SIZE: int,
+    DCP_RANK: int, DCP_INTERLEAVE: int, bt_stride0: int, bt_stride1: int, ti_stride0: int, ti_stride1: int,
+    out_stride0: int, out_stride1: int,
+) -> bool:  # fmt: skip
+    """``sparse_mla_index_remap_kernel`` of 0.31.0 and 0.32.0, of rows in the requests' order."""
+    return sparse.sparse_mla_index_remap_kernel(
+        grid, req_id_ptr, block_table_ptr, token_indices_ptr, out_ptr, valid_count_ptr, None,
+        prefill_request_id_ptr, workspace_starts_ptr, workspace_rank_stride, max_num_blocks_per_req,
+        BLOCK_SIZE, BLOCK_STRIDE_ROWS, BLOCK_N, NUM_TOPK_TOKENS, HAS_PREFILL, False, COUNT_VALID, SINGLE_TILE,
+        COMPACT_TO_FRONT, DCP_SIZE, DCP_RANK, DCP_INTERLEAVE, bt_stride0, bt_stride1, ti_stride0, ti_stride1,
+        out_stride0, out_stride1,
+    )  # fmt: skip

@@ -35,6 +35,13 @@ KERNELS = (
             "53e318941071": _launch("earlier:gather_block_tables_without_window"),
         },
     ),
+    Kernel(
+        "ConvertReqIndexToGlobalIndexKernel.sparse_mla_index_remap_kernel",
+        {
+            "c6569047ecf8": _launch("sparse:sparse_mla_index_remap_kernel"),
+            "b1e6b971a54a": _launch("earlier:sparse_mla_index_remap_without_mapping"),
+        },
+    ),
     Kernel("_dcp_local_seq_lens_kernel", {"7c3007d81a17": _launch("lengths:dcp_local_seq_lens")}),
     Kernel(
         "_compute_slot_mappings_kernel",
