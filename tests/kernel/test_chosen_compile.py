@@ -1,0 +1,74 @@
+"""The kernel of chosen positions as machine code for GPUs that are not here, with every tuning row."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from compiling import GPUS, I32, I64, need
+from triton.compiler import CompiledKernel
+
+from xkv import dispatch
+from xkv.chosen import ChosenTokens
+from xkv.cli.kernels.compiling import plugged
+from xkv.cli.kernels.variants import meta
+from xkv.launch import chosen
+from xkv.platforms.tuning import ChosenTuning
+from xkv.shard import Shard
+
+pytestmark = pytest.mark.compile
+WIDE = {"cuda": r"\b(ld|st)\.global\.v4\.b32", "hip": r"\b(?:global|buffer)_(load|store)_dwordx4"}
+
+
+def translation(kind: str, dtype: torch.dtype = I32) -> ChosenTokens:
+    """``kind``: "" as they stand; "compact" with counts; "all" that it can be asked for."""
+    build = ChosenTokens(
+        meta(256, 4096), meta(4096, 2048, dtype=dtype), meta(4096, 2048), source_page_size=16,
+        block_stride=16, token_to_req=meta(4096), seq_lens=meta(256),
+    )  # fmt: skip
+    if kind:
+        build.compact, build.counts = True, meta(4096)
+    if kind == "all":
+        build.token_to_req, build.query_start_loc = None, meta(257, dtype=I64)
+        build.req_pool_indices, build.status = meta(256, dtype=I64), meta(1, dtype=I64)
+        build.shard, build.dummy = Shard(8, 3, 16), 0
+    return build
+
+
+def compiled(arch: str, build: ChosenTokens, tuning: ChosenTuning, *, aligned: bool) -> CompiledKernel:
+    kernel, where = chosen.chosen_kernel(), GPUS[arch]
+    with plugged(kernel, where):
+        args = [*chosen.arguments(build), chosen.config(build, tuning, where, aligned=aligned)]
+        made: CompiledKernel = kernel.warmup(*args, grid=(1,), **chosen.options(build, tuning, where))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["", "compact", "all"])
+@pytest.mark.parametrize("arch", GPUS)
+def test_machine_code(arch: str, kind: str) -> None:
+    """Each row keeps to registers; positions that are aligned are loaded 16 bytes at a time."""
+    where = GPUS[arch]
+    need(where)
+    build = translation(kind)
+    for tokens in dispatch.chosen_sizes(where):
+        tuning = dispatch.chosen_row(where, tokens, build.whole_rows)
+        kernel = compiled(arch, build, tuning, aligned=True)
+        text = kernel.asm["ptx" if where.vendor == "cuda" else "amdgcn"]
+        a_lane_has = tuning.block // (tuning.num_warps * where.warp_size)
+        if a_lane_has >= 4:
+            assert re.search(WIDE[where.vendor], text), tuning
+        assert not re.search(r"\.local\b|\bscratch_(load|store)", text), tuning
+
+
+@pytest.mark.parametrize("arch", ["sm90", "gfx942"])
+def test_unaligned_and_wide(arch: str) -> None:
+    """Nothing is loaded 16 bytes at a time that may begin anywhere."""
+    where = GPUS[arch]
+    need(where)
+    for dtype in (I32, I64):
+        build = translation("", dtype)
+        tuning = dispatch.chosen_row(where, 4096, build.whole_rows)
+        kernel = compiled(arch, build, tuning, aligned=False)
+        text = kernel.asm["ptx" if where.vendor == "cuda" else "amdgcn"]
+        assert not re.search(WIDE[where.vendor], text)
