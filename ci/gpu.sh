@@ -53,7 +53,8 @@ fi
 "$py" -m xkv info | tee "$out/info.txt"
 
 step "GPU tier"
-"$py" -m pytest -c "$root/pyproject.toml" -p no:cacheprovider "${gpu_tier[@]}" \
+rm -f "$out/failed.txt"
+XKV_FAILED="$out/failed.txt" "$py" -m pytest -c "$root/pyproject.toml" -p no:cacheprovider "${gpu_tier[@]}" \
     --junitxml "$out/tests.xml" "$root/tests"
 
 step demo

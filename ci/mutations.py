@@ -14,6 +14,7 @@ SUMS = "xkv/kernel/prefix_sums.py"
 TOKENS = "xkv/kernel/query_tokens.py"
 REPORTS = "xkv/kernel/reports.py"
 GROUP = "xkv/kernel/group.py"
+CHOSEN, CHOSEN_TILES = "xkv/kernel/chosen.py", "xkv/kernel/chosen_tiles.py"
 
 
 class Mutation(NamedTuple):
@@ -41,6 +42,7 @@ class Mutation(NamedTuple):
 
 
 HOSTILE = "tests/kernel/test_hostile.py"
+CHOSEN_TESTS = "tests/kernel/test_chosen.py"
 REFERENCE = "tests/kernel/test_reference.py"
 ENGINE_BUILDS = "tests/kernel/test_engine_builds.py"
 CHECK = "xkv/cli/check"
@@ -856,5 +858,58 @@ MUTATIONS = [
         "no hostile sum is tried", f"{CHECK}/values.py", "heat_of_sums = rng.choice([0, 0.3, 0.6, 1])",
         "heat_of_sums = 0", "a kernel that trusts an engine's sums passes `xkv check`", "every_hostile_sum",
         HOSTILE,
+    ),
+    Mutation(
+        "chosen position behind its row", CHOSEN_TILES,
+        "live = inside & (position < (length + C.UNIT - 1) // C.UNIT)", "live = inside",
+        "attention reads the keys of tokens that are not there", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "chosen position behind the table", CHOSEN_TILES,
+        "inside = (position >= 0) & (position < (c.src_tokens + C.UNIT - 1) // C.UNIT)",
+        "inside = position >= 0", "an indexer's wild position reads another request's slots",
+        "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "chosen position of another rank", CHOSEN_TILES,
+        "inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank)", "pass",
+        "each rank attends to what all have", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "chosen positions of a wide dtype wrap", CHOSEN_TILES,
+        "tl.where((position >= 0) & (position <= INT32_MAX), position, -1).to(tl.int32)",
+        "position.to(tl.int32)", "2**40 is taken as position 0", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "padding tokens of the last request", CHOSEN_TILES, "req = tl.where(req < c.batch, req, -1)",
+        "req = tl.minimum(req, c.batch - 1)", "a graph's padding has slots", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "padding tokens of the first request", CHOSEN_TILES, "req = tl.where(begin <= token, req, -1)",
+        "req = req + 0", "tokens before the first request have its slots", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "offset of a block that lies apart", CHOSEN_TILES,
+        "UNITS: tl.constexpr = C.BLOCK_STRIDE // C.PAGE_SIZE",
+        "UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE", "slots of another layer's pages",
+        "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "packed ids begin anew", CHOSEN, "tl.store(out + (count + tl.cumsum(found, 0) - found), page",
+        "tl.store(out + (tl.cumsum(found, 0) - found), page", "a second tile's ids overwrite the first one's",
+        "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "entries behind packed ids", CHOSEN, "mask=(j < first * 4) & (j < c.k)", "mask=j < 0",
+        "up to three stale ids behind a row's own", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "dummy not counted", CHOSEN, "count = tl.maximum(count, 1)", "count = count + 0",
+        "a kernel that crashes on empty rows gets one", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "lost slots not reported", CHOSEN_TILES, "missing = tl.max(bad.to(tl.int32), 0) > 0",
+        "missing = tl.max(bad.to(tl.int32), 0) > 1", "a freed slot that is attended to is not noticed",
+        "as_defined", CHOSEN_TESTS,
     ),
 ]  # fmt: skip

@@ -54,6 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"XKV_REQUIRE_ARCH={required}, but this machine has {found}")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Names what fails at once in the file of XKV_FAILED, so that a run that is cut off has not lost it."""
+    file = os.environ.get("XKV_FAILED")
+    if report.failed and file and "PYTEST_XDIST_WORKER" not in os.environ:
+        with Path(file).open("a") as failed:
+            failed.write(f"{report.nodeid} ({report.when}): {report.longreprtext[-300:]!r}\n")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips, with the reason, what this process cannot run; begins with what takes longest."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

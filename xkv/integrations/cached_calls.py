@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..launch import compile, launch
 from ..launch.cache import CacheEntry, LaunchCache
-from ..launch.guards import addresses, make_guard, refuse
+from ..launch.guards import addresses, have_memory, make_guard, refuse
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import MAX_BATCH, Build
 from .repeats import Repeats
@@ -115,7 +115,7 @@ class CachedCalls:
             if len(self._recent) >= _MOST_RECENT:
                 self._recent.clear()
             self._recent[present] = make_guard(tensors), entry
-        if entry is None or 0 in pointers:
+        if entry is None or not have_memory(pointers):
             return None
         return entry.call(pointers, sizes.values, batch, sizes.row_items)
 

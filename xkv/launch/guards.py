@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+_LOWEST = 1 << 32
+
 
 def make_guard(tensors: Sequence[Tensor], sizes: bool = False) -> Callable[..., bool]:
     """Returns a guard that checks type, dtype, rank, inner stride and device of the same number of tensors.
@@ -51,6 +53,15 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
             raise RuntimeError("a nested tensor has no sizes")
         found.append(x.data_ptr())
     return found
+
+
+def have_memory(pointers: Sequence[int]) -> bool:
+    """Returns whether tensors at these addresses have memory, by a look at the addresses alone.
+
+    A tensor whose memory was freed has the address 0, a view of it one of its offset: below 4 GiB, where an
+    allocation is rare. What is refused takes the full checks, which ask the storage.
+    """
+    return not pointers or min(pointers) >= _LOWEST
 
 
 def run_untraced(function: Callable[..., Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..arguments import extent
-from .guards import addresses, make_guard
+from .guards import addresses, have_memory, make_guard
 from .launch import KernelLaunch
 from .triton_launcher import launch_hooks_active
 
@@ -63,7 +63,7 @@ class Known:
                 self._last = same
         except (AttributeError, RuntimeError):
             return False  # no tensors: the full checks name them
-        if 0 in pointers or launch_hooks_active():
+        if not have_memory(pointers) or launch_hooks_active():
             return False
         if any(pointers[n] % ALIGNED for n in same.aligned):
             return False

@@ -18,7 +18,7 @@ from ..params import ROW_MAX, TABLE, Build
 from ..shard import Shard
 from . import launch
 from .cache import CacheEntry, LaunchCache
-from .guards import addresses, make_guard
+from .guards import addresses, have_memory, make_guard
 from .op_sizes import OUT, POINTERS, REQUIRED, SRC_TOKENS, OpSizes
 from .same_sizes import SameSizes
 from .triton_launcher import launch_hooks_active
@@ -90,7 +90,7 @@ class Signature:
                 return False
         except (AttributeError, RuntimeError, TypeError):
             return False  # not a tensor, or one without memory: the full checks name it
-        if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or 0 in pointers:
+        if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or not have_memory(pointers):
             return False
         sizes, _, _, max_bound = same.measured
         src_tokens = sizes[SRC_TOKENS]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..launch.group import GroupInputs
+from ..launch.guards import have_memory
 from ..params import INT32_MAX, ROW_MAX
 
 WORDS, SLOT_ROWS = 6, 7  # the indices among the kernel's arguments of words_ptr and slot_rows
@@ -71,5 +72,5 @@ def sizes_fit(inputs: GroupInputs, limits: tuple[int, int]) -> bool:
         and all(x is None or x.numel() == batch for x in starts)
         and (sums is None or (sums.numel() == batch + 1 and query == 1))
         # a tensor whose memory was freed has the signature that it had
-        and all(x.data_ptr() or not x.numel() for x in inputs if isinstance(x, Tensor))
+        and have_memory([x.data_ptr() for x in inputs if isinstance(x, Tensor) and x.numel()])
     )
