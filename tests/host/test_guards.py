@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.launch.guards import addresses, make_guard, refuse
+import xkv
+from xkv.launch.guards import addresses, have_memory, make_guard, refuse
 
 
 def tensors(device: str) -> list[torch.Tensor]:
@@ -152,3 +153,15 @@ def test_what_a_guard_would_end_the_process_on_is_told_before(n: int, without: A
     given[n] = without(given[n])
     with pytest.raises((AttributeError, RuntimeError)):
         addresses(given)
+
+
+def test_a_view_of_freed_memory_has_none() -> None:
+    """Its address is its offset, not 0."""
+    lens, rows = torch.arange(8, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    view, source = lens[2:5], torch.arange(32, dtype=torch.int32).view(2, 16)
+    assert have_memory([1 << 40, 1 << 41])
+    lens.untyped_storage().resize_(0)
+    assert addresses([view]) != [0]
+    assert not have_memory(addresses([view]))
+    with pytest.raises(TypeError, match="seq_lens must have memory of its own"):
+        xkv.build_page_table(source, rows, view, page_size=4, max_seq_len=16)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-_LOWEST = 1 << 32
+LOWEST = 1 << 32
 
 
 def make_guard(tensors: Sequence[Tensor], sizes: bool = False) -> Callable[..., bool]:
@@ -61,7 +61,7 @@ def have_memory(pointers: Sequence[int]) -> bool:
     A tensor whose memory was freed has the address 0, a view of it one of its offset: below 4 GiB, where an
     allocation is rare. What is refused takes the full checks, which ask the storage.
     """
-    return not pointers or min(pointers) >= _LOWEST
+    return not pointers or min(pointers) >= LOWEST
 
 
 def run_untraced(function: Callable[..., Any]) -> None:

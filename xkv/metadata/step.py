@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import arguments
 from ..launch import compile, launch, verify
 from ..launch.cache import CacheEntry, PreparedCall
-from ..launch.guards import make_guard, refuse
+from ..launch.guards import LOWEST, make_guard, refuse
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import CSR, INT32_MAX, ROW_MAX, Build
 from ..status import Status
@@ -94,7 +94,7 @@ class Step:
         except (AttributeError, RuntimeError, TypeError):
             return None
         if (
-            same is None or not rows_address or not lens_address or launch_hooks_active()
+            same is None or rows_address < LOWEST or lens_address < LOWEST or launch_hooks_active()
             or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= same.max_query
         ):  # fmt: skip
             return None
@@ -159,15 +159,15 @@ class Step:
         try:
             args[at_rows] = address = rows.data_ptr()
             args[at_lens] = lens_address = lens.data_ptr()
-            have_memory = address and lens_address
+            lowest = min(address, lens_address)
             if self._delta_is_int:
                 args[at_delta] = delta
             else:
                 args[at_delta] = address = delta.data_ptr()  # type: ignore[union-attr]
-                have_memory = have_memory and address
+                lowest = min(lowest, address)
             if not self._query_is_int:
                 args[at_query] = address = query.data_ptr()  # type: ignore[union-attr]
-                have_memory = have_memory and address
+                lowest = min(lowest, address)
             else:
                 if self._sums_queries:
                     args[at_query] = query
@@ -175,13 +175,13 @@ class Step:
                     args[at_window] = self._window + max(query, 1) - 1
             if start is not None:
                 args[at_start] = address = start.data_ptr()
-                have_memory = have_memory and address
+                lowest = min(lowest, address)
             if window_start is not None:
                 args[at_window_start] = address = window_start.data_ptr()
-                have_memory = have_memory and address
+                lowest = min(lowest, address)
         except RuntimeError:
             return False
-        if not have_memory and batch:
+        if lowest < LOWEST and batch:  # as in `have_memory`
             return False
         if self._capacity is not None:
             args[at_capacity] = self._capacity if max_entries is None else min(max_entries, self._capacity)
