@@ -24,10 +24,13 @@ import fences
 import torch
 from compiling import specialized
 
-from xkv import reference
+from xkv import dispatch, reference
+from xkv.chosen import ChosenTokens
 from xkv.cli.kernels.compiling import intercepted, plugged
+from xkv.expanded import Expansion
 from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
+from xkv.launch import chosen, expanded
 from xkv.launch.group import GroupInputs, GroupKernel, GroupPart, fill, part_words
 from xkv.launch.verify import WRITTEN
 from xkv.params import Build, View
@@ -82,6 +85,36 @@ def execute_group(parts: Sequence[GroupPart], inputs: GroupInputs, max_batch: in
         return _run(
             xkv_build_group, [*kernel.arguments(inputs), kernel.config], grid, where, **kernel.options
         )
+
+
+def execute_chosen(build: ChosenTokens, where: Platform) -> Any:
+    """The same of a translation of chosen positions."""
+    written = ("out", "counts", "status")
+    return _execute_alone(
+        chosen.chosen_kernel(), _fenced_inputs(build, written, where), where, chosen,
+        dispatch.chosen_row(where, build.num_tokens, build.whole_rows),
+    )  # fmt: skip
+
+
+def execute_expanded(build: Expansion, where: Platform) -> Any:
+    """The same of an expansion of requests into query tokens."""
+    return _execute_alone(
+        expanded.expanded_kernel(), _fenced_inputs(build, ("out", "status"), where), where, expanded
+    )  # fmt: skip
+
+
+def _fenced_inputs(build: Any, written: Sequence[str], where: Platform) -> Any:
+    found = {field.name: getattr(build, field.name) for field in dataclasses.fields(build)}
+    tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor) and name not in written}
+    behind = where.compute_units > 1
+    return dataclasses.replace(build, **{name: fences.fenced(x, behind) for name, x in tensors.items()})
+
+
+def _execute_alone(kernel: Any, build: Any, where: Platform, how: Any, *tuning: Any) -> Any:
+    args = [*how.arguments(build), how.config(build, *tuning, where)]
+    options = how.options(build, *tuning, where) if tuning else how.options(where)
+    with plugged(kernel, where):
+        return _run(kernel, args, how.grid(build, *tuning), where, **options)
 
 
 def _run(kernel: Any, args: Sequence[Any], grid: tuple[int, ...], where: Platform, **options: Any) -> Any:

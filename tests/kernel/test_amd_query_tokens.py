@@ -1,0 +1,77 @@
+"""AMD's machine code of the ops of sparse attention against their definitions: see executing.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import executing
+import pytest
+import test_chosen
+import test_expanded
+from test_amd import UNITS, arches
+
+from xkv.launch import chosen, expanded
+from xkv.platforms.detect import Platform
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
+    ),
+]
+kinds = pytest.mark.parametrize("kind", ["one each", "token_to_req", "query_start_loc"])
+CASES = 6
+
+
+def platform(arch: str, seed: int) -> Platform:
+    """Of one unit: inputs begin where memory begins, instead of ending where it ends."""
+    return Platform("hip", arch, 64, UNITS[arch] if seed % 2 else 1)
+
+
+class _UnknownError(Exception):
+    """The executor does not know an instruction: there is no verdict."""
+
+
+@kinds
+@arches
+def test_chosen_positions(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = platform(arch, 1)
+
+    def run(build: Any, *_: Any) -> None:
+        if not build.num_tokens:
+            return
+        try:
+            executing.execute_chosen(build, where)
+        except RuntimeError as error:
+            if "Failed to compile ds_swizzle" not in str(error):
+                raise
+            raise _UnknownError from error
+
+    monkeypatch.setattr(chosen, "run", run)
+    executed = 0
+    for seed in range(CASES):
+        where = platform(arch, seed)
+        call = test_chosen.Call(seed, kind, hostile=seed % 3 > 0, device="cpu")
+        try:
+            test_chosen.assert_as_defined(call)
+            executed += call.tokens > 0
+        except _UnknownError:
+            continue
+    assert executed >= CASES // 3
+
+
+@pytest.mark.parametrize("kind", ["decode", "verify", "mixed"])
+@arches
+def test_query_tokens(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = platform(arch, 1)
+    ran = []
+
+    def run(build: Any, *_: Any) -> None:
+        ran.append(executing.execute_expanded(build, where))
+
+    monkeypatch.setattr(expanded, "run", run)
+    for seed in range(CASES):
+        where = platform(arch, seed)
+        test_expanded.assert_as_defined(test_expanded.Call(seed, kind, hostile=seed % 3 > 0, device="cpu"))
+    assert ran
