@@ -790,8 +790,8 @@ MUTATIONS = [
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(
-        "new tokens past the map on page 0", TILES, "mask=inside, other=-1)\n        slot = tl.where(",
-        "mask=inside, other=0)\n        slot = tl.where(", "their keys overwrite slot 0",
+        "new tokens past the map on page 0", TILES, "tl.where(inside, slot, 0), mask=inside, other=-1)",
+        "tl.where(inside, slot, 0), mask=inside, other=0)", "their keys overwrite slot 0",
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(

@@ -36,14 +36,15 @@ HOPPER = Platform("cuda", "sm90", 32, 132)
 def test_classes() -> None:
     """Every row of a vendor's table has its class, and every workload is in one of each kind.
 
-    But for slots: no workload has query tokens.
+    But for slots and mapped ids: no workload has query tokens or maps.
     """
+    unswept = {"mapped", "query_tokens"}
     assert [(each.access_pattern, each.max_batch) for each in tune_rows.CLASSES] == [
         (row.access_pattern, row.max_batch)
         for row in xkv.cuda.TUNING["sm90"]
-        if row.access_pattern != "query_tokens"
+        if row.access_pattern not in unswept
     ]
-    for pattern in set(get_args(AccessPattern)) - {"query_tokens"}:
+    for pattern in set(get_args(AccessPattern)) - unswept:
         small, large = (each for each in tune_rows.CLASSES if each.access_pattern == pattern)
         assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
         assert sorted([*small.loads, *large.loads]) == sorted(

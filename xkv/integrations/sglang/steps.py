@@ -165,8 +165,10 @@ def calls_of(t: StepTensors) -> CachedCalls:
 
 
 def launch(batch: int, t: StepTensors, n: StepNumbers) -> bool:
-    """Launches a step's metadata, unless it is left to the original, as without a row: then returns False."""
-    return batch > 0 and calls_of(t)(t, batch, *n)
+    """Launches a step's metadata, unless it is left to the original: then returns False."""
+    if batch == 0:  # whatever does not belong to a row is the original's to write
+        return not n.zero_first and t.locs is None
+    return calls_of(t)(t, batch, *n)
 
 
 def warm(t: StepTensors, n: StepNumbers) -> int:
