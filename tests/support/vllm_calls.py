@@ -159,10 +159,23 @@ def remap(rng: random.Random, device: str, names: Collection[str]) -> Call:
     return Call((tokens, k // block), args, [out, counts] if counted else [out])
 
 
+def token_requests(rng: random.Random, device: str, names: Collection[str]) -> Call:
+    queries = [rng.choice([0, 1, rng.randint(0, 300)]) for _ in range(rng.randint(1, 9))]
+    starts = torch.tensor([0, *queries]).cumsum(0).int().to(device)
+    tokens = max(sum(queries) + rng.choice([0, 0, 7]), 1)
+    out = guarded_1d(tokens + rng.choice([0, 3]), torch.int32, device)
+    args = {
+        "query_start_loc": starts, "output": out, "num_reqs": len(queries),
+        "num_mapped": max(tokens - rng.choice([0, 0, 0, 2]), 0), "num_tokens": tokens,
+    }  # fmt: skip
+    return Call((-(-tokens // 256),), args, [out])
+
+
 CALLS: dict[str, Callable[[random.Random, str, Collection[str]], Call]] = {
     "_copy_page_indices_kernel": page_indices,
     "_expand_page_indices_kernel": page_indices,
     "ConvertReqIndexToGlobalIndexKernel.sparse_mla_index_remap_kernel": remap,
+    "_token_request_mapping_kernel": token_requests,
     "_dcp_local_seq_lens_kernel": local_lengths,
     "ComputeSlotMappingKernel.kernel": slot_mapping,
     "_gather_block_tables_kernel": gather,

@@ -42,6 +42,7 @@ KERNELS = (
             "b1e6b971a54a": _launch("earlier:sparse_mla_index_remap_without_mapping"),
         },
     ),
+    Kernel("_token_request_mapping_kernel", {"cf87a9f7d929": _launch("sparse:token_request_mapping")}),
     Kernel("_dcp_local_seq_lens_kernel", {"7c3007d81a17": _launch("lengths:dcp_local_seq_lens")}),
     Kernel(
         "_compute_slot_mappings_kernel",
