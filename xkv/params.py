@@ -22,6 +22,7 @@ ROW_MAX = (1 << 28) - 1  # tokens in a row
 MAX_BATCH = 1 << 16  # requests: the threads of a grid then fit in 32 bits
 LENGTH_MAX = 1 << 28  # lengths are clipped to it when read: sums of four, and tile ends, fit in int32
 SOURCE_PAGE_MAX = 1 << 16  # tokens in a source entry
+NO_IDS = -1  # in the place of the entries of a row
 ID_MAX = 1 << 47  # ids are below it, so that id * page_size cannot wrap in int64; others count as missing
 
 # outputs of a build other than the ids, and how many entries each has beyond one per request
@@ -118,7 +119,7 @@ class Build:
         starts_are_aligned: report a row whose ``kv_start`` is inside a page: its kernel cannot skip tokens.
         pad_value: written past the live entries; None: those entries are left unwritten.
         pad_to_multiple_of: entries; padding ends at the next multiple of it, the first for an empty row.
-            None: at the end of the row or the stream.
+            None: at the end.
         missing_id: written for a live token without an id.
         report_missing: report a live token without an id.
         indptr_is_input: ``kv_indptr`` of the first view, ``[batch]`` int32 or int64, is read, not written: it
@@ -136,8 +137,7 @@ class Build:
         clamps_tail: a row, without a start, has the entries that ``kv_indptr`` says, the last ones its first.
         out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, which the last view's
             ``token_map`` translates, or None.
-        window_out_cache_loc: where to, ``[m]`` int: -1 for none there, 0 from ``num_out_tokens`` on.
-        num_out_tokens: of ``out_cache_loc``; None: all.
+        window_out_cache_loc: where to, ``[m]`` int: -1 for none, 0 from ``num_out_tokens`` (None: all) on.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -227,7 +227,7 @@ class Build:
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
         if not self.writes_ids:
-            return 0
+            return NO_IDS
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
         if self.positions is not None and self.pad_value is None:
             return min(capacity, int(self.positions.shape[0]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .. import dispatch
-from ..params import INT32_MAX, Build
+from ..params import INT32_MAX, NO_IDS, Build
 from ..platforms.detect import Platform
 from ..platforms.tuning import Tuning
 from . import memory
@@ -93,7 +93,7 @@ def schedule_sizes(
 
     Args:
         batch: requests.
-        row_items: upper bound of the entries in one row.
+        row_items: upper bound of the entries in one row. NO_IDS: lengths and sums alone.
         writes_sums: whether lengths, prefix sums or the status word are written.
         num_views: outputs.
         tuning: the tuning row.
@@ -109,7 +109,7 @@ def schedule_sizes(
         return Schedule(
             (programs + writes_sums, 1, num_views), tuning.num_page_per_block, tiles, False, False
         )
-    if row_items == 0:  # lengths and sums alone
+    if row_items == NO_IDS:
         programs = max(-(-batch // tuning.batch_block), min(batch, _SUM_PROGRAMS))
         return Schedule((programs, 1, num_views), tuning.num_page_per_block, 1, False, False)
     # the programs of one more row have no tiles of their own and write the sums

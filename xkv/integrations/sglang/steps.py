@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...launch.cache import fits_int32
-from ...params import CAPACITY_MAX, LENGTH_MAX, TABLE, Build, View
+from ...params import CAPACITY_MAX, LENGTH_MAX, NO_IDS, TABLE, Build, View
 from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
@@ -90,7 +90,7 @@ def _sizes(*given: Any) -> LaunchSizes | None:
     if not all(x.is_contiguous() and fits_int32(x.numel()) for x in maps):
         return None
     more: dict[str, int] = {}
-    row_items = 0
+    row_items = NO_IDS
     if t.out is not None:
         width = table_width(t.out, batch, n.out_stride)
         if width is None:

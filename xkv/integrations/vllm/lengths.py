@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...launch import verify
-from ...params import MAX_BATCH, TABLE, Build, View
+from ...params import MAX_BATCH, NO_IDS, TABLE, Build, View
 from ...shard import MAX_INTERLEAVE, MAX_SIZE, Shard
 from ..cached_calls import CachedCalls, LaunchSizes
 from ..rows import every_row
@@ -39,7 +39,7 @@ def _sizes(
         return None
     if out.numel() < batch or not out.is_contiguous() or not lens.is_contiguous():
         return None
-    return LaunchSizes((size, interleave), ("batch", "shard_rank"), (batch, rank), 0)
+    return LaunchSizes((size, interleave), ("batch", "shard_rank"), (batch, rank), NO_IDS)
 
 
 def _build(
