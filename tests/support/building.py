@@ -16,7 +16,7 @@ from xkv.cli.check.case import Case
 from xkv.cli.check.families import I32, I64, Family
 from xkv.cli.check.memory import SENTINEL, Memory, Spec
 from xkv.cli.check.sizes import Sizes
-from xkv.launch.verify import WRITTEN
+from xkv.launch.verify import WRITTEN, WRITTEN_ONCE
 from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.shard import Shard
 
@@ -44,7 +44,7 @@ def whole(x: torch.Tensor) -> torch.Tensor:
 
 def outputs(build: Build) -> dict[str, torch.Tensor]:
     """Every buffer that the build may write, by name."""
-    found = {} if build.status is None else {"status": build.status}
+    found = {name: x for name in WRITTEN_ONCE if (x := getattr(build, name)) is not None}
     for n, view in enumerate(build.views):
         found |= {f"views[{n}].{name}": x for name in WRITTEN if (x := getattr(view, name)) is not None}
     return found
@@ -69,7 +69,7 @@ def twin(build: Build, device: str | None = None) -> Build:
 
     def copies(of: Build | View) -> dict[str, Any]:
         fields = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
-        return {name: copied(x, name in (*WRITTEN, "status")) for name, x in fields.items()}
+        return {name: copied(x, name in (*WRITTEN, *WRITTEN_ONCE)) for name, x in fields.items()}
 
     other = copy.copy(build)
     other.views = tuple(dataclasses.replace(view, **copies(view)) for view in build.views)

@@ -9,7 +9,7 @@ import mmap
 import torch
 
 from xkv.arguments import extent
-from xkv.launch.verify import WRITTEN
+from xkv.launch.verify import WRITTEN, WRITTEN_ONCE
 from xkv.params import TABLE, Build, View
 
 _PROT_NONE = 0  # <sys/mman.h>; Python's mmap does not name it
@@ -36,7 +36,7 @@ def fence(build: Build, behind: bool) -> Build:
         found = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
         tensors = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
         read = {"kv_indptr"} if build.indptr_is_input and build.form != TABLE else set()
-        written = {*WRITTEN, "status"} - read
+        written = {*WRITTEN, *WRITTEN_ONCE} - read
         return {name: fenced(x, behind) for name, x in tensors.items() if name not in written}
 
     views = tuple(dataclasses.replace(view, **copies(view)) for view in build.views)

@@ -13,7 +13,8 @@ from ..params import OUTPUTS, Build, View
 from ..status import Status
 from . import launch
 
-WRITTEN = ("out", *OUTPUTS, "query_seqlens")
+WRITTEN = ("out", *OUTPUTS, "query_seqlens")  # of a view
+WRITTEN_ONCE = ("status", "window_out_cache_loc")  # of a build
 
 
 class MismatchError(RuntimeError):
