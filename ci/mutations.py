@@ -15,6 +15,7 @@ TOKENS = "xkv/kernel/query_tokens.py"
 REPORTS = "xkv/kernel/reports.py"
 GROUP = "xkv/kernel/group.py"
 CHOSEN, CHOSEN_TILES = "xkv/kernel/chosen.py", "xkv/kernel/chosen_tiles.py"
+EXPANDED = "xkv/kernel/expanded.py"
 
 
 class Mutation(NamedTuple):
@@ -43,6 +44,7 @@ class Mutation(NamedTuple):
 
 HOSTILE = "tests/kernel/test_hostile.py"
 CHOSEN_TESTS = "tests/kernel/test_chosen.py"
+EXPANDED_TESTS = "tests/kernel/test_expanded.py"
 REFERENCE = "tests/kernel/test_reference.py"
 ENGINE_BUILDS = "tests/kernel/test_engine_builds.py"
 CHECK = "xkv/cli/check"
@@ -911,5 +913,66 @@ MUTATIONS = [
         "lost slots not reported", CHOSEN_TILES, "missing = tl.max(bad.to(tl.int32), 0) > 0",
         "missing = tl.max(bad.to(tl.int32), 0) > 1", "a freed slot that is attended to is not noticed",
         "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "query tokens of requests that begin later", EXPANDED, "at <= t, first + half, first)",
+        "at < t, first + half, first)",
+        "a prefill's first token is the request's before it", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "query tokens guessed unchecked", EXPANDED, "is_found = (begin <= t) & (t < end)",
+        "is_found = begin <= t",
+        "tokens of a prefill have no request", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "query tokens before the first request", EXPANDED, "(begin >= 0) & (begin <= t) & (t < end)",
+        "(begin >= 0) & (t < end)",
+        "tokens of no request get one", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "query token sees itself not", EXPANDED, "length = tl.maximum(position + 1, 0)",
+        "length = tl.maximum(position, 0)",
+        "attention leaves the newest token out", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "query tokens before a row", EXPANDED, "value = tl.maximum(position, 0).to",
+        "value = position.to",
+        "a position of -1 for a table of rotations", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "lengths of query tokens not clipped", EXPANDED,
+        "load_int(q.lens_ptr, q.lens_stride, b, live), 0, LENGTH_MAX - 1)",
+        "load_int(q.lens_ptr, q.lens_stride, b, live), -9, LENGTH_MAX)",
+        "rows longer than attention can index", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "query tokens' lengths of all ranks", EXPANDED, "local_length(tl.where(live, length, 0), q, C)",
+        "tl.where(live, length, 0)",
+        "a rank attends to what it has not", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "page table of padding tokens", EXPANDED, "mask=live[:, None] & (j < width), other=0",
+        "mask=(j < width) & (t < q.num_tokens)[:, None], other=0",
+        "padding reads a request's pages", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "page table's last columns", EXPANDED, "width = width // 4 * 4  #",
+        "width = width // 8 * 8  #",
+        "the last pages of a row are stale", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "requests that are not checked", EXPANDED, "pid * C.BATCH_BLOCK, q.batch, num_programs",
+        "pid * C.BATCH_BLOCK, q.batch, 2 * num_programs",
+        "a violation without a report", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "requests that end too late", EXPANDED, "end > q.num_tokens, TRUNCATED",
+        "end > q.num_tokens + 1, TRUNCATED",
+        "query tokens are lost without a report", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "more query tokens than tokens", EXPANDED, "(end - begin > length) & (length > 0)",
+        "(end - begin > length + 1) & (length > 0)",
+        "positions before the row without a report", "as_defined", EXPANDED_TESTS,
     ),
 ]  # fmt: skip
