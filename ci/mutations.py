@@ -963,7 +963,7 @@ MUTATIONS = [
     Mutation(
         "requests that are not checked", EXPANDED, "pid * C.BATCH_BLOCK, q.batch, num_programs",
         "pid * C.BATCH_BLOCK, q.batch, 2 * num_programs",
-        "a violation without a report", "as_defined", EXPANDED_TESTS,
+        "a violation without a report", "without_query_tokens", EXPANDED_TESTS,
     ),
     Mutation(
         "requests that end too late", EXPANDED, "end > q.num_tokens, TRUNCATED",
