@@ -22,6 +22,7 @@ from op_arguments import (
     good,
     ids,
     source_tensor,
+    status_with,
     tensors_in,
 )
 
@@ -209,14 +210,6 @@ refuse(ALL, ValueError, "pad_to_multiple_of=4 needs pad_value", "got None", pad_
 
 for value in (0, "ok", object(), torch.zeros(1, dtype=I64)):
     refuse(ALL, TypeError, "status must be an xkv.Status", f"got {type(value).__name__}", status=value)
-
-
-def status_with(word: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, Any]], Status]:
-    def make(given: dict[str, Any]) -> Status:
-        given["status"].word = word(given["status"].word)
-        return given["status"]
-
-    return make
 
 
 for label, how in {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from building import SENTINEL, whole
 from conftest import INTERPRETED
+from dispatcher import Recorder
 from packaging.version import Version
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import xkv
 from xkv import Reason, Status
@@ -211,19 +211,6 @@ OPS = {
     slots: "build_slot_mapping", slots_at_positions: "build_slot_mapping",
     table_of_a_rank: "build_page_table", slots_of_a_rank: "build_slot_mapping",
 }  # fmt: skip
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps what the dispatcher is asked for of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "xkv":
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 @every_call

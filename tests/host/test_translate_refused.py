@@ -11,9 +11,9 @@ import pytest
 import torch
 from building import SENTINEL, guarded, guarded_1d, whole
 from conftest import INTERPRETED
-from op_arguments import contents, tensors_in
+from dispatcher import Recorder
+from op_arguments import contents, status_with, tensors_in
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import xkv
 from xkv import Reason, Shard, Status
@@ -273,14 +273,6 @@ for value in (0, "ok", object(), torch.zeros(1, dtype=I64)):
 refuse(
     TypeError, "status must be an xkv.Status", "got Tensor", status=lambda g: g["status"].word, name="a word"
 )
-
-
-def status_with(word: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, Any]], Status]:
-    def make(given: dict[str, Any]) -> Status:
-        given["status"].word = word(given["status"].word)
-        return given["status"]
-
-    return make
 
 
 for label, how in {
@@ -582,19 +574,6 @@ def test_a_compiled_call_writes_out_and_counts(backend: str, call: Any, device: 
         made.append([large.tolist(), counts.tolist(), twice[:3].tolist(), status.read()])
     assert made[0] == made[1]
     assert made[0][1][:2] == made[0][1][5:7] == [SENTINEL] * 2
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps what the dispatcher is asked for of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "xkv":
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 @every_call

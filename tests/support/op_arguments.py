@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import building
@@ -132,3 +133,13 @@ def contents(x: torch.Tensor) -> list[Any]:
     if x.is_meta or x.is_nested or x.layout is not torch.strided or x.numel() == 0:
         return []
     return whole(x).tolist()
+
+
+def status_with(word: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, Any]], Status]:
+    """Returns a change of good arguments: of the status, the word becomes this."""
+
+    def make(given: dict[str, Any]) -> Status:
+        given["status"].word = word(given["status"].word)
+        return given["status"]
+
+    return make
