@@ -1,6 +1,6 @@
 """The NamedTuples that group the kernel's arguments and values, and its constants as constexprs."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import triton.language as tl
 
@@ -24,12 +24,26 @@ LENGTH_MAX = tl.constexpr(params.LENGTH_MAX)
 ID_MAX = tl.constexpr(params.ID_MAX)
 
 
-class Config(str):
-    """What a kernel is compiled for, in addition to dtypes and which pointers are None.
+_Config = TypeVar("_Config", bound="KernelConfig")
+
+
+class KernelConfig(str):
+    """What a kernel is compiled for, in addition to dtypes and which pointers are None: annotated fields.
 
     A str, with the fields as attributes: Triton keys its caches by the text of a constexpr, and writes it as
     JSON for compilation hooks.
     """
+
+    def __new__(cls: type[_Config], *values: int) -> _Config:
+        """Takes one value per field, in order."""
+        fields = dict(zip(cls.__annotations__, values, strict=True))
+        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
+        vars(self).update(fields)
+        return self
+
+
+class Config(KernelConfig):
+    """What the kernel of tables, streams and slots is compiled for."""
 
     PAGE_SIZE: int
     SOURCE_PAGE_SIZE: int
@@ -57,13 +71,6 @@ class Config(str):
     TOPK: int  # branches of a draft tree. 0: none
     DRAFT_STEPS: int
     DRAFT_PAGE_SIZE: int
-
-    def __new__(cls, *values: int) -> "Config":
-        """Takes one value per field, in order."""
-        fields = dict(zip(cls.__annotations__, values, strict=True))
-        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
-        vars(self).update(fields)
-        return self
 
 
 class Request(NamedTuple):

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from .args import KernelConfig
 
-class ChosenConfig(str):
-    """What the kernel of chosen tokens is compiled for; a str, as `Config` is."""
+
+class ChosenConfig(KernelConfig):
+    """What the kernel of chosen tokens is compiled for."""
 
     PAGE_SIZE: int
     SOURCE_PAGE_SIZE: int
@@ -20,13 +22,6 @@ class ChosenConfig(str):
     BATCH_BLOCK: int  # requests that are looked at at a time
     VEC_16B: bool  # whether each query token's positions and ids begin at a multiple of 16 bytes
     USE_PDL: bool
-
-    def __new__(cls, *values: int) -> "ChosenConfig":
-        """Takes one value per field, in order."""
-        fields = dict(zip(cls.__annotations__, values, strict=True))
-        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
-        vars(self).update(fields)
-        return self
 
 
 class Chosen(NamedTuple):

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from .args import KernelConfig
 
-class ExpandedConfig(str):
-    """What the kernel of query tokens' rows is compiled for; a str, as `Config` is."""
+
+class ExpandedConfig(KernelConfig):
+    """What the kernel of query tokens' rows is compiled for."""
 
     CAUSAL: bool
     SHARD_SIZE: int  # 1: no shard
@@ -14,13 +16,6 @@ class ExpandedConfig(str):
     BATCH_BLOCK: int  # requests that are checked at a time
     VEC_16B: bool  # whether each row of both page tables begins at a multiple of 16 bytes
     USE_PDL: bool
-
-    def __new__(cls, *values: int) -> "ExpandedConfig":
-        """Takes one value per field, in order."""
-        fields = dict(zip(cls.__annotations__, values, strict=True))
-        self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
-        vars(self).update(fields)
-        return self
 
 
 class Expanded(NamedTuple):

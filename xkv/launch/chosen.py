@@ -15,17 +15,7 @@ from ..platforms.tuning import ChosenTuning
 from . import compile
 from .compile import int32_words
 from .kept_calls import ALIGNED, KeptCalls, Known
-from .launch import KernelLaunch, compile_only_builds
-from .triton_launcher import launch_hooks_active
-
-CALLS = KeptCalls(
-    (
-        "src_ptr", "pos_ptr", "out_ptr", "to_req_ptr", "starts_ptr", "rows_ptr", "lens_ptr", "counts_ptr",
-        "status_ptr",
-    ),
-    ("out_ptr", "counts_ptr"),
-)  # fmt: skip
-_launches: dict[Any, KernelLaunch] = {}
+from .launch import compile_only_builds
 
 
 @functools.cache
@@ -34,6 +24,16 @@ def chosen_kernel() -> Any:
     from ..kernel.chosen import xkv_translate
 
     return xkv_translate
+
+
+CALLS = KeptCalls(
+    chosen_kernel,
+    (
+        "src_ptr", "pos_ptr", "out_ptr", "to_req_ptr", "starts_ptr", "rows_ptr", "lens_ptr", "counts_ptr",
+        "status_ptr",
+    ),
+    ("out_ptr", "counts_ptr"),
+)  # fmt: skip
 
 
 def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor | None] = ()) -> None:
@@ -54,33 +54,14 @@ def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor
         reference.translate(build)
         return
     target = platform(build.req_to_token.device)
-    launch, tuning = prepare(build, target)
-    values, programs = arguments(build), grid(build, tuning)
-    if launch.fast_path and not launch_hooks_active():
-        pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in values]
-        call, _ = launch.make_call(range(launch.first, launch.first + len(values)), pointers, programs)
-        launch.launch(call)
-        if known is not None:
-            aligned = ("pos_ptr", "out_ptr") if _is_aligned(build) else ()
-            known.keep(launch, chosen_kernel().arg_names, pointers, inputs, programs, aligned)
-    else:
-        launch.run_tensors(programs, values)
-
-
-def prepare(build: ChosenTokens, target: Platform) -> tuple[KernelLaunch, ChosenTuning]:
-    """Compiles and loads the kernel, if it is not, and returns its launch and its tuning row."""
     tuning = dispatch.chosen_row(target, build.num_tokens, build.whole_rows)
-    settings, device = config(build, tuning, target), build.req_to_token.get_device()
-    values = arguments(build)
-    types = [x.dtype if isinstance(x, Tensor) else x is None for x in values]
-    how = options(build, tuning, target)
-    key = (device, settings, *how.values(), *types)
-    launch = _launches.get(key)
-    if launch is None:
-        launch = _launches[key] = KernelLaunch(
-            chosen_kernel(), device, settings, how, grid(build, tuning), values
-        )
-    return launch, tuning
+    values, programs = arguments(build), grid(build, tuning)
+    launch = CALLS.prepare(
+        build.req_to_token.get_device(), config(build, tuning, target), options(build, tuning, target),
+        programs, values,
+    )  # fmt: skip
+    aligned = ("pos_ptr", "out_ptr") if _is_aligned(build) else ()
+    CALLS.launch(launch, programs, values, known, inputs, aligned)
 
 
 def warm(build: ChosenTokens) -> int:

@@ -14,18 +14,9 @@ from ..reference.expanded import expand
 from . import compile
 from .compile import int32_words
 from .kept_calls import ALIGNED, KeptCalls, Known
-from .launch import KernelLaunch, compile_only_builds
-from .triton_launcher import launch_hooks_active
+from .launch import compile_only_builds
 
 _MAX_PROGRAMS = 1 << 16  # of a table: beyond it a program copies several parts of its rows
-CALLS = KeptCalls(
-    (
-        "starts_ptr", "lens_ptr", "req_out_ptr", "position_out_ptr", "lens_out_ptr", "table_out_ptr",
-        "table_ptr", "status_ptr",
-    ),
-    ("req_out_ptr", "position_out_ptr", "lens_out_ptr", "table_out_ptr"),
-)  # fmt: skip
-_launches: dict[Any, KernelLaunch] = {}
 
 
 @functools.cache
@@ -34,6 +25,16 @@ def expanded_kernel() -> Any:
     from ..kernel.expanded import xkv_expand
 
     return xkv_expand
+
+
+CALLS = KeptCalls(
+    expanded_kernel,
+    (
+        "starts_ptr", "lens_ptr", "req_out_ptr", "position_out_ptr", "lens_out_ptr", "table_out_ptr",
+        "table_ptr", "status_ptr",
+    ),
+    ("req_out_ptr", "position_out_ptr", "lens_out_ptr", "table_out_ptr"),
+)  # fmt: skip
 
 
 def run(build: Expansion, known: Known | None = None, inputs: Sequence[Tensor | None] = ()) -> None:
@@ -53,31 +54,13 @@ def run(build: Expansion, known: Known | None = None, inputs: Sequence[Tensor | 
     if build.seq_lens.device.type == "cpu" and not compile.interpreted():
         expand(build)
         return
-    launch = prepare(build, platform(build.seq_lens.device))
+    target = platform(build.seq_lens.device)
     values, programs = arguments(build), grid(build)
-    if launch.fast_path and not launch_hooks_active():
-        pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in values]
-        call, _ = launch.make_call(range(launch.first, launch.first + len(values)), pointers, programs)
-        launch.launch(call)
-        if known is not None:
-            aligned = ("table_ptr", "table_out_ptr") if is_aligned(build) else ()
-            known.keep(launch, expanded_kernel().arg_names, pointers, inputs, programs, aligned)
-    else:
-        launch.run_tensors(programs, values)
-
-
-def prepare(build: Expansion, target: Platform) -> KernelLaunch:
-    """Compiles and loads the kernel, if it is not, and returns its launch."""
-    settings, device = config(build, target), build.seq_lens.get_device()
-    values = arguments(build)
-    types = [x.dtype if isinstance(x, Tensor) else x is None for x in values]
-    key = (device, settings, *types)
-    launch = _launches.get(key)
-    if launch is None:
-        launch = _launches[key] = KernelLaunch(
-            expanded_kernel(), device, settings, options(target), grid(build), values
-        )
-    return launch
+    launch = CALLS.prepare(
+        build.seq_lens.get_device(), config(build, target), options(target), programs, values
+    )
+    aligned = ("table_ptr", "table_out_ptr") if is_aligned(build) else ()
+    CALLS.launch(launch, programs, values, known, inputs, aligned)
 
 
 def warm(build: Expansion) -> int:

@@ -75,15 +75,14 @@ class Known:
         return True
 
     def keep(
-        self, launch: KernelLaunch, names: Sequence[str], args: list[Any],
-        inputs: Sequence[Tensor | None], programs: tuple[int, int, int], aligned: Sequence[str],
+        self, launch: KernelLaunch, args: list[Any], inputs: Sequence[Tensor | None],
+        programs: tuple[int, int, int], aligned: Sequence[str],
     ) -> None:  # fmt: skip
         """Remembers a call that was launched just now.
 
         Args:
             launch: its launch.
-            names: the kernel's names of its arguments.
-            args: these, pointers as integers.
+            args: the kernel's arguments, pointers as integers.
             inputs: as in `lookup`.
             programs: the grid.
             aligned: the kernel's names of those that it was told to be aligned.
@@ -100,7 +99,8 @@ class Known:
             if n < k or (n > k and n not in outputs)
         ]
         at = [n for n, (name, _) in enumerate(present) if name in aligned]
-        places = [launch.first + list(names).index(name) for name, _ in present]
+        names = self._calls.kernel().arg_names
+        places = [launch.first + names.index(name) for name, _ in present]
         same = _Same(
             make_guard(tensors, sizes=True), own, places, programs, at, bounds
         )  # fmt: skip
@@ -111,16 +111,55 @@ class Known:
 
 
 class KeptCalls:
-    """The calls of one kernel.
+    """The launches and the calls of one kernel.
 
     Args:
+        kernel: returns it, Triton's `JITFunction`.
         inputs: the kernel's names of the tensors that a call gives.
         outputs: those of them that are written, and may overlap no other.
     """
 
-    def __init__(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+    def __init__(self, kernel: Callable[[], Any], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.kernel, self.inputs, self.outputs = kernel, tuple(inputs), tuple(outputs)
         self._known: dict[Any, Known] = {}
+        self._launches: dict[Any, KernelLaunch] = {}
+
+    def prepare(
+        self, device: int, config: Any, options: dict[str, Any], programs: tuple[int, int, int],
+        values: list[Any],
+    ) -> KernelLaunch:  # fmt: skip
+        """Compiles and loads the kernel, if it is not; takes what `KernelLaunch` takes, and returns one."""
+        types = [x.dtype if isinstance(x, Tensor) else x is None for x in values]
+        key = (device, config, *options.values(), *types)
+        launch = self._launches.get(key)
+        if launch is None:
+            launch = self._launches[key] = KernelLaunch(
+                self.kernel(), device, config, options, programs, values
+            )
+        return launch
+
+    def launch(
+        self, launch: KernelLaunch, programs: tuple[int, int, int], values: list[Any], known: Known | None,
+        inputs: Sequence[Tensor | None], aligned: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Launches a call that is not known, and remembers it where it can be made again.
+
+        Args:
+            launch: its launch, as `prepare` returned it.
+            programs: the grid.
+            values: the kernel's arguments.
+            known: where it is remembered, if anywhere.
+            inputs: as in `lookup`.
+            aligned: the kernel's names of those that it is told to be aligned.
+        """
+        if not launch.fast_path or launch_hooks_active():
+            launch.run_tensors(programs, values)
+            return
+        pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in values]
+        call, _ = launch.make_call(range(launch.first, launch.first + len(values)), pointers, programs)
+        launch.launch(call)
+        if known is not None:
+            known.keep(launch, pointers, inputs, programs, aligned)
 
     def lookup(self, inputs: Sequence[Any], options: tuple[Any, ...]) -> Known | None:
         """Returns what is known of calls with these options; None if one cannot be hashed.
