@@ -159,9 +159,10 @@ def test_a_view_of_freed_memory_has_none() -> None:
     """Its address is its offset, not 0."""
     lens, rows = torch.arange(8, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
     view, source = lens[2:5], torch.arange(32, dtype=torch.int32).view(2, 16)
-    assert have_memory([1 << 40, 1 << 41])
+    assert have_memory([1 << 40, 1 << 41], [lens, rows])
+    assert have_memory([1 << 20], [lens[2:5]])  # below 4 GiB, the storage tells
     lens.untyped_storage().resize_(0)
     assert addresses([view]) != [0]
-    assert not have_memory(addresses([view]))
+    assert not have_memory(addresses([view]), [view])
     with pytest.raises(TypeError, match="seq_lens must have memory of its own"):
         xkv.build_page_table(source, rows, view, page_size=4, max_seq_len=16)

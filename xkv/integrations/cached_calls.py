@@ -115,7 +115,7 @@ class CachedCalls:
             if len(self._recent) >= _MOST_RECENT:
                 self._recent.clear()
             self._recent[present] = make_guard(tensors), entry
-        if entry is None or not have_memory(pointers):
+        if entry is None or not have_memory(pointers, tensors):
             return None
         return entry.call(pointers, sizes.values, batch, sizes.row_items)
 

@@ -8,7 +8,7 @@ refuses everything, and calls are looked up by the tensors' Python attributes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -55,13 +55,20 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return found
 
 
-def have_memory(pointers: Sequence[int]) -> bool:
-    """Returns whether tensors at these addresses have memory, by a look at the addresses alone.
+def have_memory(pointers: Sequence[int], tensors: Iterable[Any]) -> bool:
+    """Returns whether tensors at these addresses have memory.
 
-    A tensor whose memory was freed has the address 0, a view of it one of its offset: below 4 GiB, where an
-    allocation is rare. What is refused takes the full checks, which ask the storage.
+    A tensor without elements, or whose memory was freed, has the address 0, a view of it one of its offset:
+    below 4 GiB, where a GPU's allocations do not lie. Only there the tensors' storages are asked, which takes
+    longer.
+
+    Args:
+        pointers: the tensors' addresses.
+        tensors: the tensors; what is no tensor is passed over.
     """
-    return not pointers or min(pointers) >= LOWEST
+    if not pointers or min(pointers) >= LOWEST:
+        return True
+    return all(x.untyped_storage().data_ptr() for x in tensors if isinstance(x, Tensor))
 
 
 def run_untraced(function: Callable[..., Any]) -> None:

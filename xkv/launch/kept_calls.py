@@ -63,7 +63,7 @@ class Known:
                 self._last = same
         except (AttributeError, RuntimeError):
             return False  # no tensors: the full checks name them
-        if not have_memory(pointers) or launch_hooks_active():
+        if not have_memory(pointers, tensors) or launch_hooks_active():
             return False
         if any(pointers[n] % ALIGNED for n in same.aligned):
             return False

@@ -90,7 +90,7 @@ class Signature:
                 return False
         except (AttributeError, RuntimeError, TypeError):
             return False  # not a tensor, or one without memory: the full checks name it
-        if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or not have_memory(pointers):
+        if type(delta) is not int or not -ROW_MAX <= delta <= ROW_MAX or not have_memory(pointers, tensors):
             return False
         sizes, _, _, max_bound = same.measured
         src_tokens = sizes[SRC_TOKENS]

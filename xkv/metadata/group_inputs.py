@@ -63,6 +63,7 @@ def sizes_fit(inputs: GroupInputs, limits: tuple[int, int]) -> bool:
         delta_fits = delta.numel() == batch
     else:
         delta_fits = type(delta) is int and -ROW_MAX <= delta <= ROW_MAX
+    given = [x for x in inputs if isinstance(x, Tensor) and x.numel()]
     return bool(
         rows.numel() == batch
         and 0 < batch <= max_batch
@@ -72,5 +73,5 @@ def sizes_fit(inputs: GroupInputs, limits: tuple[int, int]) -> bool:
         and all(x is None or x.numel() == batch for x in starts)
         and (sums is None or (sums.numel() == batch + 1 and query == 1))
         # a tensor whose memory was freed has the signature that it had
-        and have_memory([x.data_ptr() for x in inputs if isinstance(x, Tensor) and x.numel()])
+        and have_memory([x.data_ptr() for x in given], given)
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import arguments
 from ..launch import compile, launch, verify
 from ..launch.cache import CacheEntry, PreparedCall
-from ..launch.guards import LOWEST, make_guard, refuse
+from ..launch.guards import LOWEST, have_memory, make_guard, refuse
 from ..launch.triton_launcher import launch_hooks_active
 from ..params import CSR, INT32_MAX, ROW_MAX, Build
 from ..status import Status
@@ -94,8 +94,9 @@ class Step:
         except (AttributeError, RuntimeError, TypeError):
             return None
         if (
-            same is None or rows_address < LOWEST or lens_address < LOWEST or launch_hooks_active()
+            same is None or launch_hooks_active()
             or not -ROW_MAX <= delta <= ROW_MAX or not 0 <= query <= same.max_query
+            or ((rows_address < LOWEST or lens_address < LOWEST) and not have_memory((0,), (rows, lens)))
         ):  # fmt: skip
             return None
         _, metadata, _, (call, args, compiled) = same
@@ -181,7 +182,7 @@ class Step:
                 lowest = min(lowest, address)
         except RuntimeError:
             return False
-        if lowest < LOWEST and batch:  # as in `have_memory`
+        if batch and not have_memory((lowest,), inputs):
             return False
         if self._capacity is not None:
             args[at_capacity] = self._capacity if max_entries is None else min(max_entries, self._capacity)

@@ -104,7 +104,7 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
         return False
     signature = device, block_size, out.dtype, table.dtype, sums.dtype
     entry = _entries.get(signature)
-    if entry is not None and not launch_hooks_active() and have_memory((begin, first, start)):
+    if entry is not None and not launch_hooks_active() and have_memory((begin, first, start), tensors):
         tokens = table.size(1) * block_size
         pointers = (first, start + sums.element_size(), start, start, begin)
         sizes = (stride, table.size(0), tokens, batch, out.size(0))
