@@ -22,6 +22,8 @@ ROW_MAX = (1 << 28) - 1  # tokens in a row
 MAX_BATCH = 1 << 16  # requests: the threads of a grid then fit in 32 bits
 LENGTH_MAX = 1 << 28  # lengths are clipped to it when read: sums of four, and tile ends, fit in int32
 SOURCE_PAGE_MAX = 1 << 16  # tokens in a source entry
+RECORD_WORDS = 4  # int32 words of the record of a table's row (`xkv.kernel.extension`)
+LAST_ENTRIES, LAST_TOKENS = 16, 16  # that an extension always writes of a row, if they are new
 NO_IDS = -1  # in the place of the entries of a row
 ID_MAX = 1 << 47  # ids are below it, so that id * page_size cannot wrap in int64; others count as missing
 
@@ -39,10 +41,10 @@ class View:
     Attributes:
         out: the ids. Table: ``[>= batch, width]``, inner stride 1; CSR and slots: ``[capacity]``.
         kv_start: first token of each row, ``[batch]`` int, or None for 0.
-        window: tokens that a query token sees, itself included, or None for all. A row with q query tokens
-            shows its last ``window + q - 1`` tokens: what all of them see.
-        token_map: token id -> token id, ``[n]`` int, -1 for none.
-        page_map: page id -> page id, in pages of ``map_page_size`` tokens, ``[m]`` int, -1 for none.
+        window: tokens that a query token sees, itself included, or None for all. A row shows its last
+            ``window + q - 1`` tokens: what all of its q query tokens see.
+        token_map, page_map: token id -> token id, page id -> page id, in pages of ``map_page_size`` tokens,
+            ``[n]`` int, -1 for none.
         cache_seqlens: tokens from the first entry's first token to the row's end, ``[batch]`` int32.
         cu_seqlens_k: prefix sums of ``cache_seqlens``, ``[batch + 1]`` int32. Tables only.
         kv_indptr: prefix sums of the entries, ``[batch + 1]`` int32. CSR only.
@@ -51,6 +53,7 @@ class View:
             backend. First view only.
         kv_start_offset: tokens of each row's first page before its first token, ``[batch]`` int32. No slots.
         empty_rows: 1 for each row without a token, otherwise 0, ``[batch]`` int32.
+        record: what each row of a table holds, for extensions, ``[1 + rows, RECORD_WORDS]`` int32.
         query_seqlens: of slots, the tokens that each query token sees, itself included, and of a shard those
             of them that are the rank's: ``[>= capacity]`` int32. 0 for one outside its row, and for padding.
         sink: first tokens of each row that it shows beside a window, or None: whole pages.
@@ -70,6 +73,7 @@ class View:
     cu_seqlens_q: Tensor | None = None
     kv_start_offset: Tensor | None = None
     empty_rows: Tensor | None = None
+    record: Tensor | None = None
     query_seqlens: Tensor | None = None
     sink: int | None = None
     is_absolute: bool = False
@@ -99,45 +103,40 @@ class Build:
         source_page_size: tokens per source entry, 1 to 65,536: a multiple or a divisor of ``page_size``.
         map_page_size: tokens per entry of a page map, a power of two.
         views: one view, or two of the same form and page size.
-        max_seq_len: tokens, host bound of every length; a longer row is cut and reported. None: the
-            width of the source.
+        max_seq_len: tokens, host bound of every length. None: the width of the source.
         seq_lens_delta: tokens added to every length.
         seq_lens_delta_rows: tokens added to each length, ``[batch]`` int, or None.
         query_lens: query tokens of each request, ``[batch]`` int, or None.
         query_sign: -1, 0 or 1: ``query_lens`` times this is added to the lengths.
-        query_len: query tokens of every request, if ``query_lens`` is None.
-        query_start_loc: in a group, prefix sums of the query tokens in place of ``query_lens``,
-            ``[batch + 1]`` int32 or int64, or None.
-        positions: of slots, the position in its row of each query token, ``[n]`` int, or None: the last
-            ``query_lens`` of each row. Those of row b are between its two entries of the first view's
-            ``kv_indptr``, ``[batch + 1]`` int, which is input then. A row index of -1 is a row of padding.
-        max_position: query tokens from this position on have no slot, and are not reported. None: no limit.
+        query_len: those of every request, if ``query_lens`` is None.
+        query_start_loc: in a group, their prefix sums in its place, ``[batch + 1]`` int32 or int64, or None.
+        positions: of slots, where in its row each query token is, ``[n]`` int, or None: the last
+            ``query_lens``. Those of row b are between its two entries of the first view's ``kv_indptr``,
+            ``[batch + 1]`` int, which is input then. A row index of -1 is a row of padding.
+        max_position: query tokens from this one on have no slot, and are not reported. None: no limit.
         min_seq_len: lengths written are at least this; entries without a token hold ``missing_id``.
-        min_last_page_len: last page lengths written are at least this.
-        window_is_prefix_only: windows do not grow with the query tokens: the attention kernel gets the
-            query tokens' keys from elsewhere.
+        min_last_page_len: likewise of last page lengths.
+        window_is_prefix_only: windows do not grow with the query tokens, whose keys come from elsewhere.
         starts_are_aligned: report a row whose ``kv_start`` is inside a page: its kernel cannot skip tokens.
         pad_value: written past the live entries; None: those entries are left unwritten.
-        pad_to_multiple_of: entries; padding ends at the next multiple of it, the first for an empty row.
-            None: at the end.
-        missing_id: written for a live token without an id.
-        report_missing: report a live token without an id.
+        pad_to_multiple_of: entries; padding ends at a multiple of it, at least one. None: at the end.
+        missing_id, report_missing: written for a live token without an id; whether to report it.
         indptr_is_input: ``kv_indptr`` of the first view, ``[batch]`` int32 or int64, is read, not written: it
-            says where each row of a stream begins. Such a stream has no other prefix sums, and but for
-            given ``positions`` no padding and no status. In tables, the leading 0 of ``cu_seqlens_k`` and
-            ``cu_seqlens_q`` is not written. The values are not trusted: a row that begins before 0 is not
-            written, what is past the stream's end is cut, and where rows overlap an entry has the value of
-            one of them.
+            says where each row of a stream begins. Such a stream has no other prefix sums, and but for given
+            ``positions`` no padding and no status; in tables, prefix sums have no leading 0. It is not
+            trusted: a row that begins before 0 is not written, what is past the stream's end is cut, and
+            where rows overlap an entry has the value of one.
         draft: a step of a draft tree, or None. Inputs are of requests, without draft tokens; row b of the
             outputs is branch ``b % topk`` of request ``b // topk``.
-        shard: the rank's share of each row, or None for all of it. Inputs are the whole rows'. The
-            ``source_page_size`` of a "global" source is 1.
+        shard: the rank's share of each row, or None. Inputs are the whole rows'. A "global" source has a
+            ``source_page_size`` of 1.
         lens_are_local: ``seq_lens`` counts the rank's own tokens, from a row's ``kv_start`` on. No slots.
         writes_ids: False for lengths and prefix sums alone, of one table whose ``out`` is not accessed.
-        clamps_tail: a row, without a start, has the entries that ``kv_indptr`` says, the last ones its first.
-        out_cache_loc: slots of new tokens, ``[n]`` int32 or int64, -1 for none, which the last view's
-            ``token_map`` translates, or None.
-        window_out_cache_loc: where to, ``[m]`` int: -1 for none, 0 from ``num_out_tokens`` (None: all) on.
+        clamps_tail: a row, without a start, has ``kv_indptr``'s entries, the last ones its first.
+        extends: write of each row of a table only the entries that its ``record`` does not have.
+        sums_fit: whether sums of the lengths of any batch fit in int32.
+        out_cache_loc: slots of new tokens, -1 for none, for the last view's ``token_map``, or None.
+        window_out_cache_loc: theirs by the map, ``[m]`` int; 0 from ``num_out_tokens`` (None: all) on.
         status: the status word, ``[1]`` int64, or None.
     """
 
@@ -172,6 +171,8 @@ class Build:
     lens_are_local: bool = False
     writes_ids: bool = True
     clamps_tail: bool = False
+    extends: bool = False
+    sums_fit: bool = False
     out_cache_loc: Tensor | None = None
     window_out_cache_loc: Tensor | None = None
     num_out_tokens: int | None = None
@@ -190,8 +191,8 @@ class Build:
     @property
     def access_pattern(self) -> AccessPattern:
         """Selects the tuning rows."""
-        if self.tiles_of_tokens:
-            return "query_tokens"
+        if self.extends or self.tiles_of_tokens:
+            return "extension" if self.extends else "query_tokens"
         ranks = 1 if self.form == SLOTS else ranks_between(self.shard)
         mapped = any(view.token_map is not None or view.page_map is not None for view in self.views)
         stream, mapped = self.form != TABLE, mapped and self.form != SLOTS
@@ -200,9 +201,8 @@ class Build:
     @property
     def source_tokens(self) -> int:
         """Tokens of a row, on all ranks, that a row of the source has room for."""
-        return min(
-            source_tokens(int(self.req_to_token.shape[1]) * self.source_page_size, self.shard), ROW_MAX
-        )
+        width = int(self.req_to_token.shape[1]) * self.source_page_size
+        return min(source_tokens(width, self.shard), ROW_MAX)
 
     @property
     def max_tokens(self) -> int:
@@ -214,7 +214,7 @@ class Build:
     def translated_slots(self) -> int:
         """Entries of ``out_cache_loc`` to translate."""
         size = 0 if self.out_cache_loc is None else int(self.out_cache_loc.shape[0])
-        return size if self.num_out_tokens is None else min(size, max(self.num_out_tokens, 0))
+        return min(size, max(size if self.num_out_tokens is None else self.num_out_tokens, 0))
 
     def window_tokens(self, view: View) -> int | None:
         """Last tokens of a row that a window shows, without what the device adds for ``query_lens``."""
@@ -226,8 +226,8 @@ class Build:
     @property
     def row_items(self) -> int:
         """Upper bound of the entries in one row, from what the host knows."""
-        if not self.writes_ids:
-            return NO_IDS
+        if self.extends or not self.writes_ids:
+            return 1 if self.extends else NO_IDS  # an extension has programs of several rows, however long
         capacity = max(view.buffer_capacity(self.form) for view in self.views)
         if self.positions is not None and self.pad_value is None:
             return min(capacity, int(self.positions.shape[0]))
@@ -239,7 +239,7 @@ class Build:
     @property
     def writes_sums(self) -> bool:
         """Whether anything other than ids is written: lengths, prefix sums or the status word."""
-        if self.status is not None:
+        if self.status is not None or self.views[0].record is not None:
             return True
         names = [name for name in OUTPUTS if not (self.indptr_is_input and name == "kv_indptr")]
         return any(getattr(view, name) is not None for view in self.views for name in names)

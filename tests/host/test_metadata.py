@@ -152,7 +152,7 @@ def test_a_step_like_the_last_serves_its_like_alone(device: str, monkeypatch: py
     builder = make("flashinfer_mla", device)
     rows, lens = batch(device)
     builder.build(rows, lens)
-    last = builder._recent
+    last = builder._recent[False]
     monkeypatch.setattr(last, "guard", lambda *_: True)
     starts = torch.tensor([3, 0, 64, 64, 0], device=device)
     queries = torch.tensor([1, 2, 0, 3, 1], device=device)
@@ -163,12 +163,12 @@ def test_a_step_like_the_last_serves_its_like_alone(device: str, monkeypatch: py
     ):
         meta = builder.build(rows, lens, **asked)
         check(builder, meta, rows, begins, [n + k for n, k in zip(LENS, more, strict=True)])
-        assert builder._recent is last
+        assert builder._recent[False] is last
     with pytest.raises(TypeError, match="query_lens_sign must be an int, got bool"):
         builder.build(rows, lens, query_lens_sign=False)
     meta = builder.build(rows, lens, seq_lens_delta=2)
     check(builder, meta, rows, [0] * 5, [n + 2 for n in LENS])
-    assert builder._recent is last
+    assert builder._recent[False] is last
 
 
 def test_mixed_dtypes(device: str) -> None:

@@ -451,7 +451,6 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         writes_sums=True,
         views=(1,),
         req_to_token=torch.zeros(1, 1),
-        tiles_of_tokens=False,
     )
     recorded = SimpleNamespace(
         fast_path=True, schedule=SimpleNamespace(balance=False, int64_tiles=False), tuning=None, first=0
@@ -535,7 +534,7 @@ def test_a_step_of_another_batch_is_a_step_like_it(
         with monkeypatch.context() as patch:
             patch.setattr(launch, "run", builds.append)
             patch.setattr(builder._steps, "_by_signature", {})
-            patch.setattr(builder, "_recent", None)
+            patch.setitem(builder._recent, False, None)
             builder.build(**inputs)
         assert made.launched[-1] == arguments(builds[0])
         fast += 1

@@ -268,12 +268,13 @@ def test_the_grid_of_a_group_has_programs_for_leftover_tiles_of_slots() -> None:
         cuda.TUNING["sm90"][0], balanced_own_tiles=1, balanced_per_cu=1, leftover_per_cu=1
     )
     where = Platform("cuda", "sm90", 32, 132)
-    table = PartSchedule(row, 64, balance=False, int64_tiles=False, tiles=1, tiles_of_tokens=False)
+    table = PartSchedule(row, 64, balance=False, int64_tiles=False, tiles=1)
     slots = table._replace(balance=True, tiles=100)
     (x, y, z), slot_rows = group_grid(8, [table], [slots], where)
     assert (y, z, slot_rows) == (1, 1, 9 + 132)
     assert x == 9 + slot_rows
     (x, _, _), slot_rows = group_grid(8, [table], [slots._replace(tiles=1)], where)
     assert (x, slot_rows) == (18, 9)
-    tokens = slots._replace(tiles_of_tokens=True, tiles=5)
+    of_tokens = dataclasses.replace(row, access_pattern="query_tokens")
+    tokens = slots._replace(tuning=of_tokens, tiles=5)
     assert group_grid(8, [table], [tokens], where)[1] == 1 + 5

@@ -69,6 +69,10 @@ _SM90 = (
         "query_tokens", None, 128, 4, 4, 1, 4, 128, 1, 1, 256, True,
         "one token a thread: reasoned, not measured",
     ),
+    Tuning("extension", 16, 512, 4, 1, 4, 1, 512, 1, 1, 16, True, "reasoned, not measured"),
+    Tuning("extension", 64, 512, 4, 1, 4, 1, 512, 1, 1, 64, True, "reasoned, not measured"),
+    Tuning("extension", 256, 512, 4, 1, 4, 1, 512, 1, 1, 256, True, "reasoned, not measured"),
+    Tuning("extension", None, 512, 8, 1, 8, 1, 512, 1, 1, 512, True, "reasoned, not measured"),
 )
 # fmt: on
 

@@ -21,6 +21,7 @@ OVERFLOW = tl.constexpr(Reason.OVERFLOW.value)
 UNALIGNED_START = tl.constexpr(Reason.UNALIGNED_START.value)
 INT32_MAX = tl.constexpr(params.INT32_MAX)
 LENGTH_MAX = tl.constexpr(params.LENGTH_MAX)
+RECORD_WORDS = tl.constexpr(params.RECORD_WORDS)
 ID_MAX = tl.constexpr(params.ID_MAX)
 
 
@@ -71,6 +72,8 @@ class Config(KernelConfig):
     TOPK: int  # branches of a draft tree. 0: none
     DRAFT_STEPS: int
     DRAFT_PAGE_SIZE: int
+    SUMS_FIT: bool  # in int32
+    EXTENDS: int  # rows of a program of an extension. 0: no extension
 
 
 class Request(NamedTuple):
@@ -127,6 +130,7 @@ class View(NamedTuple):
     last_ptr: Any
     offset_ptr: Any
     empty_ptr: Any
+    record_ptr: Any
     cu_q_ptr: Any
     query_seqlens_ptr: Any
     sink: Any
@@ -165,6 +169,8 @@ class Row(NamedTuple):
         reason: the `Reason` why it was clipped or truncated, or 0.
         branch_start, branch_shift: of a draft tree, the first position that is the branch's own, and how far
             behind it is in the source row. 0 without one.
+        past: tokens of the whole row that later steps do not change: those before this step's.
+        known: entries that were left out of the row, which are none of ``items``. 0 but in an extension.
     """
 
     source: Any
@@ -178,6 +184,8 @@ class Row(NamedTuple):
     reason: Any
     branch_start: Any
     branch_shift: Any
+    past: Any
+    known: Any
 
 
 class Tile(NamedTuple):
@@ -188,7 +196,7 @@ class Tile(NamedTuple):
         idx: index of the tile in the row.
         row: the `Row`.
         entries: the source entries, a vector of NUM_PAGE_PER_BLOCK.
-        row_offset: items of all rows before it: where the row begins in a stream. 0 in tables.
+        row_offset: items of all rows before it: where the row begins in a stream. In tables ``row.known``.
     """
 
     b: Any

@@ -9,7 +9,8 @@ jobs, which run side by side, so that none waits for another's:
 * Leftover tiles (``scheduler.py``; BALANCE): the programs past the batch divide the remaining tiles of longer
   rows evenly, so that the cost follows the live tokens, however skewed the lengths are.
 
-Slots of query tokens whose rows can be told from their index have tiles of tokens (``query_tokens.py``).
+An extension (``extension.py``) has sums, and programs that write what is new in several rows each. Slots of
+query tokens whose rows can be told from their index have tiles of tokens (``query_tokens.py``).
 ``tiles.py`` loads, translates and stores a tile; loads are prefetched one tile ahead. ``rows.py`` computes
 what a row shows, ``args.py`` groups the arguments, and `xkv.params.Build` describes them.
 """
@@ -18,31 +19,15 @@ import triton
 import triton.language as tl
 
 from .args import ARGUMENTS, INT32_MAX, SLOTS, TABLE, Config, Grid, Policy, Request, Tile, View
+from .extension import extend_rows
 from .prefix_sums import write_sums
 from .query_tokens import write_token_tiles
 from .reports import report_first
 from .rows import load_row, padded_end, row_offset, row_tiles
 from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
-from .tiles import load_entries, store_tile, translate_slots
+from .tiles import load_entries, translate_slots, write_row_tiles
 
 __all__ = ["Config", "xkv_build"]
-
-
-@triton.jit
-def _write_row_tiles(first_tile, end, stride, first_error, req, view, policy, C: tl.constexpr):
-    """Writes tiles of one row: ``first_tile``, and every ``stride``-th after it before tile ``end``.
-
-    Returns ``first_error``.
-    """
-    b, idx, row, entries, offset = first_tile
-    while idx < end:
-        next_idx = idx + stride
-        next_entries = entries
-        if next_idx < end:  # prefetch: the next tile's loads are issued before this tile is stored
-            next_entries = load_entries(next_idx, row, req, view, policy, C)
-        first_error = store_tile(Tile(b, idx, row, entries, offset), first_error, req, view, policy, C)
-        idx, entries = next_idx, next_entries
-    return first_error
 
 
 @triton.jit
@@ -54,10 +39,10 @@ def _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C: 
     while tile_idx < tile_end:
         chunk, b, idx, offset = find_tile(tile_idx, chunk, req, view, policy, C)
         row = load_row(b, b < req.batch, req, view, policy, C)
-        end = row_tiles(b, row.items, req, view, policy, C)
+        end = row_tiles(b, row.items, row.known, req, view, policy, C)
         end = tl.minimum(idx + tile_end - tile_idx, end).to(tl.int32)
         tile = Tile(b, idx, row, load_entries(idx, row, req, view, policy, C), offset)
-        first_error = _write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
+        first_error = write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
         tile_idx += tl.maximum(end - idx, 1)
     return first_error
 
@@ -73,9 +58,9 @@ def _write_tiles(grid, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexp
     entries = load_entries(idx, row, req, view, policy, C)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
     if has_row:
-        end = tl.minimum(row_tiles(b, row.items, req, view, policy, C), policy.own_tiles)
+        end = tl.minimum(row_tiles(b, row.items, row.known, req, view, policy, C), policy.own_tiles)
         tile = Tile(b, idx, row, entries, row_offset(b, req, view, policy, C))
-        first_error = _write_row_tiles(tile, end, stride, first_error, req, view, policy, C)
+        first_error = write_row_tiles(tile, end, stride, first_error, req, view, policy, C)
     if C.BALANCE:
         if b >= req.batch:
             pid = (b - req.batch) * stride + idx
@@ -93,7 +78,7 @@ def build_view(grid, req, view, policy, IS_LAST: tl.constexpr, C: tl.constexpr):
         view.seqlens_ptr is not None or view.cu_k_ptr is not None
         or (view.indptr_ptr is not None and not C.INDPTR_IS_INPUT)
         or view.last_ptr is not None or view.offset_ptr is not None or view.empty_ptr is not None
-        or view.cu_q_ptr is not None or policy.status_ptr is not None
+        or view.cu_q_ptr is not None or view.record_ptr is not None or policy.status_ptr is not None
     )  # fmt: skip
     TILES_OF_TOKENS: tl.constexpr = C.FORM == SLOTS and req.query_ptr is None
     num_programs = grid.num_x * grid.num_y
@@ -124,6 +109,9 @@ def build_view(grid, req, view, policy, IS_LAST: tl.constexpr, C: tl.constexpr):
         translate_slots(pid, num_programs, req, view, C)
     if not C.WRITES_IDS:
         pass
+    elif C.EXTENDS > 0:
+        if (grid.x >= HAS_SUMS) & (grid.y == 0):
+            extend_rows(grid.x - HAS_SUMS, req, view, policy, C)
     elif TILES_OF_TOKENS:
         pid -= HAS_SUMS * grid.num_y
         if pid >= 0:
@@ -144,11 +132,11 @@ def xkv_build(
     loc_ptr, loc_len, loc_out_ptr, loc_out_len,
     start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
     out_ptr, out_stride: "i64", capacity: "i32",
-    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr, cu_q_ptr,
+    seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr, record_ptr, cu_q_ptr,
     # a second view of the same form and page size: the sliding window
     start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
     out2_ptr, out_stride2, capacity2,
-    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr, empty2_ptr,
+    seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr, empty2_ptr, record2_ptr,
     min_len, min_last, pad_multiple, pad_value, missing_id: "i32", report_missing, status_ptr,
     own_tiles: "i32", C: tl.constexpr,
 ):  # fmt: skip
@@ -169,7 +157,7 @@ def xkv_build(
     view = View(
         start_ptr, start_stride, window, token_map_ptr, token_map_len, page_map_ptr, page_map_len,
         out_ptr, out_stride, capacity, seqlens_ptr, cu_k_ptr, indptr_ptr, last_ptr, offset_ptr, empty_ptr,
-        cu_q_ptr, None, None, None,
+        record_ptr, cu_q_ptr, None, None, None,
     )  # fmt: skip
     grid = Grid(tl.program_id(0), tl.program_id(1), tl.num_programs(0), tl.num_programs(1))
     if out2_ptr is None:
@@ -180,6 +168,6 @@ def xkv_build(
         view2 = View(
             start2_ptr, start_stride2, window2, token_map2_ptr, token_map_len2, page_map2_ptr, page_map_len2,
             out2_ptr, out_stride2, capacity2, seqlens2_ptr, cu_k2_ptr, indptr2_ptr, last2_ptr, offset2_ptr,
-            empty2_ptr, None, None, None, None,
+            empty2_ptr, record2_ptr, None, None, None, None,
         )  # fmt: skip
         build_view(grid, req, view2, policy, True, C)

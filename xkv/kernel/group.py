@@ -115,6 +115,7 @@ def _build_part(grid, words, launch, starts, query_start_ptr, K: tl.constexpr):
         _load(words, "last_ptr", K) if K.last_ptr else None,
         _load(words, "offset_ptr", K) if K.offset_ptr else None,
         _load(words, "empty_ptr", K) if K.empty_ptr else None,
+        _load(words, "record_ptr", K) if K.record_ptr else None,
         _load(words, "cu_q_ptr", K) if K.cu_q_ptr else None,
         _load(words, "query_seqlens_ptr", K) if K.query_seqlens_ptr else None,
         _load(words, "sink", K) if K.sink else None,

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
+from .extension import store_records
 from .reports import report
 from .rows import load_row
 from .shards import clip
@@ -18,15 +19,16 @@ def _store_prefix_sum(ptr, i, inclusive_sum, limit, mask, C: tl.constexpr):
 
 @triton.jit
 def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
-    """Writes lengths, prefix sums and the status of the rows. Returns the stream's length before any cut.
+    """Writes lengths, prefix sums and the status of the rows. Returns the length of a stream with padding.
 
     Every program that calls this reads the lengths of the whole batch, a chunk of BATCH_BLOCK rows at a time,
     and writes the outputs of its own chunks: no program waits for another's sum.
     """
     STREAM: tl.constexpr = C.FORM != TABLE
-    item_sum = req.batch.to(tl.int64) * 0
+    SUM: tl.constexpr = tl.int32 if C.SUMS_FIT else tl.int64
+    item_sum = (req.batch * 0).to(SUM)
     kv_sum = item_sum
-    query_sum = item_sum
+    query_sum = (req.batch * 0).to(tl.int64)
     own_chunk = pid * C.BATCH_BLOCK
     SUMS_QUERIES: tl.constexpr = view.cu_q_ptr is not None and (
         req.query_ptr is not None or req.query_start_ptr is not None
@@ -41,8 +43,8 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
         i = chunk + tl.arange(0, C.BATCH_BLOCK)
         mask = i < req.batch
         rows = load_row(i, mask, req, view, policy, C)
-        items = rows.items.to(tl.int64)
-        kv_len = tl.where(mask, rows.kv_len, 0).to(tl.int64)
+        items = rows.items.to(SUM)
+        kv_len = tl.where(mask, rows.kv_len, 0).to(SUM)
         query = tl.where(mask, rows.query, 0).to(tl.int64)
         if chunk == own_chunk:
             own_chunk += num_programs * C.BATCH_BLOCK
@@ -69,21 +71,28 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
                 tl.store(view.offset_ptr + i, offset, mask=mask)
             if view.empty_ptr is not None:
                 tl.store(view.empty_ptr + i, (rows.start >= rows.end).to(tl.int32), mask=mask)
+            if view.record_ptr is not None and C.EXTENDS == 0:
+                store_records(i, mask, rows, req, view, C)
+                tl.store(view.record_ptr + i * 0, req.batch + i * 0, mask=i == 0)
             if view.cu_k_ptr is not None:
                 inclusive_sum = kv_sum + tl.cumsum(kv_len, 0)
-                report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
+                if not C.SUMS_FIT:
+                    report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
                 _store_prefix_sum(view.cu_k_ptr, i, inclusive_sum, INT32_MAX, mask, C)
             if view.cu_q_ptr is not None:
-                if req.query_ptr is None and req.query_start_ptr is None:
-                    inclusive_sum = (i + 1).to(tl.int64) * req.query_len
-                else:
+                if SUMS_QUERIES:
                     inclusive_sum = query_sum + tl.cumsum(query, 0)
+                else:
+                    inclusive_sum = (i + 1).to(tl.int64) * req.query_len
                 report(policy, i, OVERFLOW + i * 0, mask & (inclusive_sum > INT32_MAX), C)
                 _store_prefix_sum(view.cu_q_ptr, i, inclusive_sum, INT32_MAX, mask, C)
-        if STREAM:
+        if STREAM and C.HAS_PADDING:  # the padding begins with what is returned
             item_sum += tl.sum(items, 0)
-        if view.cu_k_ptr is not None:
-            kv_sum += tl.sum(kv_len, 0)
-        if SUMS_QUERIES:
-            query_sum += tl.sum(query, 0)
-    return item_sum
+        if chunk + step < req.batch:  # a sum over the chunk takes as long as loading it, so only for another
+            if STREAM and not C.HAS_PADDING:
+                item_sum += tl.sum(items, 0)
+            if view.cu_k_ptr is not None:
+                kv_sum += tl.sum(kv_len, 0)
+            if SUMS_QUERIES:
+                query_sum += tl.sum(query, 0)
+    return item_sum.to(tl.int64)

@@ -54,7 +54,7 @@ def _load_tile(at, num_tokens, limit, req, view, policy, C: tl.constexpr):
     items = tl.where(mask & (t < limit), C.NUM_PAGE_PER_BLOCK, 0)
     row = Row(
         row.source, first, row.start, row.end, items, row.sink_items, row.kv_len, row.query, row.reason,
-        row.branch_start, row.branch_shift,
+        row.branch_start, row.branch_shift, row.past, row.known,
     )  # fmt: skip
     entries = load_entries(0, row, req, view, policy, C)
     return Tile(b, 0, row, entries, req.batch.to(tl.int64) * 0 + at)

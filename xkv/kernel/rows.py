@@ -80,6 +80,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     row, high, _ = load_word(req.rows_ptr, req.rows_stride, request, mask)
     row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
     length = load_int(req.lens_ptr, req.lens_stride, request, mask)
+    given_length = length
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:
         delta += load_int(req.delta_ptr, req.delta_stride, request, mask)
@@ -108,6 +109,10 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     if C.TOPK > 0:  # of a branch that the source has no room for, the prefix's whole pages are left
         fits = length.to(tl.int64) + branch_shift <= req.src_tokens
         end = tl.where(fits, end, tl.minimum(end, branch_start))
+    newest = query
+    if req.query_ptr is None and req.query_start_ptr is None and req.query_len is not None:
+        newest += req.query_len
+    past = clip(tl.minimum(given_length, length - newest), 0, end)
     # an empty row's index is not checked: engines leave stale values there
     reason = tl.where(end == length, 0, tl.where(row_exists | (length <= 0), BAD_LENGTH, BAD_ROW))
     if C.FORM == SLOTS:
@@ -184,6 +189,8 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         reason,
         branch_start,
         branch_shift,
+        past,
+        length * 0,
     )
 
 
@@ -196,18 +203,18 @@ def padded_end(items, view, policy):
 
 
 @triton.jit
-def written_entries(b, items, req, view, policy, C: tl.constexpr):
-    """Entries of a table's row that are written, padding included."""
+def written_entries(b, items, known, req, view, policy, C: tl.constexpr):
+    """Entries of a table's row behind its known ones that are written, padding included."""
     if C.HAS_PADDING:  # an empty row has padding, a row past the batch has none
-        items = tl.where(b < req.batch, padded_end(items, view, policy), 0).to(tl.int32)
+        items = tl.where(b < req.batch, padded_end(items + known, view, policy) - known, 0).to(tl.int32)
     return items
 
 
 @triton.jit
-def row_tiles(b, items, req, view, policy, C: tl.constexpr):
-    """Tiles of a row, padding included."""
+def row_tiles(b, items, known, req, view, policy, C: tl.constexpr):
+    """Tiles of a row behind its known entries, padding included."""
     if C.FORM == TABLE:
-        items = written_entries(b, items, req, view, policy, C)
+        items = written_entries(b, items, known, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
     return (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
 
@@ -215,7 +222,7 @@ def row_tiles(b, items, req, view, policy, C: tl.constexpr):
 @triton.jit
 def tiles_left(b, items, req, view, policy, C: tl.constexpr):
     """Leftover tiles of a row: those that are not its own tiles."""
-    return tl.maximum(row_tiles(b, items, req, view, policy, C) - policy.own_tiles, 0)
+    return tl.maximum(row_tiles(b, items, items * 0, req, view, policy, C) - policy.own_tiles, 0)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE
+from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE, Tile
 from .reports import report
 from .rows import load_int, written_entries
 from .shards import clip, local_length, local_slot, source_position
@@ -110,8 +110,8 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     entry, items = tile.entries, tile.row.items
     num_written = items
     if C.FORM == TABLE:
-        out_row = view.out_ptr + tile.b * view.out_stride.to(tl.int64)
-        num_written = written_entries(tile.b, items, req, view, policy, C)
+        out_row = view.out_ptr + tile.b * view.out_stride.to(tl.int64) + tile.row_offset
+        num_written = written_entries(tile.b, items, tile.row.known, req, view, policy, C)
     else:
         out_row = view.out_ptr + tile.row_offset
         items = clip(view.capacity - tile.row_offset, 0, items).to(tl.int32)
@@ -189,6 +189,23 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
             tl.store(out + j, value, mask=store_mask)
     else:
         tl.store(out + j, value, mask=store_mask)
+    return first_error
+
+
+@triton.jit
+def write_row_tiles(first_tile, end, stride, first_error, req, view, policy, C: tl.constexpr):
+    """Writes tiles of one row: ``first_tile``, and every ``stride``-th after it before tile ``end``.
+
+    Returns ``first_error``.
+    """
+    b, idx, row, entries, offset = first_tile
+    while idx < end:
+        next_idx = idx + stride
+        next_entries = entries
+        if next_idx < end:  # prefetch: the next tile's loads are issued before this tile is stored
+            next_entries = load_entries(next_idx, row, req, view, policy, C)
+        first_error = store_tile(Tile(b, idx, row, entries, offset), first_error, req, view, policy, C)
+        idx, entries = next_idx, next_entries
     return first_error
 
 

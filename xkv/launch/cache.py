@@ -37,16 +37,15 @@ class CacheEntry:
     """
 
     __slots__ = (
-        "_access_pattern", "_compiled", "_host_inputs", "_names", "_num_views", "_of_tokens", "_prepared",
-        "_schedules",
-        "_target", "_writes_sums", "positions",
+        "_access_pattern", "_compiled", "_host_inputs", "_names", "_num_views", "_prepared",
+        "_schedules", "_target", "_writes_sums", "positions",
     )  # fmt: skip
 
     def __init__(self, build: Build, pointers: Iterable[str], sizes: Iterable[str]) -> None:
         self._access_pattern = build.access_pattern
         self._writes_sums, self._num_views = build.writes_sums, len(build.views)
         self._target = platform(build.req_to_token.device)
-        self._host_inputs, self._of_tokens = memory.inputs_on_host(build), build.tiles_of_tokens
+        self._host_inputs = memory.inputs_on_host(build)
         self._names = (*pointers, *sizes, "own_tiles")
         self.positions: list[int] = []
         self._compiled: dict[Any, CompiledLaunch] = {}
@@ -65,8 +64,7 @@ class CacheEntry:
         """Returns the grid, own tiles and kernel for these sizes; None if it is not compiled yet."""
         tuning = dispatch.tuning_row(self._target, self._access_pattern, batch)
         schedule = schedule_sizes(
-            batch, row_items, self._writes_sums, self._num_views, tuning, self._target, self._host_inputs,
-            self._of_tokens,
+            batch, row_items, self._writes_sums, self._num_views, tuning, self._target, self._host_inputs
         )  # fmt: skip
         compiled = self._compiled.get((tuning, schedule.balance, schedule.int64_tiles))
         if compiled is None:

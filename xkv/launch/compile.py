@@ -129,6 +129,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.lens_are_local and shard is not None, build.writes_ids, build.clamps_tail,
         build.views[0].is_absolute, build.views[0].sink is not None,
         *((0, 0, 1) if draft is None else (draft.topk, draft.num_steps, draft.page_size)),
+        build.sums_fit, tuning.tiles_per_program if build.extends else 0,
     )  # fmt: skip
 
 
@@ -143,6 +144,8 @@ def vec_16b(build: Build, target: Platform) -> bool:
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
     if build.tiles_of_tokens or build.views[0].sink is not None or build.draft or build.clamps_tail:
+        contiguous = False
+    if build.extends:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
@@ -180,7 +183,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
     """
     source, padded, queries = build.req_to_token, build.pad_value is not None, build.query_lens
     given, translated = build.positions, build.window_out_cache_loc
-    counts = build.form == SLOTS and given is None
+    counts = build.views[0].record is not None if build.form != SLOTS else given is None
     cu_q = build.views[0].cu_seqlens_q
     first = _view_arguments(build, build.views[0])
     other = _view_arguments(build, build.views[1]) if len(build.views) == 2 else dict.fromkeys(first)
@@ -192,7 +195,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
         "batch": build.batch,
         **int32_words("delta", build.seq_lens_delta_rows), "delta": build.seq_lens_delta,
         **int32_words("query", queries), "query_sign": None if queries is None else build.query_sign,
-        "query_len": build.query_len if queries is None and (cu_q is not None or counts) else None,
+        "query_len": build.query_len if queries is None and (counts or cu_q is not None) else None,
         "shard_rank": None if build.shard is None else int(build.shard.rank),
         **int32_words("positions", given),
         "positions_len": None if given is None else given.shape[0],
@@ -232,6 +235,7 @@ def _view_arguments(build: Build, view: View) -> dict[str, Any]:
         "capacity": view.capacity(build.form) if build.writes_ids else 0,
         "seqlens_ptr": view.cache_seqlens, "cu_k_ptr": view.cu_seqlens_k, "indptr_ptr": view.kv_indptr,
         "last_ptr": view.kv_last_page_len, "offset_ptr": view.kv_start_offset, "empty_ptr": view.empty_rows,
+        "record_ptr": view.record,
     }  # fmt: skip
 
 

@@ -46,7 +46,6 @@ class PartSchedule(NamedTuple):
         balance: whether rows may have leftover tiles.
         int64_tiles: whether the number of those may exceed int32.
         tiles: of the longest row, or of all query tokens.
-        tiles_of_tokens: whether tiles are no row's.
     """
 
     tuning: Tuning
@@ -54,7 +53,10 @@ class PartSchedule(NamedTuple):
     balance: bool
     int64_tiles: bool
     tiles: int
-    tiles_of_tokens: bool
+
+    def rows(self, batch: int) -> int:
+        """Rows of programs that a batch needs, with one for the sums."""
+        return _program_rows(max(batch, 1), self.tuning) + 1
 
     def programs(self, rows: int, units: int) -> int:
         """Programs of each of so many rows, on a device of so many compute units."""
@@ -80,30 +82,34 @@ def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | N
     batch = build.batch if batch is None else batch
     host_inputs = memory.inputs_on_host(build)
     return schedule_sizes(
-        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, host_inputs,
-        build.tiles_of_tokens,
+        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, host_inputs
     )  # fmt: skip
+
+
+def _program_rows(batch: int, tuning: Tuning) -> int:
+    """Rows of programs that have the rows of a batch: as many, but in an extension."""
+    return -(-batch // tuning.tiles_per_program) if tuning.access_pattern == "extension" else batch
 
 
 def schedule_sizes(
     batch: int, row_items: int, writes_sums: bool, num_views: int, tuning: Tuning, target: Platform,
-    host_inputs: bool = False, tiles_of_tokens: bool = False,
+    host_inputs: bool = False,
 ) -> Schedule:  # fmt: skip
     """Returns the schedule for these sizes.
 
     Args:
         batch: requests.
-        row_items: upper bound of the entries in one row. NO_IDS: lengths and sums alone.
+        row_items: upper bound of the entries in one row, or of all query tokens if a tile is no row's.
+            NO_IDS: lengths and sums alone.
         writes_sums: whether lengths, prefix sums or the status word are written.
         num_views: outputs.
         tuning: the tuning row.
         target: the device.
         host_inputs: whether inputs are in host memory. Each program that reads them pays for it, so that a
             row's own programs write all of it, and there are no more programs than fill the device once.
-        tiles_of_tokens: whether a tile is no row's; ``row_items`` are all query tokens then.
     """
     batch = max(batch, 1)
-    if tiles_of_tokens:
+    if tuning.access_pattern == "query_tokens":
         tiles = max(-(-row_items // tuning.num_page_per_block), 1)
         programs = min(tiles, target.compute_units * (1 if host_inputs else tuning.programs_per_cu))
         return Schedule(
@@ -113,7 +119,7 @@ def schedule_sizes(
         programs = max(-(-batch // tuning.batch_block), min(batch, _SUM_PROGRAMS))
         return Schedule((programs, 1, num_views), tuning.num_page_per_block, 1, False, False)
     # the programs of one more row have no tiles of their own and write the sums
-    rows = batch + writes_sums
+    rows = _program_rows(batch, tuning) + writes_sums
     num_page, units = tuning.num_page_per_block, target.compute_units
     tiles = max(-(-row_items // num_page), 1)
     programs = min(max(units * tuning.programs_per_cu // rows, 1), tiles, GRID_Y_MAX)
@@ -144,11 +150,10 @@ def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedul
     """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
     max_batch *= 1 if build.draft is None else build.draft.topk
     row = _small_tiles(dispatch.tuning_row(target, build.access_pattern, max_batch), target)
-    of_tokens = build.tiles_of_tokens
-    found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, tiles_of_tokens=of_tokens)
+    found = schedule_sizes(max_batch, build.row_items, True, 1, row, target)
     num_page = found.num_page_per_block
     tiles = max(-(-build.row_items // num_page), 1)
-    return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles, of_tokens)
+    return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles)
 
 
 def _small_tiles(row: Tuning, target: Platform) -> Tuning:
@@ -174,14 +179,15 @@ def group_grid(
 
     For every part it is that of the one with the most programs.
     """
-    rows, units = max(batch, 1) + 1, target.compute_units
-    programs = max(part.programs(rows, units) for part in tables)
+    units = target.compute_units
+    rows = max(part.rows(batch) for part in tables)
+    programs = max(part.programs(part.rows(batch), units) for part in tables)
     leftover_rows = max(part.leftover_rows(programs, units) for part in tables)
     slot_rows = 0
     for part in slots:
-        if part.tiles_of_tokens:
+        if part.tuning.access_pattern == "query_tokens":
             in_rows = 1 + -(-min(part.tiles, units * part.tuning.programs_per_cu) // programs)
         else:
-            in_rows = rows + part.leftover_rows(programs, units)
+            in_rows = part.rows(batch) + part.leftover_rows(programs, units)
         slot_rows = max(slot_rows, in_rows)
     return (rows + leftover_rows + slot_rows, programs, len(tables)), slot_rows

@@ -13,12 +13,16 @@ from ..params import OUTPUTS, Build, View
 from ..status import Status
 from . import launch
 
-WRITTEN = ("out", *OUTPUTS, "query_seqlens")  # of a view
+WRITTEN = ("out", *OUTPUTS, "record", "query_seqlens")  # of a view
 WRITTEN_ONCE = ("status", "window_out_cache_loc")  # of a build
 
 
 class MismatchError(RuntimeError):
     """The kernel's output differs from the torch reference: a bug of xkv, please report it."""
+
+
+class StaleTableError(RuntimeError):
+    """An extended table is not what a build writes: the promise of `MetadataBuilder.extend` was broken."""
 
 
 def capturing(tensor: Tensor) -> bool:
@@ -30,7 +34,7 @@ def run_checked(build: Build, status: Status) -> None:
     """Launches the build, compares all of its outputs with the reference's, and reads the status word.
 
     Raises:
-        MismatchError: as in `run_compared`.
+        MismatchError, StaleTableError: as in `run_compared`.
         StatusError: a row was cut.
     """
     run_compared([build], lambda: launch.run(build))
@@ -42,6 +46,7 @@ def run_compared(builds: Sequence[Build], run: Callable[[], object]) -> None:
 
     Raises:
         MismatchError: an entry differs; one that should have been left unwritten counts too.
+        StaleTableError: an extended table has an entry that a build would replace.
     """
     words = {id(build.status): build.status.clone() for build in builds if build.status is not None}
     wanted = [
@@ -63,6 +68,23 @@ def run_compared(builds: Sequence[Build], run: Callable[[], object]) -> None:
                     f"xkv built a wrong {prefix}{name}: {got[tuple(at)].item()} at {at}, expected"
                     f" {expected[tuple(at)].item()}; please report this line and the output of xkv info"
                 )
+    for build in builds:
+        if build.extends:
+            _refuse_stale(build)
+
+
+def _refuse_stale(build: Build) -> None:
+    """Raises a StaleTableError if a build would write another table than the extension left."""
+    whole = replace(build, extends=False, status=None, views=tuple(map(_clone, build.views)))
+    reference.run(whole)
+    for view, want in zip(build.views, whole.views, strict=True):
+        if not torch.equal(view.out, want.out):
+            b, j = torch.ne(view.out, want.out).nonzero()[0].tolist()
+            raise StaleTableError(
+                f"row {b} of the batch is stale: entry {j} of its table is {int(view.out[b, j])}, and a build"
+                f" writes {int(want.out[b, j])}. Its past has changed, or its pool index was given to another"
+                " request: call build after an admission, a finish or a preemption"
+            )
 
 
 def _clone(view: View) -> View:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..params import OUTPUTS, TABLE, View
+from ..params import OUTPUTS, RECORD_WORDS, TABLE, View
 from .config import BuilderConfig
 
 _MAX_CACHED = 1024  # batch sizes whose metadata a builder keeps
@@ -180,6 +180,9 @@ class Buffers:
             allocated = (shape[0] + spec.pad_entries, *shape[1:])
             out = torch.full(allocated, spec.pad_id, dtype=getattr(torch, spec.id_dtype), device=device)
             view.out = out[: shape[0]]  # what is behind is for the backend to read
+            if config.form == TABLE:  # of no build yet: nothing is known
+                words = (1 + max_batch_size, RECORD_WORDS)
+                view.record = torch.zeros(words, dtype=torch.int32, device=device)
             for name in (*spec.outputs, "kv_start_offset", *(["empty_rows"] if config.shard else [])):
                 size = max_batch_size + OUTPUTS[name]
                 setattr(view, name, torch.zeros(size, dtype=torch.int32, device=device))

@@ -8,26 +8,26 @@ from torch import Tensor
 
 from .. import arguments
 from ..draft import DraftTree
-from ..launch.group import GroupInputs
 from ..launch.guards import run_untraced
+from ..params import TABLE
 from ..platforms.specs import BackendSpec
 from ..shard import Shard
 from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
-from .graph import CapturedBuild
 from .options import SlotMapping
 from .parts import GroupLaunches, Member
-from .step import Inputs, Step
 from .step_cache import StepCache
+from .step_launches import StepLaunches
 
 
-class MetadataBuilder:
+class MetadataBuilder(StepLaunches):
     """Builds the metadata that one attention backend reads, in one launch per step.
 
-    The buffers are allocated once and keep their addresses, so a build may be captured in a CUDA or HIP
-    graph, once per padded batch size, and replayed with other rows and lengths. A padded row has length 0,
-    or pool index 0 and a small length. A builder serves one stream at a time.
+    `build` writes all of it, for any batch; `extend` what new tokens add to the last batch's. The buffers are
+    allocated once and keep their addresses, so both may be captured in a CUDA or HIP graph, once per padded
+    batch size, and replayed with other rows and lengths. A padded row has length 0, or pool index 0 and a
+    small length. A builder serves one stream at a time.
 
     Args:
         backend: a name that `xkv.backends` lists, such as "flashmla", or a `BackendSpec` of your own.
@@ -56,6 +56,7 @@ class MetadataBuilder:
     Attributes:
         spec: the backend's `BackendSpec`.
         page_size: tokens per page.
+        extends: whether `extend` writes less than `build`: of page tables, not of CSR streams.
         status: where builds report rows that were cut; see `check`.
 
     Raises:
@@ -93,15 +94,15 @@ class MetadataBuilder:
             sliding_window, window_token_map, window_page_map, window_is_absolute, sink_tokens, page_map,
             shard, slot_mapping, draft,
         )  # fmt: skip
-        self.req_to_token, self.spec = req_to_token, config.spec
+        self.req_to_token, self.device, self.spec = req_to_token, req_to_token.device, config.spec
         self.page_size, self.source_page_size = config.page_size, arguments.as_int(source_page_size)
         self.max_batch_size, self.max_context_len = config.max_batch_size, config.max_context_len
         self.max_tokens, self.status = config.max_tokens, Status(req_to_token.device)
         buffers = Buffers(config)
         self._views = buffers.views
         self._steps = steps = StepCache(config, buffers, self.status)
-        self._recent: Step | None = None  # of the last build with only ints beside rows and lengths
-        self._run = steps.run
+        self.extends = config.form == TABLE
+        self._recent, self._run = {False: None, True: None}, steps.run
         self.member = Member(config, buffers, self.status, steps)
         in_parts = slot_mapping or draft or sink_tokens or window_is_absolute
         self._group = GroupLaunches([self.member]) if in_parts else None
@@ -169,75 +170,44 @@ class MetadataBuilder:
             >>> meta.cache_seqlens, meta.cu_seqlens_q
             (tensor([9, 5], dtype=torch.int32), tensor([0, 2, 4], dtype=torch.int32))
         """
-        if self._group is not None:
-            if max_tokens is not None:
-                raise ValueError(f"max_tokens must be None with a slot mapping, got {max_tokens}")
-            given: Any = (
-                req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
-                window_kv_start, positions, query_start_loc,
-            )  # fmt: skip
-            return self._group.build(GroupInputs(*given))[0]
-        if positions is not None or query_start_loc is not None:
-            raise ValueError("positions and query_start_loc need a builder with a slot_mapping")
-        ints_only = (
-            type(seq_lens_delta) is int and type(query_lens) is int and type(query_lens_sign) is int
-            and not query_lens_sign and kv_start is None and window_kv_start is None
-        )  # fmt: skip
-        step = self._recent
-        if ints_only and step is not None and max_tokens is None:
+        step = self._recent[False]
+        if (
+            step is not None and type(seq_lens_delta) is int and type(query_lens) is int
+            and type(query_lens_sign) is int and not query_lens_sign and kv_start is None
+            and window_kv_start is None and max_tokens is None and positions is None
+            and query_start_loc is None
+        ):  # fmt: skip
             found = step.launch(req_pool_indices, seq_lens, seq_lens_delta, query_lens)
             if found is not None:
                 return found
-        inputs: Inputs = (
-            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start, window_kv_start
+        inputs: Any = (
+            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
+            window_kv_start, positions, query_start_loc,
         )  # fmt: skip
-        step, metadata = self._run(inputs, ints_only, max_tokens)
-        if ints_only:
-            self._recent = step
-        return metadata
+        return self._launch(inputs, max_tokens, False)
 
-    def warmup(self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True) -> int:
+    def warmup(
+        self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True, extends: bool = True
+    ) -> int:
         """Compiles and loads every kernel that this builder can launch. Syncs.
 
-        After it no `build` compiles or loads, whatever its batch, widths, lengths and int dtypes. It takes
-        about a second per kernel that is not in Triton's cache on disk, and does nothing on a CPU.
+        After it no `build` and no `extend` compiles or loads, whatever its batch, widths, lengths and int
+        dtypes. It takes about a second per kernel that is not in Triton's cache on disk, and does nothing on
+        a CPU.
 
         Args:
             ragged: also with ``query_lens`` as a tensor, and with ``positions``, if there is a slot mapping.
             row_deltas: also with ``seq_lens_delta`` as a tensor.
             chunks: also with ``kv_start`` and, with a sliding window, ``window_kv_start``.
+            extends: also what `extend` launches.
 
         Returns:
             The number of kernels that were newly loaded.
         """
         if self._group is not None:
-            return self._group.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks)
-        return self._steps.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks)
-
-    def capture(
-        self, batch_size: int, *, pad_seq_len: int = 0, req_pool_indices: Tensor | None = None,
-        seq_lens: Tensor | None = None, **options: Any,
-    ) -> CapturedBuild[Metadata]:  # fmt: skip
-        """Captures a build of this padded batch size in a graph of its own. Syncs.
-
-        Args:
-            batch_size: requests, padded ones included; at most ``max_batch_size``.
-            pad_seq_len: tokens of a padded row, whose pool index is 0.
-            req_pool_indices: ``[batch_size]`` int, the engine's own buffer, read at every replay. None: one
-                is allocated.
-            seq_lens: ``[batch_size]`` int, tokens; likewise.
-            **options: as in `build`; its tensors ``[batch_size]`` are read at every replay.
-
-        Returns:
-            The captured build; its ``replay`` replays the graph.
-
-        Raises:
-            TypeError, ValueError: as in `build`, or buffers of another dtype, size or device.
-        """
-        arguments.integer("batch_size", batch_size, 1, self.max_batch_size)
-        arguments.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
-        device = self.req_to_token.device
-        return CapturedBuild(self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options)
+            return self._group.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks, extends=extends)
+        extends = extends and self.extends
+        return self._steps.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks, extends=extends)
 
     def check(self) -> None:
         """Raises if a build since the last check cut a row, and clears the status. Syncs; not for capture.
@@ -249,3 +219,4 @@ class MetadataBuilder:
 
 
 run_untraced(MetadataBuilder.build)
+run_untraced(MetadataBuilder.extend)

@@ -90,6 +90,52 @@ class CapturedBuild(Generic[Built]):
             self.seq_lens[batch:].fill_(self._pad_seq_len)
 
 
+class Capturable(Generic[Built]):
+    """What can be captured: the builds and extensions of a `MetadataBuilder` or a `MetadataGroup`.
+
+    Attributes:
+        build: builds a step.
+        extend: writes what is new in one.
+        max_batch_size: requests, at most.
+        max_context_len: tokens of a row, at most.
+        device: where the source is.
+    """
+
+    build: Callable[..., Built]
+    extend: Callable[..., Built]
+    max_batch_size: int
+    max_context_len: int
+    device: torch.device
+
+    def capture(
+        self, batch_size: int, *, extends: bool = False, pad_seq_len: int = 0,
+        req_pool_indices: Tensor | None = None, seq_lens: Tensor | None = None, **options: Any,
+    ) -> CapturedBuild[Built]:  # fmt: skip
+        """Captures a build or an extension of this padded batch size in a graph of its own. Syncs.
+
+        Args:
+            batch_size: requests, padded ones included; at most ``max_batch_size``.
+            extends: capture `extend` in place of `build`.
+            pad_seq_len: tokens of a padded row, whose pool index is 0.
+            req_pool_indices: ``[batch_size]`` int, the engine's own buffer, read at every replay. None: one
+                is allocated.
+            seq_lens: ``[batch_size]`` int, tokens; likewise.
+            **options: as in `build`; its tensors ``[batch_size]`` are read at every replay.
+
+        Returns:
+            The captured build; its ``replay`` replays the graph.
+
+        Raises:
+            TypeError, ValueError: as in `build`, or buffers of another dtype, size or device.
+        """
+        arguments.integer("batch_size", batch_size, 1, self.max_batch_size)
+        arguments.integer("pad_seq_len", pad_seq_len, 0, self.max_context_len)
+        build = self.extend if extends else self.build
+        return CapturedBuild(
+            build, self.device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options
+        )  # fmt: skip
+
+
 def _input_buffer(name: str, value: Tensor | None, default: Tensor) -> Tensor:
     """The caller's buffer, checked, or the default."""
     if value is None:

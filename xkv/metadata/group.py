@@ -12,13 +12,13 @@ from ..launch.group import GroupInputs
 from ..launch.guards import run_untraced
 from .buffers import Metadata
 from .builder import MetadataBuilder
-from .graph import CapturedBuild
+from .graph import Capturable
 from .parts import GroupLaunches
 
 _MAX_BUILDERS = 64
 
 
-class MetadataGroup:
+class MetadataGroup(Capturable[tuple[Metadata, ...]]):
     """Builds the metadata of several `MetadataBuilder`s that share a batch, in one launch per step.
 
     A hybrid model's layers have one of several KV caches, each with its own table of where the requests'
@@ -30,7 +30,7 @@ class MetadataGroup:
 
     Attributes:
         builders: they.
-        max_batch_size: the least of theirs.
+        max_batch_size: the least of theirs; ``max_context_len`` likewise.
 
     Raises:
         TypeError: something else than builders.
@@ -72,6 +72,8 @@ class MetadataGroup:
         if len(devices) > 1:
             raise ValueError(f"builders must be on one device, got {', '.join(sorted(map(str, devices)))}")
         self.max_batch_size = min(builder.max_batch_size for builder in self.builders)
+        self.max_context_len = min(builder.max_context_len for builder in self.builders)
+        self.device = self.builders[0].device
         self._launches = GroupLaunches([builder.member for builder in self.builders])
 
     def build(
@@ -101,51 +103,62 @@ class MetadataGroup:
             TypeError, ValueError: as in `MetadataBuilder.build`. Nothing was written.
             StatusError: with XKV_CHECK=1, a row was cut.
         """
-        found = self._launches.build(
-            GroupInputs(
-                req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
-                window_kv_start, positions, query_start_loc,
-            )
+        inputs: Any = (
+            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
+            window_kv_start, positions, query_start_loc,
         )  # fmt: skip
-        return tuple(found)
+        return tuple(self._launches.build(GroupInputs(*inputs), False))
 
-    def warmup(self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True) -> int:
-        """As `MetadataBuilder.warmup`, for the builds of the group. Syncs.
+    def extend(
+        self, req_pool_indices: Tensor, seq_lens: Tensor, *, seq_lens_delta: int | Tensor = 0,
+        query_lens: int | Tensor = 1, query_lens_sign: int = 0, kv_start: Tensor | None = None,
+        window_kv_start: Tensor | None = None, positions: Tensor | None = None,
+        query_start_loc: Tensor | None = None,
+    ) -> tuple[Metadata, ...]:  # fmt: skip
+        """Writes what new tokens add to the last build's metadata of every builder, in one launch.
+
+        As `MetadataBuilder.extend`, with the same promise of the caller. Streams of CSR builders are built.
+
+        Args:
+            req_pool_indices: as in `build`, as are all others.
+            seq_lens: likewise.
+            seq_lens_delta: likewise.
+            query_lens: likewise.
+            query_lens_sign: likewise.
+            kv_start: likewise.
+            window_kv_start: likewise.
+            positions: likewise.
+            query_start_loc: likewise.
+
+        Returns:
+            As `build`, which it is like: no sync, no allocation, safe in a graph.
+
+        Raises:
+            TypeError, ValueError, StatusError: as in `build`.
+            StaleTableError: as in `MetadataBuilder.extend`.
+        """
+        inputs: Any = (
+            req_pool_indices, seq_lens, seq_lens_delta, query_lens, query_lens_sign, kv_start,
+            window_kv_start, positions, query_start_loc,
+        )  # fmt: skip
+        return tuple(self._launches.build(GroupInputs(*inputs), True))
+
+    def warmup(
+        self, *, ragged: bool = True, row_deltas: bool = True, chunks: bool = True, extends: bool = True
+    ) -> int:
+        """As `MetadataBuilder.warmup`, for the builds and extensions of the group. Syncs.
 
         Args:
             ragged: also with ``query_lens`` as a tensor, and ``positions`` if a builder has a slot mapping.
             row_deltas: as in `MetadataBuilder.warmup`.
             chunks: likewise.
+            extends: likewise.
 
         Returns:
             The number of kernels that were newly loaded.
         """
-        return self._launches.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks)
-
-    def capture(
-        self, batch_size: int, *, pad_seq_len: int = 0, req_pool_indices: Tensor | None = None,
-        seq_lens: Tensor | None = None, **options: Any,
-    ) -> CapturedBuild[tuple[Metadata, ...]]:  # fmt: skip
-        """Captures a build of this padded batch size in a graph of its own. Syncs.
-
-        Args:
-            batch_size: as in `MetadataBuilder.capture`, as are all others.
-            pad_seq_len: likewise.
-            req_pool_indices: likewise.
-            seq_lens: likewise.
-            **options: as in `build`.
-
-        Returns:
-            The captured build; its ``metadata`` is what `build` returns.
-
-        Raises:
-            TypeError, ValueError: as in `MetadataBuilder.capture`.
-        """
-        arguments.integer("batch_size", batch_size, 1, self.max_batch_size)
-        longest = min(builder.max_context_len for builder in self.builders)
-        arguments.integer("pad_seq_len", pad_seq_len, 0, longest)
-        device = self.builders[0].req_to_token.device
-        return CapturedBuild(self.build, device, batch_size, pad_seq_len, req_pool_indices, seq_lens, options)
+        extends = extends and any(builder.extends for builder in self.builders)
+        return self._launches.warmup(ragged=ragged, row_deltas=row_deltas, chunks=chunks, extends=extends)
 
     def check(self) -> None:
         """Raises if a build since the last check cut a row, and clears that status. Syncs; not for capture.
@@ -158,3 +171,4 @@ class MetadataGroup:
 
 
 run_untraced(MetadataGroup.build)
+run_untraced(MetadataGroup.extend)

@@ -74,7 +74,7 @@ class GroupLaunches:
         self._on_cpu = source.device.type == "cpu" and not compile.interpreted()
         one = torch.ones(1, dtype=torch.int32, device=source.device)
         # with starts, so that it has the words of every signature
-        parts = make_parts(members, GroupInputs(one, one, 0, 1, 0, one, one, None, None))
+        parts = make_parts(members, GroupInputs(one, one, 0, 1, 0, one, one, None, None), False)
         self._order, self._words = list(range(len(parts))), None
         if not self._on_cpu:
             self._order = sort_parts(parts, self._max_batch_size, self._target)
@@ -83,17 +83,18 @@ class GroupLaunches:
         self._grids: dict[tuple[Any, int], tuple[tuple[int, int, int], int]] = {}
         self._check = switches.on("XKV_CHECK")
 
-    def build(self, inputs: GroupInputs) -> list[Metadata]:
+    def build(self, inputs: GroupInputs, extends: bool) -> list[Metadata]:
         """Writes everything: one launch, without a sync. Returns the metadata of each builder.
 
         Args:
             inputs: as the user gave them, unchecked.
+            extends: whether only what is new in each row of a table is written.
 
         Raises:
             TypeError, ValueError: as in `MetadataBuilder.build`.
         """
         try:
-            key = key_of(inputs)
+            key = extends, key_of(inputs)
             known = self._signatures.get(key)
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             values = kernel_arguments(inputs)
@@ -102,7 +103,7 @@ class GroupLaunches:
             usual = False
         if not usual:
             inputs = self.check(inputs)
-            key = key_of(inputs)
+            key = extends, key_of(inputs)
             known = self._signatures.get(key) or self._prepare(key, inputs)
             values = kernel_arguments(inputs)
         assert known is not None
@@ -167,7 +168,7 @@ class GroupLaunches:
                 )
         return GroupInputs(*checked[:6], window_start, positions, sums)
 
-    def warmup(self, *, ragged: bool, row_deltas: bool, chunks: bool) -> int:
+    def warmup(self, *, ragged: bool, row_deltas: bool, chunks: bool, extends: bool) -> int:
         """As `MetadataBuilder.warmup`."""
         if self._words is None:
             return 0
@@ -182,16 +183,16 @@ class GroupLaunches:
             queries += [(1, 0, one, each) for each in sums] if has_slots else []
         deltas: list[int | Tensor] = [0, one] if row_deltas else [0]
         starts = (None, one) if chunks else (None,)
-        for delta, (query, sign, positions, each), start, window_start in itertools.product(
-            deltas, queries, starts, starts if has_window else (None,)
+        for delta, (query, sign, positions, each), start, window_start, extend in itertools.product(
+            deltas, queries, starts, starts if has_window else (None,), {False, extends}
         ):
             inputs = GroupInputs(one, one, delta, query, sign, start, window_start, positions, each)
-            self._prepare(key_of(inputs), inputs)
+            self._prepare((extend, key_of(inputs)), inputs)
         return compile.loaded() - before
 
-    def _prepare(self, key: Any, inputs: GroupInputs) -> _Signature:
-        """Compiles and loads the launch of a signature."""
-        made = make_parts(self._members, inputs)
+    def _prepare(self, key: tuple[bool, Any], inputs: GroupInputs) -> _Signature:
+        """Compiles and loads the launch of a signature: whether it extends, and `key_of` its inputs."""
+        made = make_parts(self._members, inputs, extends=key[0])
         parts = [made[n] for n in self._order]
         kernel = launch = None
         if self._words is not None:
@@ -220,7 +221,7 @@ class GroupLaunches:
             kernel.run(known.launch, builds, inputs)
 
 
-def make_parts(members: Sequence[Member], inputs: GroupInputs) -> list[GroupPart]:
+def make_parts(members: Sequence[Member], inputs: GroupInputs, extends: bool) -> list[GroupPart]:
     """Returns all that a launch of the group writes, with these inputs."""
     parts = []
     for config, buffers, status, _ in members:
@@ -229,7 +230,8 @@ def make_parts(members: Sequence[Member], inputs: GroupInputs) -> list[GroupPart
             slots = None
             if n < len(buffers.slot_views):
                 slots = _slots(config, buffers.slot_views[n], status, inputs)
-            parts.append(GroupPart(make_build(config, [used], status, inputs[:7]), slots, n == 1))
+            table = make_build(config, [used], status, inputs[:7], extends)
+            parts.append(GroupPart(table, slots, n == 1))
     for part in parts:
         fill(part, inputs)
     return parts

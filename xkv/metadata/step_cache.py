@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import arguments, switches
 from ..launch import compile
-from ..params import INT32_MAX, ROW_MAX, Build, View
+from ..params import INT32_MAX, ROW_MAX, TABLE, Build, View
 from ..status import Status
 from .buffers import Buffers, Metadata
 from .config import BuilderConfig
@@ -36,15 +36,18 @@ class StepCache:
         self._always_check = switches.on("XKV_CHECK")
         self._by_signature: dict[tuple[Any, ...], Step] = {}  # a few: by dtypes and which arguments are None
 
-    def run(self, inputs: Inputs, ints_only: bool, max_tokens: int | None) -> tuple[Step, Metadata]:
+    def run(
+        self, inputs: Inputs, ints_only: bool, max_tokens: int | None, extends: bool
+    ) -> tuple[Step, Metadata]:  # fmt: skip
         """Builds a step whose arguments were not checked. Returns it, and what the build returns.
 
         Args:
             inputs: of the build.
             ints_only: whether only ints are given beside rows and lengths.
             max_tokens: of the build.
+            extends: whether only what is new in each row of a table is written.
         """
-        step = self.lookup(inputs)
+        step = self.lookup(inputs, extends)
         rows, lens, delta, query, _, start, window_start = inputs
         batch: int = lens.shape[0]
         if (
@@ -65,17 +68,17 @@ class StepCache:
         metadata = self._buffers.metadata(batch, start is not None, window_start is not None, max_entries)
         return step, metadata
 
-    def lookup(self, inputs: Inputs) -> Step:
+    def lookup(self, inputs: Inputs, extends: bool) -> Step:
         """Returns the step of this signature; checks the inputs and makes it if there is none yet."""
         try:
-            key = (inputs[4], *[_tensor_signature(x) for x in inputs])
+            key = (extends, inputs[4], *[_tensor_signature(x) for x in inputs])
         except (AttributeError, RuntimeError):  # not a tensor, or one without strides: the check names it
             key = None
         step = None if key is None else self._by_signature.get(key)
         if step is None:
             inputs = self.check(inputs)
-            key = (inputs[4], *[_tensor_signature(x) for x in inputs])
-            step = self._by_signature.setdefault(key, self.make(inputs))
+            key = (extends, inputs[4], *[_tensor_signature(x) for x in inputs])
+            step = self._by_signature.setdefault(key, self.make(inputs, extends))
         return step
 
     def check(self, inputs: Inputs) -> Inputs:
@@ -116,14 +119,14 @@ class StepCache:
         if self._config.shard is not None:
             raise ValueError(f"max_tokens must be None for a builder with a shard, got {max_tokens}")
 
-    def make(self, inputs: Inputs) -> Step:
+    def make(self, inputs: Inputs, extends: bool) -> Step:
         """Returns a new step for checked inputs."""
         views = [used_view(view, start) for view, start in zip(self._views, inputs[5:], strict=False)]
-        build = make_build(self._config, views, self._status, inputs)
+        build = make_build(self._config, views, self._status, inputs, extends)
         check = self._status if self._always_check else None
         return Step(build, inputs, self._max_batch_size, self._buffers, check)
 
-    def warmup(self, *, ragged: bool, row_deltas: bool, chunks: bool) -> int:
+    def warmup(self, *, ragged: bool, row_deltas: bool, chunks: bool, extends: bool) -> int:
         """As `MetadataBuilder.warmup`."""
         one = torch.ones(1, dtype=torch.int32, device=self._req_to_token.device)
         starts = (None, one) if chunks else (None,)
@@ -131,9 +134,11 @@ class StepCache:
         queries: list[int | Tensor] = [1, one] if ragged else [1]
         window_starts = starts if len(self._views) == 2 else (None,)
         loaded = 0
-        for delta, query, start, window_start in itertools.product(deltas, queries, starts, window_starts):
+        for delta, query, start, window_start, extend in itertools.product(
+            deltas, queries, starts, window_starts, {False, extends}
+        ):
             inputs: Inputs = (one, one, delta, query, 0, start, window_start)
-            loaded += compile.warm(self.make(inputs).fill(inputs), self._max_batch_size)
+            loaded += compile.warm(self.make(inputs, extend).fill(inputs), self._max_batch_size)
         return loaded
 
 
@@ -142,7 +147,9 @@ def used_view(view: View, start: Tensor | None) -> View:
     return view if start is not None or view.window is not None else replace(view, kv_start_offset=None)
 
 
-def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inputs: Inputs) -> Build:
+def make_build(
+    config: BuilderConfig, views: Sequence[View], status: Status, inputs: Inputs, extends: bool
+) -> Build:  # fmt: skip
     """Returns what a builder launches for these views and checked inputs, but for what each view takes."""
     spec = config.spec
     return Build(
@@ -155,7 +162,8 @@ def make_build(config: BuilderConfig, views: Sequence[View], status: Status, inp
         min_last_page_len=spec.min_last_page_len, missing_id=spec.pad_id,
         pad_value=spec.pad_id if spec.pad_to_tokens else None,
         pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard, draft=config.draft,
-        status=status.word,
+        extends=extends and config.form == TABLE, status=status.word,
+        sums_fit=config.max_rows * (config.max_context_len + config.page_size) <= INT32_MAX,
     )  # fmt: skip
 
 

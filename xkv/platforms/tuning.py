@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 AccessPattern = Literal[
-    "contiguous", "ragged", "expand", "strided_near", "strided_far", "mapped", "query_tokens"
+    "contiguous", "ragged", "expand", "strided_near", "strided_far", "mapped", "query_tokens", "extension"
 ]
 
 # Entries: up to this stride (64 bytes of int32, what DRAM transfers at a time) no byte that DRAM transfers
@@ -26,7 +26,8 @@ class Tuning:
             "strided_far": entries farther apart; "mapped": entries that are not, each of which is looked up
             in a map of tokens or pages, somewhere in memory; "query_tokens": one entry for each query token,
             whatever its row: such a tile is no row's, the leftover phase does not exist, and
-            ``programs_per_cu`` is all that divides the work.
+            ``programs_per_cu`` is all that divides the work; "extension": the last entries of the rows of a
+            table, ``tiles_per_program`` rows a program, which is all that divides the work.
         max_batch: requests; the row serves batches up to this size. None: any.
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
@@ -154,6 +155,7 @@ CPU_ROWS = (
     Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("mapped", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
+    Tuning("extension", None, 32, 4, 1, 4, 1, 32, 1, 1, 16, False, "interpreter only"),
 )
 CPU_CHOSEN = (
     ChosenTuning(None, False, 32, 4, 1, 4, False, "interpreter only"),

@@ -12,6 +12,7 @@ from ..params import CSR, ID_MAX, INT32_MAX, SLOTS, TABLE, Build, View
 from ..shard import Shard
 from ..status import Reason
 from .chosen import translate as translate
+from .extension import first_written, write_records
 from .rows import Rows, find_rows, load_rows, local_lengths, to_int64
 
 
@@ -78,6 +79,7 @@ def _run_view(build: Build, view: View) -> None:
 
     if build.writes_ids:
         _write_ids(build, view, rows, kept, offset, report)
+    write_records(build, view, rows)
 
     if form == TABLE or not build.indptr_is_input:
         _prefix_sums(view.kv_indptr, rows.items, capacity)
@@ -111,6 +113,8 @@ def _write_ids(
     # one element per written entry
     b = torch.repeat_interleave(every, kept)
     j = torch.arange(b.shape[0], device=b.device) - (kept.cumsum(0) - kept)[b]
+    is_new = j >= first_written(build, view, rows)[b]
+    b, j = b[is_new], j[is_new]
     behind = rows.first[b] + (j - rows.sink_items[b]) * page_size
     t = torch.where(j < rows.sink_items[b], j * page_size, behind)
     if build.positions is not None and view.kv_indptr is not None:

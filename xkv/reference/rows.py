@@ -26,6 +26,7 @@ class Rows(NamedTuple):
     reason: Tensor
     branch_start: Tensor
     branch_shift: Tensor
+    past: Tensor  # tokens that later steps do not change
 
 
 def to_int64(x: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def load_rows(build: Build, view: View) -> Rows:
     delta = torch.full_like(build.seq_lens, build.seq_lens_delta, dtype=torch.int64)
     if build.seq_lens_delta_rows is not None:
         delta = delta + to_int64(build.seq_lens_delta_rows)
-    length = to_int64(build.seq_lens) + delta
+    given = to_int64(build.seq_lens)
+    length = given + delta
     row = build.req_pool_indices.to(torch.int64)
     if build.lens_are_local and build.shard is not None:
         length = _whole_lengths(length, build.shard, view.kv_start, build.max_tokens)
@@ -48,7 +50,9 @@ def load_rows(build: Build, view: View) -> Rows:
     draft = build.draft
     if draft is not None:
         branch = torch.arange(draft.topk, device=row.device).repeat(len(row))
-        row, prefix, length, delta = (x.repeat_interleave(draft.topk) for x in (row, prefix, length, delta))
+        row, prefix, length, delta, given = (
+            x.repeat_interleave(draft.topk) for x in (row, prefix, length, delta, given)
+        )
         length = length + draft.step
         pages = -(-(prefix % draft.page_size + draft.num_steps) // draft.page_size)
         branch_start, branch_shift = prefix // page_size * page_size, branch * pages * draft.page_size
@@ -65,6 +69,9 @@ def load_rows(build: Build, view: View) -> Rows:
     end = torch.where(row_exists, length.clamp(0, build.max_tokens), 0)
     if draft is not None:  # of a branch that the source has no room for, the prefix's whole pages are left
         end = torch.where(length + branch_shift <= build.max_tokens, end, end.minimum(branch_start))
+    counted = build.query_lens is not None or build.query_start_loc is not None
+    newest = query if counted else build.query_len
+    past = given.minimum(length - newest).clamp(min=0).minimum(end)
 
     reason, sink_items = torch.zeros_like(length), torch.zeros_like(length)
 
@@ -89,8 +96,9 @@ def load_rows(build: Build, view: View) -> Rows:
                 end = end.clamp(max=build.max_position)
             first = begin.clamp(0, room)
             return Rows(
-                row, first, first, end, count, sink_items, kv_len, count, reason, branch_start, branch_shift
-            )
+                row, first, first, end, count, sink_items, kv_len, count, reason, branch_start, branch_shift,
+                past,
+            )  # fmt: skip
         bad = (query_len < 0) | (query_len > length)
         if build.query_lens is None:  # as many in every row: one of length 0 is padding
             bad &= length != 0
@@ -107,12 +115,12 @@ def load_rows(build: Build, view: View) -> Rows:
             reason,
             branch_start,
             branch_shift,
+            past,
         )
 
     start, is_cut = torch.zeros_like(end), torch.zeros_like(row_exists)
     if view.window is not None:
         window = torch.full_like(end, build.window_tokens(view) or 0)
-        counted = build.query_lens is not None or build.query_start_loc is not None
         if counted and not build.window_is_prefix_only:
             # the window begins with what the first query token sees; if the query tokens are subtracted from
             # the length, the delta adds them back
@@ -149,7 +157,9 @@ def load_rows(build: Build, view: View) -> Rows:
         kv_len = torch.minimum(kv_len, items * page_size)
     if build.starts_are_aligned:
         report_first(is_cut & (start < end) & (start != first), Reason.UNALIGNED_START)
-    return Rows(row, first, start, end, items, sink_items, kv_len, query, reason, branch_start, branch_shift)
+    return Rows(
+        row, first, start, end, items, sink_items, kv_len, query, reason, branch_start, branch_shift, past
+    )
 
 
 def local_lengths(length: Tensor, shard: Shard | None) -> Tensor:

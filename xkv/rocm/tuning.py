@@ -24,6 +24,7 @@ _CDNA = (
     Tuning("mapped", 16, 256, 2, 1, 2, 1, 256, 1, 2, 16, False, _REASONED),
     Tuning("mapped", None, 512, 4, 4, 4, 2, 512, 1, 2, 256, False, _REASONED),
     Tuning("query_tokens", None, 128, 2, 2, 1, 2, 128, 1, 2, 256, False, _REASONED),
+    Tuning("extension", None, 512, 4, 1, 4, 1, 512, 1, 1, 256, False, _REASONED),
 )
 
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}

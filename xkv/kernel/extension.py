@@ -1,0 +1,163 @@
+"""Steps that only extend a table: of each row the last entries, and what a record says that it lacks.
+
+A record is four int32 words for each row of a table: its source row, the position that begins its first shown
+page, its past, and its entries. Record 0 is the table's: how many rows the last build wrote.
+
+A program has ROWS rows. It writes the last entries of each, whatever the record says, so that no store waits
+for a record; a step adds few. Where the record lacks entries before these, the row is written from there on,
+or whole if the record does not fit. Records are read and replaced by the program that has the row: no program
+reads one that another writes.
+"""
+
+import triton
+import triton.language as tl
+
+from .. import params
+from .args import INT32_MAX, RECORD_WORDS, Config, Row, Tile
+from .reports import report_first
+from .rows import load_row, padded_end, row_tiles
+from .shards import local_length
+from .tiles import load_entries, store_tile, write_row_tiles
+
+# What is written of each row whatever its record says, at most: a step that adds no more costs no more.
+LAST_ENTRIES = tl.constexpr(params.LAST_ENTRIES)
+LAST_TOKENS = tl.constexpr(params.LAST_TOKENS)
+
+
+@triton.constexpr_function
+def _of_several_rows(C):
+    """The config of tiles that have the last entries of C.EXTENDS rows."""
+    fields = {name: getattr(C, name) for name in C.__annotations__}
+    return Config(*(fields | {"NUM_PAGE_PER_BLOCK": C.EXTENDS * LAST_ENTRIES.value}).values())
+
+
+@triton.jit
+def _first_shown(row, C: tl.constexpr):
+    """Returns the position that begins the first page shown, in an absolute layout too."""
+    return row.start // C.PAGE_SIZE * C.PAGE_SIZE
+
+
+@triton.jit
+def _settled(past, row, req, C: tl.constexpr):
+    """Returns the position up to which entries do not change while a past of the whole row does not."""
+    end = local_length(past, req, C)
+    if C.TOPK > 0:  # a branch's own pages move when the prefix grows
+        end = tl.minimum(end, row.branch_start)
+    return end
+
+
+@triton.jit
+def _entries_before(end, row, C: tl.constexpr):
+    """Returns how many entries of a row begin before position ``end``, in whatever page it is."""
+    pages = (tl.maximum(end - row.first, 0) + C.PAGE_SIZE - 1) // C.PAGE_SIZE
+    return tl.where(end > row.first, pages + row.sink_items, 0)
+
+
+@triton.jit
+def store_records(b, mask, row, req, view, C: tl.constexpr):
+    """Records what rows b of the table hold (a vector), now that they are written."""
+    record = view.record_ptr + (b + 1) * RECORD_WORDS
+    past = row.past
+    if C.TOPK > 0:
+        past = _settled(past, row, req, C)
+    tl.store(record, row.source, mask=mask)
+    tl.store(record + 1, _first_shown(row, C), mask=mask)
+    tl.store(record + 2, tl.where(row.start < row.end, past, 0), mask=mask)
+    tl.store(record + 3, row.items, mask=mask)
+
+
+@triton.jit
+def _load_record(b, mask, view):
+    """Returns how many rows the last build wrote, and the words of the records of rows b."""
+    record = view.record_ptr + (b + 1) * RECORD_WORDS
+    num_rows = tl.load(view.record_ptr)
+    source = tl.load(record, mask=mask, other=0)
+    shown = tl.load(record + 1, mask=mask, other=0)
+    past = tl.load(record + 2, mask=mask, other=0)
+    items = tl.load(record + 3, mask=mask, other=0)
+    return num_rows, source, shown, past, items
+
+
+@triton.jit
+def _known_entries(b, record, row, req, C: tl.constexpr):
+    """Returns how many entries of rows b the table has already, and how many it had, with tokens or without.
+
+    0 and -1 if the record does not fit: it is of another source row, of a longer past, of a table that began
+    with another page, or of a row that the last build did not write.
+    """
+    num_rows, source, shown, past, items = record
+    now_shown = _first_shown(row, C)
+    known = tl.minimum(_entries_before(_settled(past, row, req, C), row, C), tl.minimum(items, row.items))
+    fits = (b < num_rows) & (source == row.source) & (past <= row.past)
+    if C.WINDOW_IS_ABSOLUTE:  # what the window has left, or shows again, is written from there on
+        changed = tl.minimum(shown, now_shown) // C.PAGE_SIZE
+        known = tl.where(shown == now_shown, known, tl.minimum(known, changed))
+    else:
+        fits = fits & (shown == now_shown)
+    return tl.where(fits, known, 0), tl.where(fits, items, -1)
+
+
+@triton.jit
+def _first_of_last(row, req, C: tl.constexpr):
+    """Returns the first of the last entries of a row."""
+    entry = _entries_before(_settled(row.past, row, req, C) - LAST_TOKENS, row, C)
+    entry = tl.maximum(tl.maximum(entry, row.sink_items), row.items - LAST_ENTRIES)
+    return tl.minimum(entry, row.items)
+
+
+@triton.jit
+def _from_entry(entry, row, C: tl.constexpr):
+    """Returns a row without its entries before ``entry``, which is 0 or behind the sinks."""
+    behind = (entry - row.sink_items) * C.PAGE_SIZE
+    return Row(
+        row.source, row.first + behind, row.start, row.end, row.items - entry, row.sink_items * 0, row.kv_len,
+        row.query, row.reason, row.branch_start, row.branch_shift, row.past, entry,
+    )  # fmt: skip
+
+
+@triton.jit
+def extend_rows(program, req, view, policy, C: tl.constexpr):
+    """Writes what is new in the rows of a program."""
+    T: tl.constexpr = _of_several_rows(C)
+    j = tl.arange(0, T.NUM_PAGE_PER_BLOCK)
+    b = program * C.EXTENDS + j // LAST_ENTRIES
+    mask = b < req.batch
+    record = _load_record(b, mask, view)
+    row = load_row(b, mask, req, view, policy, C)
+    first = _first_of_last(row, req, C)
+    part = _from_entry(first + j % LAST_ENTRIES - j, row, C)  # so that lane j has its own entry
+    entries = load_entries(0, part, req, view, policy, T)
+    known, items = _known_entries(b, record, row, req, C)
+    no_error = j * 0 + INT32_MAX
+    first_error = store_tile(Tile(b, 0, part, entries, part.known), no_error, req, view, policy, T)
+    if C.REDUCE_STATUS and policy.status_ptr is not None:
+        report_first(policy, first_error)
+    lacks = known < first
+    if C.HAS_PADDING:  # behind the last entries it is there, unless it ended before or ids were there
+        end = first + LAST_ENTRIES
+        padding_end = padded_end(row.items, view, policy)
+        is_there = (items >= 0) & (items <= end) & (padded_end(items, view, policy) >= padding_end)
+        lacks = lacks | ((padding_end > end) & ~is_there)
+    lacks = lacks & mask
+    if tl.max(lacks.to(tl.int32), 0) > 0:
+        for n in range(C.EXTENDS):
+            is_row = j == n * LAST_ENTRIES
+            if tl.max((is_row & lacks).to(tl.int32), 0) > 0:
+                from_entry = tl.sum(tl.where(is_row, known, 0), 0)
+                _write_from(program * C.EXTENDS + n, from_entry, req, view, policy, C)
+    tl.debug_barrier()  # every thread of the program has read the records
+    store_records(b, mask & (j % LAST_ENTRIES == 0), row, req, view, C)
+
+
+@triton.jit
+def _write_from(b, known, req, view, policy, C: tl.constexpr):
+    """Writes row b from its first unknown entry on."""
+    row = load_row(b, b < req.batch, req, view, policy, C)
+    if known > 0:
+        row = _from_entry(tl.maximum(known, row.sink_items), row, C)
+    tile = Tile(b, 0, row, load_entries(0, row, req, view, policy, C), row.known)
+    first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
+    end = row_tiles(b, row.items, row.known, req, view, policy, C)
+    first_error = write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
+    if C.REDUCE_STATUS and policy.status_ptr is not None:
+        report_first(policy, first_error)
