@@ -16,7 +16,7 @@ from test_kernel import ROWS, check
 from triton.runtime import interpreter
 
 import xkv
-from xkv.kernel import entry
+from xkv.kernel import entry, extension
 from xkv.launch import launch
 from xkv.params import CSR, TABLE, Build, View
 
@@ -77,6 +77,25 @@ def test_what_is_written_is_read() -> None:
     build.views[0].out = build.req_to_token[: build.batch]
     with pytest.raises(AssertionError, match="read and written in one launch"):
         launch.launch(build, ROWS[0], xkv.platform("cpu"))
+
+
+def test_two_programs_share_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are read and replaced in one launch, by one program each: not also by its neighbour."""
+    source = torch.arange(640, dtype=torch.int32).view(10, 64)
+    builder = xkv.MetadataBuilder(
+        "flash_attention", source, max_batch_size=10, max_context_len=64, page_size=4
+    )
+    inputs = torch.arange(10), torch.full((10,), 30)
+    builder.build(*inputs)
+    builder.extend(*inputs)
+    plain = extension._load_record
+
+    def load_record(b: Any, mask: Any, view: Any) -> Any:
+        return plain(tl.maximum(b - 1, 0), mask, view)
+
+    monkeypatch.setattr(extension, "_load_record", load_record)
+    with pytest.raises(AssertionError, match=r"read and written in one launch: byte .* of record_ptr"):
+        builder.extend(*inputs)
 
 
 def test_a_hint_that_does_not_hold() -> None:

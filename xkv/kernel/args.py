@@ -31,8 +31,7 @@ _Config = TypeVar("_Config", bound="KernelConfig")
 class KernelConfig(str):
     """What a kernel is compiled for, in addition to dtypes and which pointers are None: annotated fields.
 
-    A str, with the fields as attributes: Triton keys its caches by the text of a constexpr, and writes it as
-    JSON for compilation hooks.
+    A str with attributes: Triton keys its caches by a constexpr's text, and writes it as JSON for hooks.
     """
 
     def __new__(cls: type[_Config], *values: int) -> _Config:
@@ -41,6 +40,10 @@ class KernelConfig(str):
         self = super().__new__(cls, " ".join(f"{name}={value}" for name, value in fields.items()))
         vars(self).update(fields)
         return self
+
+    def replaced(self: _Config, **fields: int) -> _Config:
+        """The same with other values of some fields."""
+        return type(self)(*({name: getattr(self, name) for name in self.__annotations__} | fields).values())
 
 
 class Config(KernelConfig):
@@ -79,8 +82,7 @@ class Config(KernelConfig):
 class Request(NamedTuple):
     """The batch and the source. Vectors are read as int32, with a stride of 1, or of 2 for int64.
 
-    What a program needs first comes first: the arguments are in constant memory, and each 64 bytes of it that
-    a program reads cost a miss (0.05 us of a launch on an H200).
+    What is needed first comes first: each 64 bytes of constant memory read cost a miss (0.05 us on an H200).
     """
 
     batch: Any
@@ -141,8 +143,7 @@ class Grid(NamedTuple):
     """The programs that write a view, in rows of as many programs as each row of the batch gets.
 
     Attributes:
-        x, y: the program's row, and its number in it.
-        num_x, num_y: how many there are.
+        x, y, num_x, num_y: the program's row and its number in it, and how many there are.
     """
 
     x: Any
@@ -170,7 +171,7 @@ class Row(NamedTuple):
         branch_start, branch_shift: of a draft tree, the first position that is the branch's own, and how far
             behind it is in the source row. 0 without one.
         past: tokens of the whole row that later steps do not change: those before this step's.
-        known: entries that were left out of the row, which are none of ``items``. 0 but in an extension.
+        known: entries left out of the row, none of ``items``. 0 but in an extension.
     """
 
     source: Any
@@ -211,8 +212,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         first_row: its first row.
-        seen: leftover tiles of all rows before it.
-        end: the same of all rows up to its last.
+        seen, end: leftover tiles of all rows before it, and of all rows up to its last.
         leftover: leftover tiles of each row, a vector.
         items: items of each row, a vector.
         offset: items of all rows before it. 0 in tables.

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .. import params
-from .args import INT32_MAX, RECORD_WORDS, Config, Row, Tile
+from .args import INT32_MAX, RECORD_WORDS, Row, Tile
 from .reports import report_first
 from .rows import load_row, padded_end, row_tiles
 from .shards import local_length
@@ -27,8 +27,12 @@ LAST_TOKENS = tl.constexpr(params.LAST_TOKENS)
 @triton.constexpr_function
 def _of_several_rows(C):
     """The config of tiles that have the last entries of C.EXTENDS rows."""
-    fields = {name: getattr(C, name) for name in C.__annotations__}
-    return Config(*(fields | {"NUM_PAGE_PER_BLOCK": C.EXTENDS * LAST_ENTRIES.value}).values())
+    return C.replaced(NUM_PAGE_PER_BLOCK=C.EXTENDS * params.LAST_ENTRIES)
+
+
+@triton.constexpr_function
+def _without_padding(C):
+    return C.replaced(HAS_PADDING=False)
 
 
 @triton.jit
@@ -116,6 +120,46 @@ def _from_entry(entry, row, C: tl.constexpr):
 
 
 @triton.jit
+def _of_items(items, row):
+    """Returns a row's first so many entries."""
+    return Row(
+        row.source, row.first, row.start, row.end, items, row.sink_items, row.kv_len, row.query, row.reason,
+        row.branch_start, row.branch_shift, row.past, row.known,
+    )  # fmt: skip
+
+
+@triton.jit
+def _value_of(is_lane, values):
+    """Returns the value of the one lane that it is."""
+    return tl.sum(tl.where(is_lane, values, 0), 0)
+
+
+@triton.jit
+def _write_before(b, known, first, req, view, policy, C: tl.constexpr):
+    """Writes the entries of row b from its first unknown one to those that were written already."""
+    W: tl.constexpr = _without_padding(C)
+    row = load_row(b, b < req.batch, req, view, policy, C)
+    if known > 0:
+        row = _from_entry(known, row, C)
+    row = _of_items(tl.maximum(first - known, 0), row)
+    tile = Tile(b, 0, row, load_entries(0, row, req, view, policy, W), row.known)
+    first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
+    end = row_tiles(b, row.items, row.known, req, view, policy, W)
+    first_error = write_row_tiles(tile, end, 1, first_error, req, view, policy, W)
+    if C.REDUCE_STATUS and policy.status_ptr is not None:
+        report_first(policy, first_error)
+
+
+@triton.jit
+def _pad_row(b, begin, end, view, policy, C: tl.constexpr):
+    """Writes the padding of row b between two entries."""
+    for at in range(begin, end, C.NUM_PAGE_PER_BLOCK):
+        o = at + tl.arange(0, C.NUM_PAGE_PER_BLOCK)
+        out = view.out_ptr + b * view.out_stride.to(tl.int64) + o
+        tl.store(out, (o * 0 + policy.pad_value).to(view.out_ptr.dtype.element_ty), mask=o < end)
+
+
+@triton.jit
 def extend_rows(program, req, view, policy, C: tl.constexpr):
     """Writes what is new in the rows of a program."""
     T: tl.constexpr = _of_several_rows(C)
@@ -133,31 +177,21 @@ def extend_rows(program, req, view, policy, C: tl.constexpr):
     if C.REDUCE_STATUS and policy.status_ptr is not None:
         report_first(policy, first_error)
     lacks = known < first
+    end, padding_end = first + LAST_ENTRIES, first
     if C.HAS_PADDING:  # behind the last entries it is there, unless it ended before or ids were there
-        end = first + LAST_ENTRIES
-        padding_end = padded_end(row.items, view, policy)
+        padding_end = padded_end(row.items, view, policy).to(tl.int32)
         is_there = (items >= 0) & (items <= end) & (padded_end(items, view, policy) >= padding_end)
-        lacks = lacks | ((padding_end > end) & ~is_there)
+        padding_end = tl.where(is_there, end, padding_end)
+        lacks = lacks | (end < padding_end)
     lacks = lacks & mask
     if tl.max(lacks.to(tl.int32), 0) > 0:
         for n in range(C.EXTENDS):
             is_row = j == n * LAST_ENTRIES
             if tl.max((is_row & lacks).to(tl.int32), 0) > 0:
-                from_entry = tl.sum(tl.where(is_row, known, 0), 0)
-                _write_from(program * C.EXTENDS + n, from_entry, req, view, policy, C)
+                known_n, first_n = _value_of(is_row, known), _value_of(is_row, first)
+                _write_before(program * C.EXTENDS + n, known_n, first_n, req, view, policy, C)
+                if C.HAS_PADDING:
+                    padding_end_n = _value_of(is_row, padding_end)
+                    _pad_row(program * C.EXTENDS + n, first_n + LAST_ENTRIES, padding_end_n, view, policy, C)
     tl.debug_barrier()  # every thread of the program has read the records
     store_records(b, mask & (j % LAST_ENTRIES == 0), row, req, view, C)
-
-
-@triton.jit
-def _write_from(b, known, req, view, policy, C: tl.constexpr):
-    """Writes row b from its first unknown entry on."""
-    row = load_row(b, b < req.batch, req, view, policy, C)
-    if known > 0:
-        row = _from_entry(tl.maximum(known, row.sink_items), row, C)
-    tile = Tile(b, 0, row, load_entries(0, row, req, view, policy, C), row.known)
-    first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
-    end = row_tiles(b, row.items, row.known, req, view, policy, C)
-    first_error = write_row_tiles(tile, end, 1, first_error, req, view, policy, C)
-    if C.REDUCE_STATUS and policy.status_ptr is not None:
-        report_first(policy, first_error)

@@ -15,12 +15,14 @@ from ...launch.verify import WRITTEN
 from ...metadata.builder import MetadataBuilder
 from ...metadata.options import SlotMapping
 from ...metadata.parts import GroupLaunches
-from ...params import OUTPUTS, SLOTS, TABLE, Build, View
+from ...params import OUTPUTS, ROW_MAX, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
 from ...shard import local_length
 from .case import Case, call_text, placed
 from .families import I32, I64, Family
 from .memory import Spec
+
+_ADDED = 7  # tokens of each row that an extension adds
 
 
 class BuilderCase(Case):
@@ -154,6 +156,28 @@ class BuilderCase(Case):
             )  # fmt: skip
         return builds
 
+    def _first_step(self, t: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The tensors of the step before an extension: of the same requests, some of them, or others."""
+        first, last = self._first_rows
+        return {name: t[name][first:last] for name in self.vectors}
+
+    @property
+    def _first_rows(self) -> tuple[int, int]:
+        """Which rows of the batch the first step has."""
+        batch = self.sizes.batch
+        return int(batch % 3 == 2), batch - (batch % 3 == 1)
+
+    @property
+    def _first_delta(self) -> int:
+        return max(self.sizes.delta - _ADDED, -ROW_MAX)
+
+    def launches_before(self, t: Mapping[str, Tensor]) -> list[Build]:
+        """The step before an extension, of shorter rows."""
+        if "extends" not in self.family.options:
+            return []
+        builds = self.launches({**t, **self._first_step(t)})
+        return [replace(build, seq_lens_delta=self._first_delta) for build in builds]
+
     def call(self, t: Mapping[str, Tensor]) -> Callable[[], Any]:
         """The call on these tensors."""
         builder = MetadataBuilder(self.spec, **placed(self.constructor, t))
@@ -166,7 +190,16 @@ class BuilderCase(Case):
         builder.status.word = t["status"]
         if builder._group:  # what the launch reads was written before the buffers were replaced
             builder._group = GroupLaunches([builder.member])
-        return partial(builder.build, **placed(self.arguments, t))
+        now = placed(self.arguments, t)
+        if "extends" not in self.family.options:
+            return partial(builder.build, **now)
+        before = now | self._first_step(t) | {"seq_lens_delta": self._first_delta}
+
+        def build_and_extend() -> None:
+            builder.build(**before)
+            builder.extend(**now)
+
+        return build_and_extend
 
     def text(self) -> str:
         """The call as lines of a program, on tensors ``t[name]``."""
@@ -175,7 +208,17 @@ class BuilderCase(Case):
         return _PROGRAM.format(
             made=call_text("xkv.MetadataBuilder", self.constructor, backend), slots=self.slots,
             again=_AGAIN if builder_in_parts(self.family) else "",
-            prefixes=self.prefixes, written=WRITTEN, built=call_text("builder.build", self.arguments),
+            prefixes=self.prefixes, written=WRITTEN, built=self._call_text(),
+        )  # fmt: skip
+
+    def _call_text(self) -> str:
+        if "extends" not in self.family.options:
+            return call_text("builder.build", self.arguments)
+        first, last = self._first_rows
+        return _EXTENSION.format(
+            names=self.vectors, first=first, last=last,
+            before=call_text("builder.build", self.arguments | {"seq_lens_delta": self._first_delta}),
+            now=call_text("builder.extend", self.arguments),
         )  # fmt: skip
 
 
@@ -194,6 +237,11 @@ for view, prefix in zip(builder.member.buffers.slot_views, {slots}):
     view.out, view.query_seqlens = t[prefix + "out"], t.get(prefix + "query_seqlens")
 builder.status.word = t["status"]
 {again}{built}"""
+_EXTENSION = """\
+whole, t = t, {{**t, **{{name: t[name][{first}:{last}] for name in {names}}}}}
+{before}
+t = whole
+{now}"""
 _AGAIN = """\
 builder._group = type(builder._group)([builder.member])
 """

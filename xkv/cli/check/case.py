@@ -58,7 +58,7 @@ class Case(ABC):
         specs = self.specs(random.Random(name))
         self.arguments = self.inputs(specs)
         self.memory = Memory(specs, device, apart)
-        self.builds = self.launches(self.memory.host)
+        self.earlier, self.builds = self.launches_before(self.memory.host), self.launches(self.memory.host)
         self.run: Callable[[], Any] = self.call(self.memory.tensors)
 
     def __str__(self) -> str:
@@ -111,8 +111,14 @@ class Case(ABC):
         """All that the call must write, on these tensors; each view has one of the prefixes, in order."""
         return [self.launch(t)]
 
+    def launches_before(self, t: Mapping[str, Tensor]) -> list[Build]:
+        """What the call writes first, if it is of several steps."""
+        return []
+
     def expect(self) -> dict[str, oracle.Shared]:
         """Writes what the call must write in the image; returns what several rows claim, by prefix."""
+        for build in self.earlier:
+            oracle.run(build)
         found = [shared for build in self.builds for shared in oracle.run(build)]
         return dict(zip((*self.prefixes, *self.slots), found, strict=True))
 

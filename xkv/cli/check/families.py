@@ -131,6 +131,9 @@ _MODES = (
     ("draft tree", "draft_tree delta", 0),
     ("draft tree, window with sinks", "unit draft_tree seq_lens_delta window window_page_map sink_tokens", 0),
     ("sinks, absolute window", "window window_map window_is_absolute sink_tokens", 0),
+    ("extension of a shard", "delta global page_map window extends", 0),
+    ("extension, absolute window, slots", "delta query_lens unit window window_is_absolute slots extends", 1),
+    ("extension of a draft tree", "delta draft_tree window window_page_map sink_tokens extends", 0),
 )
 _SHARDS = {"global": Shard(3, 1, 1, "global"), "local": Shard(2, 0, 4, "local")}  # by option
 
@@ -171,6 +174,7 @@ def backend_families(*specs: BackendSpec) -> list[Family]:
         )
         for spec in specs
         for mode, options, sign in _MODES
+        if spec.form == "table" or "extends" not in options  # which of a stream is a build
     ]  # fmt: skip
 
 
