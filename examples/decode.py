@@ -5,12 +5,14 @@
 
 One MLA layer with random weights generates greedily for a few requests, three times:
 
-* xkv: in each step `xkv.build_slot_mapping` gives the slot of the new token, and `MetadataBuilder.build` the
-  metadata that attention reads. On a GPU both are captured, with the whole step, in one graph.
+* xkv: `MetadataBuilder.build` once, when the requests are admitted; in each step `MetadataBuilder.extend`
+  gives the slot of the new token and the metadata that attention reads, in one launch, which writes only what
+  is new. On a GPU it is captured, with the whole step, in one graph.
 * reference: loops in plain Python build the same metadata, without a graph.
 * dense: no pages; every request has a contiguous cache of its own.
 
-Attention over pages is FlashInfer's on an NVIDIA GPU if it is installed, and torch's otherwise.
+Attention over pages is FlashInfer's on an NVIDIA GPU if it is installed, and torch's otherwise. FlashInfer
+reads a stream of pages (CSR), in which a row moves when one before it grows: an extension of it is a build.
 Exits with 1 if any token differs.
 """
 
@@ -53,18 +55,18 @@ class Work:
 
 
 def xkv_metadata(work: Work, backend: str) -> Build:
-    """Builds the metadata of a step in two launches, without a sync or an allocation."""
+    """Builds the metadata of a step in one launch, without a sync or an allocation."""
     builder = xkv.MetadataBuilder(
         backend, work.req_to_token, max_batch_size=len(PROMPTS), max_context_len=work.most,
-        page_size=work.page_size,
+        page_size=work.page_size, slot_mapping=xkv.SlotMapping(max_tokens=len(PROMPTS)),
     )  # fmt: skip
-    one, slots = torch.ones_like(work.lens), torch.empty_like(work.lens)
+    builder.build(work.rows, work.lens)  # the requests are admitted; from here on they only grow
 
-    def build(lens: Tensor) -> tuple[Tensor, Any]:
-        xkv.build_slot_mapping(work.req_to_token, work.rows, lens, one, out=slots)
-        return slots, builder.build(work.rows, lens)
+    def extend(lens: Tensor) -> tuple[Tensor, Any]:
+        meta = builder.extend(work.rows, lens)
+        return meta.slot_mapping, meta
 
-    return build
+    return extend
 
 
 def python_metadata(work: Work) -> Build:
@@ -79,7 +81,7 @@ def python_metadata(work: Work) -> Build:
             indptr.append(len(indices))
         ints = lambda values: torch.tensor(values, dtype=torch.int32, device=lens.device)  # noqa: E731
         return torch.tensor(slots, device=lens.device), SimpleNamespace(
-            kv_indptr=ints(indptr), kv_indices=ints(indices), kv_len_arr=lens.int()
+            kv_indptr=ints(indptr), kv_indices=ints(indices), kv_len_arr=lens.int(), page_table=None
         )
 
     return build
@@ -133,10 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     there = {spec.name: spec for spec in xkv.backends(args.device)}
-    backend = there.get("flashinfer_mla") or there["aiter_mla"]  # NVIDIA or AMD; a CPU has both
     on_gpu = args.device != "cpu"
     can = on_gpu and "flashinfer_mla" in there and importlib.util.find_spec("flashinfer") is not None
     flashinfer = can if args.attention is None else args.attention == "flashinfer"
+    # torch reads page tables: of NVIDIA's backends or AMD's; a CPU has both
+    tables = there.get("flash_attention") or there["aiter_unified"]
+    backend = there["flashinfer_mla"] if flashinfer else tables
 
     model = Model(args.seed, args.device)
     work = Work(model, args.page_size or backend.page_size, args.steps, args.device)

@@ -81,8 +81,13 @@ class TorchPaged:
 
     def with_lse(self, query: Tensor, meta: Any) -> tuple[Tensor, Tensor]:
         """Returns the same, and the log-sum-exp of the scores, ``[batch, HEADS]``."""
-        page_size, most = self.paged.shape[1], meta.kv_indices.shape[0] - 1
-        page = meta.kv_indices[(meta.kv_indptr[:-1, None] + self.position // page_size).clamp(max=most)]
+        page_size = self.paged.shape[1]
+        column = self.position // page_size
+        if meta.page_table is not None:
+            page = meta.page_table[:, column]
+        else:
+            most = meta.kv_indices.shape[0] - 1
+            page = meta.kv_indices[(meta.kv_indptr[:-1, None] + column).clamp(max=most)]
         token = page.long() * page_size + self.position % page_size
         return attention_with_lse(query, self.paged.flatten(0, 1)[token], meta.kv_len_arr)
 

@@ -20,7 +20,10 @@ PATCHES = Path(__file__).resolve().parents[2] / "docs"
 
 
 def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[torch.Tensor], Any]:
-    """Runs FlashMLA's step; returns its table's live rows and what it gives its scheduler."""
+    """Runs two steps of FlashMLA's; returns its table's live rows and what it gives its scheduler.
+
+    With a builder the second is an extension, as the requests are the same, but for a draft extend.
+    """
     lens = []
 
     def get_mla_metadata(x: torch.Tensor, heads: int, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
@@ -36,6 +39,8 @@ def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[to
         )
         none = torch.zeros(6, dtype=torch.int32, device=device)
         backend.cuda_graph_kv_indices = backend.xkv_builder.build(none, none).page_table
+        backend.xkv_batch, extend, extended = None, backend.xkv_builder.extend, []
+        backend.xkv_builder.extend = lambda *a, **k: extended.append(a) or extend(*a, **k)
     backend.cuda_graph_mla_metadata = torch.zeros(4, 8, dtype=torch.int32)
     backend.cuda_graph_draft_extend_seq_lens_k = torch.ones(6, dtype=torch.int32, device=device)
     backend.cuda_graph_num_splits = torch.zeros(7, dtype=torch.int32)
@@ -44,13 +49,17 @@ def flashmla(path: Path, device: str, what: str, builder: bool) -> tuple[list[to
         path, "FlashMLABackend", "_apply_decode_target_verify_metadata", **kernels(),
         get_mla_metadata=get_mla_metadata, FlashMLADecodeMetadata=lambda *a: a,
     )  # fmt: skip
-    step(
-        backend, plan=None, bs=4, req_pool_indices=backend.rows, seq_lens=backend.lens, seq_lens_cpu=None,
-        forward_mode=mode(what),
-    )  # fmt: skip
-    pages = -(-lens[0] // 64)
+    forward_mode, more = mode(what), {"rids": ["a", "b", "c", "d"]} if builder else {}
+    for n in range(2):
+        step(
+            backend, plan=None, bs=4, req_pool_indices=backend.rows, seq_lens=backend.lens + n,
+            seq_lens_cpu=None, forward_mode=forward_mode, **more,
+        )  # fmt: skip
+    if builder:
+        assert len(extended) == (what != "extend")
+    pages = -(-lens[1] // 64)
     rows = zip(backend.cuda_graph_kv_indices, pages.tolist(), strict=False)
-    return [row[:n].clone() for row, n in rows], lens[0]
+    return [row[:n].clone() for row, n in rows], lens[1]
 
 
 @only("0.5.23")
@@ -71,6 +80,12 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("flashmla", "aiter", "cutlass_mla"):
         if file_of(name).exists():
             (where / file_of(name).name).write_bytes(file_of(name).read_bytes())
+    for name in ("cuda_graph_runner.py", "runner/decode_cuda_graph_runner.py"):
+        path = file_of("flashmla").parents[1] / "../model_executor" / name
+        if path.exists():
+            runner = root / "sglang/srt/model_executor" / name
+            runner.parent.mkdir(parents=True, exist_ok=True)
+            runner.write_bytes(path.read_bytes())
     done = subprocess.run(
         ["git", "apply", "--verbose", str(patch)], cwd=root, capture_output=True, text=True, check=False
     )
@@ -80,8 +95,10 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @only("0.5.23")
 @pytest.mark.parametrize("what", ["decode", "verify", "extend"])
-def test_patched_flashmla(what: str, patched: Path, device: str) -> None:
+def test_patched_flashmla(what: str, patched: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     it = kernel("create_flashmla_kv_indices_triton")
+    if device == "cpu":  # where torch has no streams
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     theirs, lens = flashmla(file_of("flashmla"), device, what, False)
     with launches(it) as seen:
         ours, fused = flashmla(patched / "flashmla_backend.py", device, what, True)
@@ -105,9 +122,11 @@ def test_patched_cutlass_mla(patched: Path, device: str) -> None:
         )  # fmt: skip
         batch = SimpleNamespace(
             batch_size=4, forward_mode=mode("decode"), spec_info=None, req_pool_indices=backend.rows,
-            seq_lens=backend.lens,
+            seq_lens=backend.lens, rids=["a", "b", "c", "d"],
         )  # fmt: skip
-        run(backend, batch, in_capture=True)
+        for in_capture in (True, False):
+            run(backend, batch, in_capture=in_capture)
+            batch.seq_lens = batch.seq_lens + 1
         return backend
 
     make = lambda x: xkv.MetadataBuilder(  # noqa: E731
@@ -115,8 +134,9 @@ def test_patched_cutlass_mla(patched: Path, device: str) -> None:
     )
     want = step(file_of("cutlass_mla"))
     got = step(patched / "cutlass_mla_backend.py", xkv_builder=make)
-    assert torch.equal(got.forward_metadata.seq_lens, want.lens[:4].int())
-    for b, n in enumerate((-(-want.lens[:4] // 128)).tolist()):
+    lens = want.lens[:4] + 1  # of the second step
+    assert torch.equal(got.forward_metadata.seq_lens, lens.int())
+    for b, n in enumerate((-(-lens // 128)).tolist()):
         assert torch.equal(got.forward_metadata.table[b, :n], want.forward_metadata.table[b, :n])
 
 

@@ -51,6 +51,7 @@ PAGE_SIZES = {
     "strided_far": (64, 1),
     "mapped": (1, 1),
     "query_tokens": (1, 1),
+    "extension": (1, 1),
 }
 FORMS_OF = {
     "contiguous": (TABLE,),
@@ -60,6 +61,7 @@ FORMS_OF = {
     "strided_far": (TABLE, CSR),
     "mapped": (TABLE, CSR),
     "query_tokens": (),  # its tiles are no row's
+    "extension": (),  # of a builder's steps
 }
 # tiles small enough, and compute units few enough, that small cases have several tiles, some of them leftover
 SMALL = Tuning("strided_far", None, 16, 1, 2, 1, 2, 16, 1, 2, 16, False, "test")

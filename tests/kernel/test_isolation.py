@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import GPUS, INTERPRETED
 from serving import MAX_CONTEXT, MAX_REQS, PAGE_SIZE, PAGES, TRACES, IsolationError
 
 from xkv.cli.demo.engine import Engine
+from xkv.cli.demo.traces import Request
 
 pytestmark = pytest.mark.skipif(
     INTERPRETED, reason="rows of 4,096 tokens take the interpreter a second a step"
@@ -22,9 +24,9 @@ FAULTY_STEPS = 300
 NAMES = ["mooncake_conversation.jsonl", "azure_llm_2023_conv.csv", "synthetic"]
 
 
-def new(device: str) -> Engine:
+def new(device: str, max_reqs: int = MAX_REQS) -> Engine:
     return Engine(
-        max_reqs=MAX_REQS, max_context=MAX_CONTEXT, page_size=PAGE_SIZE, num_pages=PAGES, device=device,
+        max_reqs=max_reqs, max_context=MAX_CONTEXT, page_size=PAGE_SIZE, num_pages=PAGES, device=device,
         chunk_tokens=2048,
     )  # fmt: skip
 
@@ -43,6 +45,7 @@ def test_no_request_names_a_foreign_page(trace: str, device: str) -> None:
     assert serving.play(engine, trace, STEPS, 0, plain, made) == 3 * STEPS
     for reader in made:
         reader.builder.check()  # nothing had to be cut
+        assert STEPS // 4 < reader.extended < STEPS - STEPS // 20
     assert torch.equal(engine.req_to_token.cpu(), engine.host_req_to_token)
     if STEPS >= 300:
         stats, kv = engine.stats, engine.kv
@@ -82,12 +85,12 @@ class OfTheStepBefore:
         return (rows, lens) if now is None or len(now[0]) != len(rows) else now
 
 
-def faulty(device: str, number: int, feed, graph: bool, past: int = 0) -> None:
+def faulty(device: str, number: int, feed, graph: bool, **faults: int) -> None:
     """Serves with one of the backends alone, in graphs alone or without any."""
     engine = new(device)
-    reader = serving.readers(engine)[number]
-    honest, reader.past = reader.build, past
-    reader.build = lambda rows, lens, graph_: honest(rows, lens, graph)
+    reader = dataclasses.replace(serving.readers(engine)[number], **faults)
+    honest = reader.build
+    reader.build = lambda rows, lens, graph_, extends: honest(rows, lens, graph, extends)
     serving.play(engine, "synthetic", FAULTY_STEPS, 0, feed, [reader])
 
 
@@ -122,3 +125,25 @@ def test_a_stale_tail_of_the_table_is_seen(graph: bool, device: str) -> None:
     """A backend that reads one entry past the live ones."""
     with pytest.raises(IsolationError, match=FOREIGN):
         faulty(device, 0, plain, graph, past=1)
+
+
+def one_after_the_other(device: str, graph: bool, **faults: bool) -> serving.Reader:
+    """Serves a request in the row of a shorter one, which it does not share a page with."""
+    engine = new(device, max_reqs=1)
+    reader = dataclasses.replace(serving.readers(engine)[0], **faults)
+    none = torch.zeros(MAX_REQS, dtype=torch.int64, device=device)
+    reader.builder.build(none, none)  # what no build wrote, an extension writes whole
+    engine.submit(Request(0.0, tokens, 6, ()) for tokens in (500, 900))
+    while not engine.done:
+        batch = engine.step()
+        meta = reader.build(batch.req_pool_indices, batch.seq_lens, graph, batch.extends)
+        serving.check(engine, batch, reader, meta)
+    return reader
+
+
+@in_and_out_of_graphs
+def test_a_broken_promise_is_seen(graph: bool, device: str) -> None:
+    """An engine that extends after an admission too, where a row was given to another, longer request."""
+    with pytest.raises(IsolationError, match="row 1 names"):
+        one_after_the_other(device, graph, always_extends=True)
+    assert one_after_the_other(device, graph).extended > 4

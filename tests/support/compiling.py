@@ -13,7 +13,7 @@ from xkv import cuda
 from xkv.cli.kernels import BACKENDS
 from xkv.cli.kernels.compiling import intercepted, plugged
 from xkv.cli.kernels.units import UNITS
-from xkv.cli.kernels.variants import csr, meta, of_spec, plain, slots
+from xkv.cli.kernels.variants import csr, extension, meta, of_spec, plain, slots
 from xkv.dispatch import specs_of
 from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
@@ -22,6 +22,7 @@ from xkv.params import CSR, TABLE, Build
 from xkv.platforms import tuning
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
+from xkv.shard import Shard
 
 I32, I64 = torch.int32, torch.int64
 PATTERNS = get_args(tuning.AccessPattern)
@@ -61,6 +62,16 @@ def slots_at_positions(batch: int) -> Build:
     return build
 
 
+def extension_of_one(batch: int) -> Build:
+    """Page size 1, of a rank, in a window whose rows have all entries, and sums that may not fit in int32."""
+    build = extension(PADDED_TABLE, batch)
+    build.page_size = build.map_page_size = 1
+    build.shard, build.sums_fit, build.pad_value = Shard(2, 1, 1, "global"), False, None
+    (view,) = build.views
+    view.window, view.is_absolute, view.kv_start = 4096, True, per_row(build)
+    return build
+
+
 FORMS = {
     "table of 64": lambda n: plain(TABLE, 64, 1, n),
     "table of 1": lambda n: plain(TABLE, 1, 1, n),
@@ -70,11 +81,14 @@ FORMS = {
     "slots at positions": lambda n: slots_at_positions(n),
     "larger source pages": lambda n: plain(TABLE, 1, 16, n),
     "smaller source pages": lambda n: plain(TABLE, 64, 16, n),
+    "extension": lambda n: extension(PADDED_TABLE, n),
+    "extension of 1": lambda n: extension_of_one(n),
     "every table output": lambda n: everything(64, n),
     "every csr output": lambda n: everything(1, n),
 }
 HEAVY = ("every table output", "every csr output")
 (CSR_OF_PAGES,) = (spec for spec in cuda.SPECS if spec.name == "flashinfer_mla")
+(PADDED_TABLE,) = (spec for spec in cuda.SPECS if spec.name == "cutlass_mla")
 
 
 def forms_of(where: Platform) -> dict[str, Any]:

@@ -45,20 +45,28 @@ class Reader:
     Attributes:
         builder: the builder.
         past: page ids that it reads past a request's live ones; only a faulty one does.
+        always_extends: whether it breaks its promise.
+        extended: steps that were extended.
     """
 
     builder: xkv.MetadataBuilder
     past: int = 0
+    always_extends: bool = False
+    extended: int = 0
 
     def __post_init__(self) -> None:
-        on_gpu = self.builder.req_to_token.is_cuda
-        self.captured = {size: self.builder.capture(size) for size in GRAPHS} if on_gpu else {}
+        self.captured = {}
+        if self.builder.req_to_token.is_cuda:
+            both = itertools.product(GRAPHS, (False, True))
+            self.captured = {key: self.builder.capture(key[0], extends=key[1]) for key in both}
 
-    def build(self, rows: torch.Tensor, lens: torch.Tensor, graph: bool) -> Metadata:
+    def build(self, rows: torch.Tensor, lens: torch.Tensor, graph: bool, extends: bool) -> Metadata:
+        extends = extends or self.always_extends
+        self.extended += extends
         if not (graph and self.captured):
-            return self.builder.build(rows, lens)
+            return (self.builder.extend if extends else self.builder.build)(rows, lens)
         size = next(size for size in GRAPHS if size >= len(lens))
-        return self.captured[size].replay(rows, lens)
+        return self.captured[size, extends].replay(rows, lens)
 
     def named(self, meta: Metadata, batch: int) -> tuple[list[torch.Tensor], list[int]]:
         """For each request of the batch the ids that are read of it, and its length. Syncs."""
@@ -155,7 +163,7 @@ def play(engine: Engine, trace: str, steps: int, seed: int, feed: Feed, made: li
         batch = engine.step()
         rows, lens = feed(batch.req_pool_indices, batch.seq_lens)
         for number, reader in enumerate(made):
-            meta = reader.build(rows, lens, (step + number) % 2 == 1)
+            meta = reader.build(rows, lens, (step + number) % 2 == 1, batch.extends)
             check(engine, batch, reader, meta)
             checked += 1
     return checked

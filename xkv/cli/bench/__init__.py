@@ -23,7 +23,7 @@ _ROUNDS, _QUICK_ROUNDS = 25, 7
 _WIDTHS, _QUICK_WIDTHS = 64, 8
 _STEPS, _QUICK_STEPS = 5000, 200
 _PAGES, _QUICK_PAGES = "64,32,16,1", "64,1"
-SPARSE = "sparse"
+SPARSE, EXTEND = "sparse", "extend"
 
 
 class _UsageError(ValueError):
@@ -38,8 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     many: dict[str, Any] = {"type": Path, "action": "append", "default": []}
-    suites = (*SUITES, SPARSE)
-    add("--suite", choices=suites, help="single ops, metadata steps (default: both), or chosen positions")
+    suites = (*SUITES, SPARSE, EXTEND)
+    add(
+        "--suite", choices=suites,
+        help="single ops, metadata steps (default: both), chosen positions, or steps that only extend",
+    )  # fmt: skip
     add("--peers", metavar="DIR", **many, help="an unpacked SGLang wheel, or its kernel files; repeatable")
     add("--trace", metavar="FILE", **many, help="adds decode batches of Mooncake's jsonl or Azure's csv")
     add("--pages", metavar="N,N", help=f"page sizes of single ops in tokens (default: {_PAGES})")
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             record = _read(args.record)
             print(*table.text(record), sep="\n")
             return _finish(args, record)
-        points = [] if args.suite == SPARSE else _points(args)
+        points = [] if args.suite in (SPARSE, EXTEND) else _points(args)
     except _UsageError as error:
         return _fail(str(error))
     detect.platform()  # first of all that needs torch: says so where it is missing
@@ -93,17 +96,21 @@ def run(args: argparse.Namespace) -> int:
     where = detect.platform()
     if args.predecessor == "early" and not where.supports_pdl:
         return _fail(f"--predecessor early needs programmatic dependent launch, which {where} has not")
-    if args.suite == SPARSE:
-        return _sparse(args)
+    if args.suite in (SPARSE, EXTEND):
+        return _measure_alone(args)
     return _measure(args, points)
 
 
-def _sparse(args: argparse.Namespace) -> int:
-    from . import sparse
+def _measure_alone(args: argparse.Namespace) -> int:
+    """The suites that have tables of their own."""
+    from . import extend, sparse
 
     rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
     try:
-        wrong = sparse.run(args.peers, rounds, args.quick, args.json)
+        if args.suite == EXTEND:
+            wrong = extend.run(rounds, args.quick, args.json)
+        else:
+            wrong = sparse.run(args.peers, rounds, args.quick, args.json)
     except PeerError as error:
         return _fail(f"--peers: {error}")
     if wrong:

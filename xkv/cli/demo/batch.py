@@ -17,6 +17,8 @@ class DecodeBatch:
         host_rows, host_lens: The same two as lists.
         sum_seq_lens, max_seq_len: Their sum and the largest, in tokens; 0 for an empty batch.
         live_tokens: Tokens of every admitted request, those still in prefill included.
+        extends: Whether the requests are those of the last step, in their rows: none was admitted to the
+            batch, finished or preempted.
     """
 
     req_pool_indices: torch.Tensor
@@ -26,6 +28,7 @@ class DecodeBatch:
     sum_seq_lens: int
     max_seq_len: int
     live_tokens: int
+    extends: bool = False
 
 
 @dataclass

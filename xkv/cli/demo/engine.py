@@ -86,6 +86,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._running: dict[int, _Sequence] = {}  # by row, in order of admission
         self._prefilling: _Sequence | None = None  # the one that the last budget cut short
+        self._last: list[_Sequence] = []  # the batch of the last step
         self._reserved = 0  # pages promised to running requests and not yet taken
 
     @property
@@ -231,7 +232,8 @@ class Engine:
         device_rows, device_lens = packed[:, : len(rows)].unbind()
         live = sum(seq.length for seq in self._running.values())
         total, longest = sum(lens), max(lens, default=0)
-        return DecodeBatch(device_rows, device_lens, rows, lens, total, longest, live)
+        extends, self._last = decoding == self._last, decoding
+        return DecodeBatch(device_rows, device_lens, rows, lens, total, longest, live, extends)
 
 
 def _total_tokens(request: Request) -> int:

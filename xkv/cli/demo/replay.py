@@ -17,6 +17,7 @@ from ...platforms import detect, tuning
 from ...status import Status
 from .batch import DecodeBatch, EngineStats
 from .engine import Engine
+from .extensions import Extensions, differences, synchronize
 from .traces import Request
 
 _SENTINEL = -7777  # no page id and no count, so that an entry that was not written shows
@@ -49,6 +50,7 @@ class Result:
             violation on the device counts as one more.
         times_ms: Time of the two builds of each step, device included, in milliseconds.
         live: Tokens of each step's decode batch.
+        extensions: How many steps were extensions and what they cost, for the reader.
     """
 
     device: str
@@ -61,6 +63,7 @@ class Result:
     mismatches: int = 0
     times_ms: list[float] = field(default_factory=list)
     live: list[int] = field(default_factory=list)
+    extensions: str = ""
 
     def rows(self, source: str, skips: str) -> list[tuple[str, str]]:
         """Returns the closing table as (name, value); source and skips are the caller's words."""
@@ -83,10 +86,8 @@ class Result:
             ("mismatches", str(self.mismatches)),
             ("device status", self.status),
             ("time per step", f"median {median:.3f} ms, p99 {p99:.3f} ms"),
-            (
-                "live tokens",
-                f"mean {mean}, peak {peak} of {capacity} ({100 * peak / capacity:.1f}%)",
-            ),
+            ("steps that only extend", self.extensions),
+            ("live tokens", f"mean {mean}, peak {peak} of {capacity} ({100 * peak / capacity:.1f}%)"),
         ]
 
 
@@ -134,10 +135,10 @@ class _Buffers:
             pages = row[::size] // size
             line[: len(pages)] = pages
         ends = torch.tensor([0, *batch.host_lens]).cumsum(0).int()
-        wrong = _differences(self.page_table[:b, : self.width], table)
-        wrong += _differences(self.kv_indptr[: b + 1], ends)
-        wrong += _differences(self.kv_indices[:total], torch.cat(rows))
-        wrong += _differences(self.kv_last_page_len[:b], torch.ones(b, dtype=torch.int32))
+        wrong = differences(self.page_table[:b, : self.width], table)
+        wrong += differences(self.kv_indptr[: b + 1], ends)
+        wrong += differences(self.kv_indices[:total], torch.cat(rows))
+        wrong += differences(self.kv_last_page_len[:b], torch.ones(b, dtype=torch.int32))
         beyond = (
             self.page_table[:b, self.width :],
             self.page_table[b:],
@@ -186,7 +187,7 @@ def replay(
         chunk_tokens=batch + _PREFILL_TOKENS,
     )
     engine.submit(requests)
-    buffers = _Buffers(batch, max_context, page_size, where)
+    buffers, extensions = _Buffers(batch, max_context, page_size, where), Extensions(engine)
     result = Result(_chosen_row(where, page_size, batch), batch, page_size, max_context, engine.stats)
     while len(result.live) < steps and not engine.done:
         decode = engine.step()
@@ -195,17 +196,20 @@ def replay(
         buffers.reset()
         if not result.live:
             buffers.build(engine, decode)  # compiles: a server does that before it serves
-        _synchronize(where)
+        synchronize(where)
         begin = time.perf_counter()
         buffers.build(engine, decode)
-        _synchronize(where)
+        synchronize(where)
         result.times_ms.append((time.perf_counter() - begin) * 1e3)
         result.live.append(decode.sum_seq_lens)
         result.mismatches += buffers.mismatches(engine, decode)
+        extensions.step(decode)
         progress.set_postfix_str(f"{result.mismatches} mismatches", refresh=False)
         progress.update()
+    result.extensions = extensions.summary()
+    result.mismatches += extensions.mismatches
     # The source itself must have stayed as the engine wrote it, and nothing was there to report.
-    result.mismatches += _differences(engine.req_to_token, engine.host_req_to_token)
+    result.mismatches += differences(engine.req_to_token, engine.host_req_to_token)
     if (violation := buffers.status.read()) is not None:
         result.mismatches += 1
         result.status = str(violation)
@@ -229,15 +233,6 @@ def _resolve(device: str) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def _differences(got: torch.Tensor, want: torch.Tensor) -> int:
-    return int(torch.count_nonzero(got.cpu() != want))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _chosen_row(device: torch.device, page_size: int, batch: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
 from ...dispatch import specs_of
-from ...params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
+from ...params import CSR, OUTPUTS, RECORD_WORDS, SLOTS, TABLE, Build, View
 from ...platforms.specs import BackendSpec
 
 I32, I64 = torch.int32, torch.int64
@@ -47,7 +48,15 @@ def of_spec(spec: BackendSpec, batch: int) -> Build:
     build.min_seq_len, build.min_last_page_len = spec.min_seq_len, spec.min_last_page_len
     build.pad_to_multiple_of = spec.pad_to_multiple_of(spec.page_size)
     build.pad_value = spec.pad_id if spec.pad_to_tokens else None
+    build.sums_fit = True  # of any batch of rows that an engine has
+    if form == TABLE:
+        build.views[0].record = meta(1 + batch, RECORD_WORDS)
     return build
+
+
+def extension(spec: BackendSpec, batch: int) -> Build:
+    """What `MetadataBuilder.extend` launches for a backend of page tables."""
+    return replace(of_spec(spec, batch), extends=True)
 
 
 def csr(page_size: int, batch: int) -> Build:
@@ -82,8 +91,15 @@ def variants(vendor: str) -> Iterator[tuple[str, Callable[[int], Build]]]:
     """Name and page size of every op and of every backend of a vendor, and its build for a batch."""
     yield from _OPS.items()
     yield from map(of_backend, specs_of(vendor).values())
+    tables = (spec for spec in specs_of(vendor).values() if spec.form == "table")
+    yield from map(extension_of_backend, tables)
 
 
 def of_backend(spec: BackendSpec) -> tuple[str, Callable[[int], Build]]:
     """The same of one backend."""
     return f"{spec.name} {spec.page_size}", lambda batch: of_spec(spec, batch)
+
+
+def extension_of_backend(spec: BackendSpec) -> tuple[str, Callable[[int], Build]]:
+    """The same of one backend's extensions."""
+    return f"{spec.name} {spec.page_size}, extend", lambda batch: extension(spec, batch)
