@@ -16,6 +16,7 @@ REPORTS = "xkv/kernel/reports.py"
 GROUP = "xkv/kernel/group.py"
 CHOSEN, CHOSEN_TILES = "xkv/kernel/chosen.py", "xkv/kernel/chosen_tiles.py"
 EXPANDED = "xkv/kernel/expanded.py"
+EXTENSION = "xkv/kernel/extension.py"
 
 
 class Mutation(NamedTuple):
@@ -45,6 +46,7 @@ class Mutation(NamedTuple):
 HOSTILE = "tests/kernel/test_hostile.py"
 CHOSEN_TESTS = "tests/kernel/test_chosen.py"
 EXPANDED_TESTS = "tests/kernel/test_expanded.py"
+EXTENSION_TESTS = "tests/kernel/test_extension.py"
 REFERENCE = "tests/kernel/test_reference.py"
 ENGINE_BUILDS = "tests/kernel/test_engine_builds.py"
 CHECK = "xkv/cli/check"
@@ -136,8 +138,8 @@ MUTATIONS = [
     ),
     Mutation(
         "leftover tiles of slots", "xkv/launch/grid.py",
-        "in_rows = rows + part.leftover_rows(programs, units)",
-        "in_rows = rows + 0", "long prefills keep the slots of the step before", "leftover",
+        "in_rows = part.rows(batch) + part.leftover_rows(programs, units)",
+        "in_rows = part.rows(batch) + 0", "long prefills keep the slots of the step before", "leftover",
         "tests/host/test_tuning.py",
     ),
     Mutation(
@@ -643,7 +645,7 @@ MUTATIONS = [
         "a leftover tile is written further on in the stream", "curated and skewed",
     ),
     Mutation(
-        "own tiles skipped", KERNEL, "while idx < end:", "while idx < end - 1:",
+        "own tiles skipped", TILES, "while idx < end:", "while idx < end - 1:",
         "a row's last tile is never written", "curated and (skewed or odd) or any_tile_size",
     ),
     Mutation(
@@ -675,8 +677,8 @@ MUTATIONS = [
         "a padded row has a last page of no tokens", "least_last_page",
     ),
     Mutation(
-        "sums of a chunk lost", SUMS, "            item_sum += tl.sum(items, 0)\n",
-        "            item_sum = tl.sum(items, 0)\n",
+        "sums of a chunk lost", SUMS, "                item_sum += tl.sum(items, 0)\n",
+        "                item_sum = tl.sum(items, 0)\n",
         "rows past the first BATCH_BLOCK begin too early", "curated and many",
     ),
     Mutation(
@@ -974,5 +976,137 @@ MUTATIONS = [
         "more query tokens than tokens", EXPANDED, "(end - begin > length) & (length > 0)",
         "(end - begin > length + 1) & (length > 0)",
         "positions before the row without a report", "as_defined", EXPANDED_TESTS,
+    ),
+    Mutation(
+        "an extension of another row", EXTENSION,
+        "(source == row.source) & ",
+        "",
+        "another request's pages are kept", "does_not_fit",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension of a longer past", EXTENSION,
+        " & (past <= row.past)",
+        "",
+        "a shorter row keeps what may be another's", "does_not_fit",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension of a row that no build wrote", EXTENSION,
+        "(b < num_rows) & ",
+        "",
+        "a finished request's pages are kept", "older_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension keeps its query tokens", ROWS,
+        "past = clip(tl.minimum(given_length, length - newest), 0, end)",
+        "past = clip(length, 0, end)",
+        "slots of rejected drafts are kept", "rejected",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "a past with draft tokens", ROWS,
+        "tl.minimum(given_length, length - newest)",
+        "length - newest",
+        "slots of rejected drafts are kept", "equals_a_build or rejected",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension of a moved window", EXTENSION,
+        "        fits = fits & (shown == now_shown)\n",
+        "        fits = fits\n",
+        "a window's table shows the tokens before it", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension of an absolute window", EXTENSION,
+        "known = tl.where(shown == now_shown, known, tl.minimum(known, changed))",
+        "known = known",
+        "pages that left the window are still named", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "records of empty rows", EXTENSION,
+        "tl.where(row.start < row.end, past, 0)",
+        "past",
+        "a row that was empty is never written", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "an extension past the entries that there were", EXTENSION,
+        "tl.minimum(items, row.items))",
+        "row.items)",
+        "entries that were cut are taken for written", "equals_a_build or does_not_fit",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "a draft's own pages are kept", EXTENSION,
+        "        end = tl.minimum(end, row.branch_start)\n",
+        "        end = end\n",
+        "branches read pages of the step before", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "last entries that begin too late", EXTENSION,
+        "_settled(row.past, row, req, C) - LAST_TOKENS",
+        "_settled(row.past, row, req, C) + LAST_TOKENS",
+        "new tokens have no page", "last_entries or equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "more last entries than lanes", EXTENSION,
+        "row.items - LAST_ENTRIES)",
+        "row.items - LAST_ENTRIES - 1)",
+        "a row's last page is never written", "equals_a_build or rejected",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "a row that lacks entries is left so", EXTENSION,
+        "    lacks = known < first\n",
+        "    lacks = known < first - 1\n",
+        "an entry is stale", "does_not_fit or equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "lacking rows of a program but the first", EXTENSION,
+        "is_row = j == n * LAST_ENTRIES",
+        "is_row = j == n * 0",
+        "rows that do not fit are stale", "does_not_fit",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "sinks of an extension", EXTENSION,
+        "tl.maximum(tl.maximum(entry, row.sink_items), row.items - LAST_ENTRIES)",
+        "tl.maximum(entry, row.items - LAST_ENTRIES)",
+        "a window's first pages are those of its sinks", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "padding of an extension", EXTENSION,
+        "is_there = (items >= 0) & (items <= end) &",
+        "is_there = (items >= 0) &",
+        "ids of rejected tokens in the padding", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "padding that an extension lacks", EXTENSION,
+        "& (padded_end(items, view, policy) >= padding_end)",
+        "",
+        "the tile behind a row is stale", "equals_a_build",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "records read after they are replaced", EXTENSION,
+        "    tl.debug_barrier()  #",
+        "    # tl.debug_barrier()  #",
+        "a row that does not fit is kept by half of a program's threads", "barrier",
+        "tests/kernel/test_compile.py", "compile",
+    ),
+    Mutation(
+        "sums of many requests in an extension", SUMS,
+        "if chunk + step < req.batch:",
+        "if chunk + 2 * step < req.batch:",
+        "sums of a batch's last requests begin too early", "curated and many",
     ),
 ]  # fmt: skip

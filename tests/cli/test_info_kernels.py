@@ -61,7 +61,9 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("vendor", ["cuda", "hip"])
 def test_every_op_and_backend(vendor: str) -> None:
     ops = [f"build_page_table {n}" for n in (64, 16, 1)] + [f"build_kv_indices {n}" for n in (64, 1)]
-    backends = [f"{spec.name} {spec.page_size}" for spec in dispatch.specs_of(vendor).values()]
+    specs = dispatch.specs_of(vendor).values()
+    backends = [f"{spec.name} {spec.page_size}" for spec in specs]
+    backends += [f"{spec.name} {spec.page_size}, extend" for spec in specs if spec.form == "table"]
     assert [name for name, _ in variants(vendor)] == [*ops, "build_slot_mapping 1", *backends]
 
 

@@ -206,6 +206,18 @@ def test_small_storages(arch: str, pattern: str) -> None:
     examine(compiled(build, row, where), where, row, pattern)
 
 
+@pytest.mark.parametrize("arch", ["sm90", "gfx942"])
+def test_records_are_replaced_behind_a_barrier(arch: str) -> None:
+    """Each thread of a program reads the records that one of them replaces."""
+    where = GPUS[arch]
+    need(where)
+    build = forms_of(where)["extension"](256)
+    text = compiled(build, dispatch.tuning_row(where, "extension", 256), where).asm["ttgir"]
+    (barrier,) = re.finditer(r"^ *(gpu|ttg)\.barrier\b", text, re.M)
+    assert "tt.store" in text[barrier.end() :]
+    assert "tt.load" not in text[barrier.end() :]
+
+
 @pytest.mark.parametrize("arch", GPUS)
 def test_group(arch: str) -> None:
     """Several outputs in one launch: the code of all of them fits."""

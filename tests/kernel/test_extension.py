@@ -11,6 +11,8 @@ import torch
 from conftest import GPUS, INTERPRETED
 
 import xkv
+from xkv import cuda, rocm
+from xkv.launch import launch
 from xkv.params import LAST_ENTRIES, OUTPUTS
 
 WIDTH, ROWS, MAX_BATCH = 400, 6, 6
@@ -120,6 +122,25 @@ def test_an_extension_equals_a_build(seed: int, device: str) -> None:
         (ours.build if rng.random() < 0.2 else ours.extend)(*inputs, **more)
         theirs.build(*inputs, **more)
         pair.same(len(inputs[0]))
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100", "gfx942", "gfx950"])
+def test_every_tuning_row(arch: str, device: str) -> None:
+    """The tables' own rows, with their real block sizes; warps do not change the meaning."""
+    for row in {**cuda.TUNING, **rocm.TUNING}[arch]:
+        if row.access_pattern != "extension":
+            continue
+        (ours, _), (theirs, _) = builder_of(device), builder_of(device)
+        lens = [300, 5, 0, 64, 200]
+        for builder in (ours, theirs):
+            builder.build(*vectors(device, [0, 1, 2, 3, 4], lens))
+        for rows, more in (([0, 1, 2, 3, 4], 1), ([4, 1, 2, 0, 3], 40)):
+            lens = [n + more for n in lens]
+            inputs = (*vectors(device, rows, lens), 0, 1, 0, None, None)
+            launch.launch(ours._steps.make(inputs, True).fill(inputs), row, xkv.platform(device))
+            theirs.build(*inputs[:2])
+            assert torch.equal(ours._views[0].out, theirs._views[0].out)
+            assert torch.equal(ours._views[0].cu_seqlens_k, theirs._views[0].cu_seqlens_k)
 
 
 def builder_of(device: str, page_size: int = 4, **options: Any) -> tuple[xkv.MetadataBuilder, torch.Tensor]:

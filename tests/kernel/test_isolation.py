@@ -136,6 +136,8 @@ def one_after_the_other(device: str, graph: bool, **faults: bool) -> serving.Rea
     engine.submit(Request(0.0, tokens, 6, ()) for tokens in (500, 900))
     while not engine.done:
         batch = engine.step()
+        if not batch.host_rows:
+            continue  # a padded row in a graph would tell the request's row from it
         meta = reader.build(batch.req_pool_indices, batch.seq_lens, graph, batch.extends)
         serving.check(engine, batch, reader, meta)
     return reader

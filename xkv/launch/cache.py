@@ -64,7 +64,8 @@ class CacheEntry:
         """Returns the grid, own tiles and kernel for these sizes; None if it is not compiled yet."""
         tuning = dispatch.tuning_row(self._target, self._access_pattern, batch)
         schedule = schedule_sizes(
-            batch, row_items, self._writes_sums, self._num_views, tuning, self._target, self._host_inputs
+            batch, row_items, self._writes_sums, self._num_views, tuning, self._target,
+            self._access_pattern, self._host_inputs,
         )  # fmt: skip
         compiled = self._compiled.get((tuning, schedule.balance, schedule.int64_tiles))
         if compiled is None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .. import dispatch
 from ..params import INT32_MAX, NO_IDS, Build
 from ..platforms.detect import Platform
-from ..platforms.tuning import Tuning
+from ..platforms.tuning import AccessPattern, Tuning
 from . import memory
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
@@ -56,7 +56,7 @@ class PartSchedule(NamedTuple):
 
     def rows(self, batch: int) -> int:
         """Rows of programs that a batch needs, with one for the sums."""
-        return _program_rows(max(batch, 1), self.tuning) + 1
+        return _program_rows(max(batch, 1), self.tuning, self.tuning.access_pattern) + 1
 
     def programs(self, rows: int, units: int) -> int:
         """Programs of each of so many rows, on a device of so many compute units."""
@@ -82,18 +82,19 @@ def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | N
     batch = build.batch if batch is None else batch
     host_inputs = memory.inputs_on_host(build)
     return schedule_sizes(
-        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, host_inputs
+        batch, build.row_items, build.writes_sums, len(build.views), tuning, target, build.access_pattern,
+        host_inputs,
     )  # fmt: skip
 
 
-def _program_rows(batch: int, tuning: Tuning) -> int:
+def _program_rows(batch: int, tuning: Tuning, pattern: AccessPattern) -> int:
     """Rows of programs that have the rows of a batch: as many, but in an extension."""
-    return -(-batch // tuning.tiles_per_program) if tuning.access_pattern == "extension" else batch
+    return -(-batch // tuning.tiles_per_program) if pattern == "extension" else batch
 
 
 def schedule_sizes(
     batch: int, row_items: int, writes_sums: bool, num_views: int, tuning: Tuning, target: Platform,
-    host_inputs: bool = False,
+    pattern: AccessPattern, host_inputs: bool = False,
 ) -> Schedule:  # fmt: skip
     """Returns the schedule for these sizes.
 
@@ -105,11 +106,12 @@ def schedule_sizes(
         num_views: outputs.
         tuning: the tuning row.
         target: the device.
+        pattern: the access pattern of the launch.
         host_inputs: whether inputs are in host memory. Each program that reads them pays for it, so that a
             row's own programs write all of it, and there are no more programs than fill the device once.
     """
     batch = max(batch, 1)
-    if tuning.access_pattern == "query_tokens":
+    if pattern == "query_tokens":
         tiles = max(-(-row_items // tuning.num_page_per_block), 1)
         programs = min(tiles, target.compute_units * (1 if host_inputs else tuning.programs_per_cu))
         return Schedule(
@@ -119,7 +121,7 @@ def schedule_sizes(
         programs = max(-(-batch // tuning.batch_block), min(batch, _SUM_PROGRAMS))
         return Schedule((programs, 1, num_views), tuning.num_page_per_block, 1, False, False)
     # the programs of one more row have no tiles of their own and write the sums
-    rows = _program_rows(batch, tuning) + writes_sums
+    rows = _program_rows(batch, tuning, pattern) + writes_sums
     num_page, units = tuning.num_page_per_block, target.compute_units
     tiles = max(-(-row_items // num_page), 1)
     programs = min(max(units * tuning.programs_per_cu // rows, 1), tiles, GRID_Y_MAX)
@@ -150,7 +152,7 @@ def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedul
     """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
     max_batch *= 1 if build.draft is None else build.draft.topk
     row = _small_tiles(dispatch.tuning_row(target, build.access_pattern, max_batch), target)
-    found = schedule_sizes(max_batch, build.row_items, True, 1, row, target)
+    found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, row.access_pattern)
     num_page = found.num_page_per_block
     tiles = max(-(-build.row_items // num_page), 1)
     return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles)
