@@ -54,6 +54,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 waiting = [Request(20, 6), Request(3, 9), Request(11, 4)]
 running: list[Request] = []
 worst, step = 0.0, 0
+batch: list[Request] = []  # of the last step
 while waiting or running:
     if waiting:  # one prefill a step, together with the decodes
         running.append(waiting.pop())
@@ -64,7 +65,9 @@ while waiting or running:
     new = torch.tensor([len(request.new) for request in running], device=device)
 
     slots = xkv.build_slot_mapping(table, rows, lens, new, source_page_size=PAGE)
-    meta = builder.build(rows, lens, query_lens=new)  # one launch, into buffers with fixed addresses
+    # one launch, into buffers with fixed addresses; only what is new if the requests are the last step's
+    write, batch = builder.extend if running == batch else builder.build, [*running]
+    meta = write(rows, lens, query_lens=new)
     assert meta.page_table is not None
 
     cache.flatten(0, 1)[slots] = torch.cat([request.new for request in running])
