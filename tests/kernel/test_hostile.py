@@ -35,7 +35,7 @@ from xkv.cli.check.engine_rows import (
 from xkv.cli.check.families import Family, families
 from xkv.cli.check.values import INDPTR
 from xkv.launch import compile
-from xkv.params import CSR, SLOTS, TABLE
+from xkv.params import CSR, SLOTS, TABLE, TABLE
 from xkv.status import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +93,7 @@ def test_every_op_backend_and_form_is_tried() -> None:
             assert {family.query_sign for family in mine} == {-1, 0, 1}
             options = frozenset().union(*(family.options for family in mine))
             assert options >= {*VECTORS, "window", "window_map", "page_map", "unit"}
+            assert ("extends" in options) == all(family.form == TABLE for family in mine)
 
 
 def drawn() -> Iterator[Case]:

@@ -3,10 +3,10 @@
 A record is four int32 words for each row of a table: its source row, the position that begins its first shown
 page, its past, and its entries. Record 0 is the table's: how many rows the last build wrote.
 
-A program has C.EXTENDS rows. It writes the last entries of each, whatever the record says, so that no store waits
-for a record; a step adds few. Where the record lacks entries before these, the row is written from there on,
-or whole if the record does not fit. Records are read and replaced by the program that has the row: no program
-reads one that another writes.
+A program has C.EXTENDS rows. It writes the last entries of each, whatever the record says, so that no store
+waits for a record; a step adds few. Where the record lacks entries before these, the row is written from
+there on, or whole if the record does not fit. Records are read and replaced by the program that has the row:
+no program reads one that another writes.
 """
 
 import triton
