@@ -35,7 +35,7 @@ from xkv.cli.check.engine_rows import (
 from xkv.cli.check.families import Family, families
 from xkv.cli.check.values import INDPTR
 from xkv.launch import compile
-from xkv.params import CSR, SLOTS, TABLE, TABLE
+from xkv.params import CSR, SLOTS, TABLE
 from xkv.status import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
