@@ -1013,6 +1013,13 @@ MUTATIONS = [
         EXTENSION_TESTS,
     ),
     Mutation(
+        "a past with query tokens", ROWS,
+        "tl.minimum(given_length, length - newest)",
+        "given_length",
+        "slots of rejected drafts are kept", "rejected",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
         "an extension of a moved window", EXTENSION,
         "        fits = fits & (shown == now_shown)\n",
         "        fits = fits\n",

@@ -213,19 +213,28 @@ def test_rows_of_an_older_build_are_written_whole(device: str) -> None:
     assert torch.equal(table[2, :76], source[2, :303:4] // 4)
 
 
-def test_drafts_that_were_rejected(device: str) -> None:
-    """Slots of query tokens may be others in the next step, of verified drafts as of any."""
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        (0, {"seq_lens_delta": 40, "query_lens": 40}),
+        (0, {"seq_lens_delta": 40}),
+        (40, {"query_lens": 40}),
+    ],
+    ids=["verify", "one query token", "lengths with drafts"],
+)
+def test_drafts_that_were_rejected(more: int, options: dict[str, int], device: str) -> None:
+    """Slots of drafts may be others in the next step: of more of them than an extension always writes."""
     builder, source = builder_of(device, page_size=1)
     rows, lens = vectors(device, [3, 1], [200, 100])
-    builder.build(rows, lens)
     rng = random.Random(0)
-    for _ in range(12):
+    for n in range(5):
         for b, row in enumerate(rows.tolist()):
             begin = int(lens[b])
-            source[row, begin : begin + 5] = torch.randint(0, 9000, (5,), dtype=torch.int32, device=device)
-        table = builder.extend(rows, lens, seq_lens_delta=5, query_lens=5).page_table
+            source[row, begin : begin + 40] = torch.randint(0, 9000, (40,), dtype=torch.int32, device=device)
+        step = builder.extend if n else builder.build
+        table = step(rows, lens + more, **options).page_table
         for b, row in enumerate(rows.tolist()):
-            end = int(lens[b]) + 5
+            end = int(lens[b]) + 40
             assert torch.equal(table[b, :end], source[row, :end])
         lens = lens + torch.tensor([rng.randint(1, 5), rng.randint(1, 5)], device=device)
 
