@@ -124,6 +124,7 @@ def test_an_extension_equals_a_build(seed: int, device: str) -> None:
         pair.same(len(inputs[0]))
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("arch", ["sm90", "sm100", "gfx942", "gfx950"])
 def test_every_tuning_row(arch: str, device: str) -> None:
     """The tables' own rows, with their real block sizes; warps do not change the meaning."""
