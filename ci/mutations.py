@@ -1037,14 +1037,7 @@ MUTATIONS = [
         "records of empty rows", EXTENSION,
         "tl.where(row.start < row.end, past, 0)",
         "past",
-        "a row that was empty is never written", "equals_a_build",
-        EXTENSION_TESTS,
-    ),
-    Mutation(
-        "an extension past the entries that there were", EXTENSION,
-        "tl.minimum(items, row.items))",
-        "row.items)",
-        "entries that were cut are taken for written", "equals_a_build or does_not_fit",
+        "a row that was empty is never written", "was_empty",
         EXTENSION_TESTS,
     ),
     Mutation(

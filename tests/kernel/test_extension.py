@@ -240,6 +240,16 @@ def test_drafts_that_were_rejected(more: int, options: dict[str, int], device: s
         lens = lens + torch.tensor([rng.randint(1, 5), rng.randint(1, 5)], device=device)
 
 
+def test_a_row_that_was_empty(device: str) -> None:
+    """Its one entry, which a backend of no empty rows reads, has no token: it is not kept."""
+    source = torch.arange(ROWS * WIDTH, dtype=torch.int32, device=device).view(ROWS, WIDTH)
+    builder = xkv.MetadataBuilder(OWN, source, max_batch_size=1, max_context_len=WIDTH, page_size=4)
+    start = torch.tensor([50], device=device)
+    builder.build(*vectors(device, [2], [50]), kv_start=start)
+    table = builder.extend(*vectors(device, [2], [130]), kv_start=start).page_table
+    assert torch.equal(table[0, :21], (source[2, 48:130:4] // 4).to(torch.int64))
+
+
 def test_a_stream_is_built(device: str) -> None:
     source = torch.arange(64, dtype=torch.int32, device=device).view(2, 32)
     sizes = {"max_batch_size": 2, "max_context_len": 32, "page_size": 4}
