@@ -1034,13 +1034,6 @@ MUTATIONS = [
         EXTENSION_TESTS,
     ),
     Mutation(
-        "records of empty rows", EXTENSION,
-        "tl.where(row.start < row.end, past, 0)",
-        "past",
-        "a row that was empty is never written", "was_empty",
-        EXTENSION_TESTS,
-    ),
-    Mutation(
         "a draft's own pages are kept", EXTENSION,
         "        end = tl.minimum(end, row.branch_start)\n",
         "        end = end\n",

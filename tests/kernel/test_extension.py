@@ -241,7 +241,7 @@ def test_drafts_that_were_rejected(more: int, options: dict[str, int], device: s
 
 
 def test_a_row_that_was_empty(device: str) -> None:
-    """Its one entry, which a backend of no empty rows reads, has no token: it is not kept."""
+    """And has one entry all the same, for a backend of no empty rows; it is right once the row has grown."""
     source = torch.arange(ROWS * WIDTH, dtype=torch.int32, device=device).view(ROWS, WIDTH)
     builder = xkv.MetadataBuilder(OWN, source, max_batch_size=1, max_context_len=WIDTH, page_size=4)
     start = torch.tensor([50], device=device)
