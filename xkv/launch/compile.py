@@ -143,9 +143,8 @@ def vec_16b(build: Build, target: Platform) -> bool:
     contiguous = build.page_size == build.source_page_size
     if build.shard is not None and (build.form == SLOTS or build.shard.source == "global"):
         contiguous = False
-    if build.tiles_of_tokens or build.views[0].sink is not None or build.draft or build.clamps_tail:
-        contiguous = False
-    if build.extends:
+    has_sinks = build.views[0].sink is not None
+    if build.tiles_of_tokens or has_sinks or build.draft or build.clamps_tail or build.extends:
         contiguous = False
     return contiguous and (target.vendor != "cuda" or (build.form == TABLE and build.status is None))
 
@@ -183,8 +182,10 @@ def named_arguments(build: Build) -> dict[str, Any]:
     """
     source, padded, queries = build.req_to_token, build.pad_value is not None, build.query_lens
     given, translated = build.positions, build.window_out_cache_loc
-    counts = build.views[0].record is not None if build.form != SLOTS else given is None
-    cu_q = build.views[0].cu_seqlens_q
+    cu_q, record = build.views[0].cu_seqlens_q, build.views[0].record
+    last_tokens = build.form == SLOTS and given is None
+    # a record's past is without the query tokens
+    reads_query_len = last_tokens or cu_q is not None or record is not None
     first = _view_arguments(build, build.views[0])
     other = _view_arguments(build, build.views[1]) if len(build.views) == 2 else dict.fromkeys(first)
     wants_last = any(view.kv_last_page_len is not None for view in build.views)
@@ -195,7 +196,7 @@ def named_arguments(build: Build) -> dict[str, Any]:
         "batch": build.batch,
         **int32_words("delta", build.seq_lens_delta_rows), "delta": build.seq_lens_delta,
         **int32_words("query", queries), "query_sign": None if queries is None else build.query_sign,
-        "query_len": build.query_len if queries is None and (counts or cu_q is not None) else None,
+        "query_len": build.query_len if queries is None and reads_query_len else None,
         "shard_rank": None if build.shard is None else int(build.shard.rank),
         **int32_words("positions", given),
         "positions_len": None if given is None else given.shape[0],
