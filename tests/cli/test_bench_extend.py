@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable
 
 import pytest
 
 from xkv.cli.bench import extend
-from xkv.cli.bench.extend import BATCHES, CONTEXTS, PAGES, Point
+from xkv.cli.bench.extend import BATCHES, CONTEXTS, PAGES, Inputs, Point
 
 
 def test_points() -> None:
@@ -19,16 +21,44 @@ def test_points() -> None:
     assert set(extend.points(quick=True)) <= set(found)
 
 
-@pytest.mark.parametrize("page", [1, 16])
-def test_a_stale_entry_is_seen(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Point], list[Inputs]]:
+    """Two builders of a point, on the CPU."""
     monkeypatch.setattr(extend, "_BYTES", 1)
-    inputs = extend.drawn(Point(3, 200, page), "cpu")
-    assert len(inputs) == 2
-    assert all(map(extend._is_right, inputs))
-    spoiled: Any = inputs[0].builder
-    spoiled._views[0].out[1, 0] += 1
-    assert not extend._is_right(inputs[0])
-    assert extend._is_right(inputs[1])
-    for one in inputs:  # what an engine has written last is read again before a replay
+
+    def drawn(point: Point) -> list[Inputs]:
+        inputs = extend.drawn(point, 40, "cpu")
+        assert len(inputs) == 2
+        return inputs
+
+    return drawn
+
+
+@pytest.mark.parametrize("page", [1, 16])
+def test_a_stale_entry_is_seen(page: int, two: Callable[[Point], list[Inputs]]) -> None:
+    inputs = two(Point(3, 200, page))
+
+    def step(one: Inputs, spoiled: int) -> None:
+        one.builder.extend(one.rows, one.lens)
+        one.table[1, 0] += spoiled
+
+    for one in inputs:
+        assert extend._is_right(one, functools.partial(step, spoiled=0))
+        assert not extend._is_right(one, functools.partial(step, spoiled=1))
+        # what an engine has written last is read again before a replay
         assert one.newest.shape[0] == 3
         assert one.newest.max() < one.builder.req_to_token.numel()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("page", [1, 4])
+def test_the_least_writes_a_step(page: int, rows: int, two: Callable[[Point], list[Inputs]]) -> None:
+    point = Point(5, 40, page)
+    one = two(point)[0]
+    for _ in range(page + 1):
+        assert extend._is_right(one, functools.partial(extend._least, point, rows, 1))
+    record, seqlens, cu_k, cu_q = one.others
+    assert record[::4].tolist() == seqlens.tolist() == one.lens.tolist()
+    assert cu_k.tolist() == [0, *itertools.accumulate(one.lens.tolist())]
+    assert cu_q.tolist() == list(range(6))

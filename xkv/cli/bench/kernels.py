@@ -1,8 +1,8 @@
 """The benchmark's own Triton kernels: the least that a point takes, and a kernel before that signals early.
 
-Those of a point check nothing: lengths are int64 and exact, ids are not negative, all tensors are contiguous
-but for the source. `ROUND` entries are moved at once: 4, in one 16-byte access, where the table's width is a
-multiple of 4 and rows of the source begin at a multiple of 16 bytes; else 1.
+Those of a point and of an extension check nothing: lengths are int64 and exact, ids are not negative, all
+tensors are contiguous but for the source. `ROUND` entries are moved at once: 4, in one 16-byte access, where
+the table's width is a multiple of 4 and rows of the source begin at a multiple of 16 bytes; else 1.
 """
 
 import triton
@@ -62,6 +62,35 @@ def csr_loop(
         entry = first + tl.arange(0, TILE)
         ids = tl.load(src_ptr + start + entry * PAGE, mask=entry < entries)
         tl.store(ids_ptr + begin + entry, ids // PAGE, mask=entry < entries)
+
+
+@triton.jit
+def extension(
+    src_ptr, src_stride, rows_ptr, lens_ptr, record_ptr, table_ptr, table_stride, seqlens_ptr, cu_k_ptr,
+    cu_q_ptr, batch, PAGE: tl.constexpr, ROWS: tl.constexpr, BATCH_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A token more in each request: its page, lengths, their sums; a word of each row is read and replaced.
+
+    Grid: (programs of ROWS requests each, and one for the lengths).
+    """
+    pid = tl.program_id(0)
+    if pid == 0:
+        i = tl.arange(0, BATCH_BLOCK)
+        lens = tl.load(lens_ptr + i, mask=i < batch, other=0).to(tl.int32)
+        tl.store(seqlens_ptr + i, lens, mask=i < batch)
+        tl.store(cu_k_ptr + i + 1, tl.cumsum(lens, 0), mask=i < batch)
+        tl.store(cu_q_ptr + i + 1, i + 1, mask=i < batch)
+        tl.store(cu_k_ptr + i, 0, mask=i == 0)
+        tl.store(cu_q_ptr + i, 0, mask=i == 0)
+    else:
+        b = (pid - 1) * ROWS + tl.arange(0, ROWS)
+        known = tl.load(record_ptr + b * 4, mask=b < batch, other=0)
+        length = tl.load(lens_ptr + b, mask=b < batch, other=1).to(tl.int32)
+        row = tl.load(rows_ptr + b, mask=b < batch, other=0)
+        entry = (length - 1) // PAGE
+        ids = tl.load(src_ptr + row * src_stride + entry * PAGE, mask=b < batch, other=0)
+        tl.store(table_ptr + b * table_stride.to(tl.int64) + entry, ids // PAGE, mask=b < batch)
+        tl.store(record_ptr + b * 4, tl.maximum(known, length), mask=b < batch)
 
 
 @triton.jit(do_not_specialize=["value"])
