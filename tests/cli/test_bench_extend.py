@@ -22,12 +22,12 @@ def test_points() -> None:
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Point], list[Inputs]]:
-    """Two builders of a point, on the CPU."""
+def two(monkeypatch: pytest.MonkeyPatch, device: str) -> Callable[[Point], list[Inputs]]:
+    """Two builders of a point."""
     monkeypatch.setattr(extend, "_BYTES", 1)
 
     def drawn(point: Point) -> list[Inputs]:
-        inputs = extend.drawn(point, 40, "cpu")
+        inputs = extend.drawn(point, 40, device)
         assert len(inputs) == 2
         return inputs
 
