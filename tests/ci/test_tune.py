@@ -1,4 +1,4 @@
-"""ci/tune.py: what it sweeps, how it picks, what it prints; times are made up."""
+"""The sweep of ci/tune.py: what it sweeps, how it picks, what it prints; times are made up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,15 +17,14 @@ from benching import TINY
 import xkv
 from xkv.cli.bench import inputs, timing
 from xkv.cli.bench.workloads import WORKLOADS, Workload
+from xkv.cli.tune import command, results, sweep
+from xkv.cli.tune import rows as tune_rows
+from xkv.cli.tune.points import Point
 from xkv.launch import launch
 from xkv.params import CSR, TABLE
+from xkv.platforms import detect
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import AccessPattern, Tuning
-
-CI = Path(__file__).resolve().parents[2] / "ci"
-sys.path.append(str(CI))
-import tune  # noqa: E402
-import tune_rows  # noqa: E402
 
 A = Tuning("strided_far", 16, 64, 4, 8, 2, 8, 64, 1, 2, 16, False, "swept")
 B = dataclasses.replace(A, num_page_per_block=128)
@@ -119,7 +119,7 @@ def test_source() -> None:
 def test_values() -> None:
     assert tune_rows.values("4,8") == (4, 8)
     assert tune_rows.values("true,false") == (True, False)
-    args = tune.parser().parse_args(
+    args = command.parser().parse_args(
         ["--num-warps", "1,2", "--access-patterns", "contiguous", "--tiles-per-program", "2"]
     )
     assert (args.num_warps, args.access_patterns, args.tiles_per_program) == ((1, 2), ["contiguous"], (2,))
@@ -127,12 +127,12 @@ def test_values() -> None:
 
 
 @pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch) -> tune.Sweep:
+def rig(monkeypatch: pytest.MonkeyPatch) -> sweep.Sweep:
     """On the CPU, in little; a row's time is its NUM_PAGE_PER_BLOCK."""
     monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
     monkeypatch.setattr(timing, "in_place", in_place)
-    return tune.Sweep(tune_rows.CLASSES[:2], HOPPER, stream=True, device="cpu")
+    return sweep.Sweep(tune_rows.CLASSES[:2], HOPPER, stream=True, device="cpu")
 
 
 def in_place(
@@ -148,8 +148,8 @@ def in_place(
 
 
 POINTS = [
-    tune.Point(TINY[0], 64, TABLE), tune.Point(TINY[1], 16, CSR), tune.Point(TINY[1], 1, CSR),
-    tune.Point(TINY[1], 1, CSR, 16), tune.Point(TINY[1], 1, TABLE, 16),
+    Point(TINY[0], 64, TABLE), Point(TINY[1], 16, CSR), Point(TINY[1], 1, CSR),
+    Point(TINY[1], 1, CSR, 16), Point(TINY[1], 1, TABLE, 16),
 ]  # fmt: skip
 NAMES = [
     "skewed, page 64", "one, page 16, csr", "one, page 1, csr",
@@ -158,14 +158,14 @@ NAMES = [
 
 
 @pytest.mark.interpret
-def test_times(rig: tune.Sweep) -> None:
+def test_times(rig: sweep.Sweep) -> None:
     found = rig.times([A, B, C], POINTS, 3, math.inf)
     assert found == {row: dict.fromkeys(NAMES, float(row.num_page_per_block)) for row in (A, B, C)}
     assert (rig.wrong, rig.left_out) == ([], [])
 
 
 @pytest.mark.interpret
-def test_no_time(rig: tune.Sweep) -> None:
+def test_no_time(rig: sweep.Sweep) -> None:
     """The first row and point are always timed."""
     found = rig.times([A, B, C], POINTS, 3, -math.inf)
     assert found == {A: {NAMES[0]: 64.0}}
@@ -173,7 +173,7 @@ def test_no_time(rig: tune.Sweep) -> None:
 
 
 @pytest.mark.interpret
-def test_a_row_lost_in_noise_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_lost_in_noise_is_out(rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def noisy(calls: Any, *more: Any, **how: Any) -> dict[str, list[float]]:
         return {name: [us - 64 for us in each] for name, each in in_place(calls, *more, **how).items()}
 
@@ -183,7 +183,7 @@ def test_a_row_lost_in_noise_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.interpret
-def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_row_is_out(rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     right = launch.CompiledLaunch.run
 
     def spoilt(self: Any, build: Any) -> None:
@@ -199,10 +199,10 @@ def test_a_wrong_row_is_out(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.interpret
-def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+def test_main(rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(xkv, "platform", lambda: HOPPER)
-    monkeypatch.setattr(tune, "Sweep", lambda classes, where, predecessor, stream: rig)
+    monkeypatch.setattr(detect, "platform", lambda: HOPPER)
+    monkeypatch.setattr(sweep, "Sweep", lambda classes, where, predecessor, stream: rig)
     machine = {"gpu": "H100", "torch": "2.11", "triton": "3.6"}
     monkeypatch.setattr(timing, "versions", lambda: machine)
     file = tmp_path / "tune.json"
@@ -211,7 +211,7 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     flags += ["--tiles-per-program", "2", "--balanced-per-cu", "2", "--balanced-num-page-per-block", "16"]
     # nothing is left out, however slow the machine
     flags += ["--leftover-per-cu", "1", "--pdl-on-streams", "false", "--minutes", "inf"]
-    assert tune.main([*flags, "--json", str(file)]) == 0
+    assert command.main([*flags, "--json", str(file)]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(file.read_text())
     base = xkv.cuda.TUNING["sm90"][0]
@@ -230,18 +230,39 @@ def test_main(rig: tune.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert [row.num_page_per_block for row in made] == [16, 16]
     assert [dataclasses.asdict(row) for row in made] == record["rows"]
     assert made[0].provenance.startswith("H100, ")
+    # a record, and the archive that it comes in, are read as they were written
+    archive = tmp_path / "report.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.write(file, results.FILE)
+    for came in (file, archive):
+        assert command.main(["--from", str(came)]) == 0
+        assert capsys.readouterr() == (out, "")
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert tune.main([]) == 2
+    assert command.main([]) == 2
     assert capsys.readouterr() == ("", "tune: rows are measured on a GPU, and there is none\n")
+
+
+@pytest.mark.parametrize("missing", ["tabulate", "tqdm"])
+def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert command.main([]) == 2
+    assert capsys.readouterr() == ("", f"tune: {missing} is missing; pip install 'xkv[bench]'\n")
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(detect, "_torch", detect._torch.__wrapped__)
+    assert command.main([]) == 2
+    assert capsys.readouterr().err.startswith("tune: torch is not installed, and xkv never installs it: ")
 
 
 @pytest.mark.gpu
 def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_rows, "WORKLOADS", TINY)
-    rig = tune.Sweep(tune_rows.CLASSES[:1], xkv.platform())
+    rig = sweep.Sweep(tune_rows.CLASSES[:1], xkv.platform())
     found = rig.times([A, B], POINTS, 3, math.inf)
     assert (rig.wrong, rig.left_out) == ([], [])
     for us in found.values():

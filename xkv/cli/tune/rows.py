@@ -1,4 +1,4 @@
-"""The candidates that ci/tune.py measures, their ranking, and the output of a row as source."""
+"""The candidates that a sweep measures, their ranking, and the output of a row as source."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xkv.cli.bench.workloads import WORKLOADS, Workload
-from xkv.params import CSR, TABLE
-from xkv.platforms.tuning import AccessPattern, Tuning
+from ...params import CSR, TABLE
+from ...platforms.tuning import AccessPattern, Tuning
+from ..bench.workloads import WORKLOADS, Workload
 
 SMALL = 16  # requests; larger batches are the other class
 MAX_WARPS = 64  # per compute unit, at 32 lanes each

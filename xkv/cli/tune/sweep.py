@@ -1,0 +1,170 @@
+"""What times tuning rows against each other on a GPU.
+
+Workloads, checks and timing, in place, are those of `python -m xkv bench`. For each class of rows, every
+candidate is timed at one page size, on page tables if its row builds any; then the best of them, and the row
+in use, for longer, at every page size and on CSR indices too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ... import dispatch
+from ...launch import launch
+from ...platforms.detect import Platform
+from ...platforms.tuning import Tuning
+from ..bench import inputs, oracle, providers, records, timing
+from ..bench.cases import OURS
+from ..bench.inputs import Inputs, Step
+from ..bench.predecessor import PREDECESSORS
+from ..bench.providers import Provider
+from ..bench.sglang import Plugin, SGLang
+from . import rows as tune_rows
+from .points import Point, build_of, fine, source_of
+from .rows import Class
+
+_COARSE_ROUNDS = 5
+_COARSE_SHARE = 0.5  # of a class's time
+
+Times = dict[Tuning, dict[str, float]]
+Launch = Callable[[], None]
+
+
+class Sweep:
+    """The GPU side.
+
+    Args:
+        classes: what is swept.
+        where: the platform.
+        predecessor: the kernel before each launch, a name of `PREDECESSORS`.
+        stream: launches on a stream, not from a graph.
+        device: its torch device.
+
+    Attributes:
+        wrong: what a row built that it should not have, a sentence each; such a row is out.
+        left_out: the rows and points that there was no time for, or whose times were lost in noise.
+    """
+
+    def __init__(
+        self, classes: Sequence[Class], where: Platform, predecessor: str = "add", stream: bool = False,
+        device: str = "cuda",
+    ) -> None:  # fmt: skip
+        self.wrong: list[str] = []
+        self.left_out: list[str] = []
+        self._where, self._before, self._stream = where, PREDECESSORS[predecessor], stream
+        loads = [load for each in classes for load in each.loads]
+        self._sources = inputs.make_sources(loads, device)
+
+    def times(self, rows: Sequence[Tuning], points: Sequence[Point], rounds: int, deadline: float) -> Times:
+        """Times rows against each other on each of the points. Syncs.
+
+        Args:
+            rows: tuning rows that differ.
+            points: at least one.
+            rounds: timed replays of each row.
+            deadline: by time.perf_counter(); once it has passed, rows are left out of the first point
+                (where they compile), and points after it as a whole.
+
+        Returns:
+            By row, by point, microseconds, the median over rounds; each row has the same points.
+        """
+        times: Times = {row: {} for row in rows}
+        for point in tqdm(points, unit="point", file=sys.stderr, leave=False):
+            first = point is points[0]
+            if not first and time.perf_counter() > deadline:
+                self.left_out.append(point.name)
+                continue
+            at = inputs.make_inputs(point.case, point.load, self._sources[point.load.capacity])
+            ours = providers.makers(at, SGLang([]), Plugin([]))[OURS]()
+            out = dict(ours.results or {})
+            source = source_of(at, point.source_page_size)
+            builds = [build_of(at, point, source, out, step) for step in at.steps]
+            ready: dict[Tuning, list[Launch]] = {}
+            for row in list(times):
+                if first and ready and time.perf_counter() > deadline:
+                    self.left_out.append(str(row))
+                    del times[row]
+                    continue
+                ready[row] = [
+                    functools.partial(launch.CompiledLaunch(build, row, self._where).run, build)
+                    for build in builds
+                ]
+            for row in self._wrong(at, point, ours, ready):
+                del times[row], ready[row]
+            calls = {
+                str(n): functools.partial(_launch, prepared) for n, prepared in enumerate(ready.values())
+            }
+            warm = [at.index, at.lens]
+            before = functools.partial(_call_before, self._before, at.launches)
+            numbers = range(inputs.LAUNCHES)
+            found = timing.in_place(calls, before, numbers, warm, rounds, stream=self._stream)
+            for row, us in zip(ready, found.values(), strict=True):
+                times[row][point.name] = records.median_us(us)
+                if times[row][point.name] < records.SHORTEST:
+                    self.left_out.append(f"{point.name}: {row}: lost in the noise of the kernel before")
+                    del times[row]
+        return times
+
+    def _wrong(
+        self, at: Inputs, point: Point, ours: Provider, ready: dict[Tuning, list[Launch]]
+    ) -> list[Tuning]:
+        """Launches each row once; returns those whose result is wrong."""
+        first = dataclasses.replace(at, steps=at.steps[:1])
+
+        def call(row: Tuning, step: Step) -> None:
+            _launch(ready[row], 0)  # is for that step
+
+        found = {
+            row: oracle.difference(first, dataclasses.replace(ours, call=functools.partial(call, row)))
+            for row in ready
+        }
+        wrong = {row: what for row, what in found.items() if what}
+        self.wrong += [f"{point.name}: {row}: {what}" for row, what in wrong.items()]
+        return list(wrong)
+
+
+def _launch(prepared: Sequence[Launch], number: int) -> None:
+    """The launch of that number in a graph: the sets of source rows in turn."""
+    prepared[number % len(prepared)]()
+
+
+def _call_before(before: Callable[[Tensor], None], launches: Sequence[Step], number: int) -> None:
+    """The kernel before the launch of that number."""
+    before(launches[number].lens)
+
+
+def sweep(
+    each: Class, rig: Sweep, base: Tuning, args: argparse.Namespace, share: float
+) -> tuple[Times, Times]:
+    """Times all candidates of a class, then the best of them for longer.
+
+    Args:
+        each: the class.
+        rig: what times them.
+        base: the row in use.
+        args: --keep, --rounds, --jobs.
+        share: seconds that it may take, about.
+
+    Returns:
+        What `Sweep.times` gave, of the coarse stage and of the other.
+    """
+    begin = time.perf_counter()
+    rows = tune_rows.candidates(base, each.grid)
+    coarse = [Point(load, each.sizes[0], each.forms[0], each.source_page_size) for load in each.loads]
+    first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
+    rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
+    return first, rig.times(rows, fine(each), args.rounds, begin + share)
+
+
+def in_use(each: Class, where: Platform) -> Tuning:
+    """The class's row in use."""
+    row = dispatch.tuning_row(where, each.access_pattern, each.max_batch or 1 << 16)
+    return dataclasses.replace(row, max_batch=each.max_batch, provenance="swept")
