@@ -6,7 +6,7 @@ import os
 import platform
 import re
 
-# An absolute path's folders: "/", then a name and "/", and so on; not behind a word, ":" or "/" ("a/b", a URL).
+# The folders of an absolute path: "/", a name, "/", and so on; not behind a word, ":" or "/" ("a/b", a URL).
 _FOLDERS = re.compile(r"(?<![\w./:>-])/(?:[^\s/\"'\\:<>|]+/)+")
 _PACKAGES = re.compile(r".*/(?:site|dist)-packages/")
 _SHORTEST = 3  # letters of a name: a shorter one would be found in other words' places
