@@ -27,7 +27,7 @@ LOCALS = {
     "2.15.0": ("rocm7.2",),
 }
 # The distributions that have the module triton. AMD's "triton" has a local version of its own, as its torch
-# has; which name a torch asks for has changed with its version and publisher, so that each is tried with each.
+# has. Which name a torch asks for has changed with its version and publisher: each is tried with each.
 NAMES = ("triton", "pytorch-triton-rocm", "triton-rocm")
 
 
