@@ -21,7 +21,7 @@ from xkv.cli.tune import command, results, sweep
 from xkv.cli.tune import rows as tune_rows
 from xkv.cli.tune.points import Point
 from xkv.launch import launch
-from xkv.params import CSR, TABLE
+from xkv.params import CSR, SLOTS, TABLE
 from xkv.platforms import detect
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import AccessPattern, Tuning
@@ -36,20 +36,22 @@ HOPPER = Platform("cuda", "sm90", 32, 132)
 def test_classes() -> None:
     """Every row of a vendor's table has its class, and every workload is in one of each kind.
 
-    But for slots, mapped ids and extensions: no workload has query tokens, maps or a step before.
+    But for extensions, which need room for more tokens, and slots, which have one class.
     """
-    unswept = {"mapped", "query_tokens", "extension"}
+    others = {"query_tokens", "extension"}
     assert [(each.access_pattern, each.max_batch) for each in tune_rows.CLASSES] == [
-        (row.access_pattern, row.max_batch)
-        for row in xkv.cuda.TUNING["sm90"]
-        if row.access_pattern not in unswept
+        (row.access_pattern, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
     ]
-    for pattern in set(get_args(AccessPattern)) - unswept:
+    for pattern in set(get_args(AccessPattern)) - others:
         small, large = (each for each in tune_rows.CLASSES if each.access_pattern == pattern)
         assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
         assert sorted([*small.loads, *large.loads]) == sorted(
             load for load in WORKLOADS if "ops" in load.suites
         )
+    (slots,) = (each for each in tune_rows.CLASSES if each.access_pattern == "query_tokens")
+    assert sorted(slots.loads) == sorted(load for load in WORKLOADS if "ops" in load.suites)
+    extensions = [each for each in tune_rows.CLASSES if each.access_pattern == "extension"]
+    assert [sorted({load.batch for load in each.loads}) for each in extensions] == [[8], [32], [256], [512]]
     assert set(tune_rows.SWEPT) | {"access_pattern", "max_batch", "provenance"} == {
         field.name for field in dataclasses.fields(Tuning)
     }
@@ -149,11 +151,14 @@ def in_place(
 
 POINTS = [
     Point(TINY[0], 64, TABLE), Point(TINY[1], 16, CSR), Point(TINY[1], 1, CSR),
-    Point(TINY[1], 1, CSR, 16), Point(TINY[1], 1, TABLE, 16),
+    Point(TINY[1], 1, CSR, 16), Point(TINY[1], 1, TABLE, 16), Point(TINY[0], 16, TABLE, 1, "map"),
+    Point(TINY[0], 16, CSR, 1, "map"), Point(TINY[0], 16, TABLE, 1, "extension"),
+    Point(TINY[0], 20, SLOTS), Point(TINY[1], 1, SLOTS),
 ]  # fmt: skip
 NAMES = [
     "skewed, page 64", "one, page 16, csr", "one, page 1, csr",
-    "one, page 1 of 16, csr", "one, page 1 of 16",
+    "one, page 1 of 16, csr", "one, page 1 of 16", "skewed, page 16, map", "skewed, page 16, csr, map",
+    "skewed, page 16, extension", "skewed, 4 query tokens each", "one, 1 query tokens each",
 ]  # fmt: skip
 
 
@@ -182,20 +187,33 @@ def test_a_row_lost_in_noise_is_out(rig: sweep.Sweep, monkeypatch: pytest.Monkey
     assert rig.left_out == [f"skewed, page 64: {A}: lost in the noise of the kernel before"]
 
 
+# Of an extension, the first entry that a build did not write.
+WRONG = {
+    0: "step 0: page_table: live entry 0", 1: "step 0: kv_indices: live entry 0",
+    5: "step 0: page_table: live entry 0", 7: "page_table: entry [0, 44]", 8: "slots: entry [0]",
+}  # fmt: skip
+
+
 @pytest.mark.interpret
-def test_a_wrong_row_is_out(rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("point", "what"), [(POINTS[n], what) for n, what in WRONG.items()], ids=[NAMES[n] for n in WRONG]
+)
+def test_a_wrong_row_is_out(
+    point: Point, what: str, rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = launch.CompiledLaunch.run
 
     def spoilt(self: Any, build: Any) -> None:
-        if self._config.NUM_PAGE_PER_BLOCK != 128:
+        if self._config.NUM_PAGE_PER_BLOCK != 128 or build.extends != (point.kind == "extension"):
             right(self, build)
 
     monkeypatch.setattr(launch.CompiledLaunch, "run", spoilt)
-    found = rig.times([A, B, C], POINTS, 3, math.inf)
+    found = rig.times([A, B, C], [point], 3, math.inf)
     assert list(found) == [A, C]
     (said,) = rig.wrong
-    assert said.startswith(f"skewed, page 64: {B}: step 0: page_table: live entry 0 is -7, not")
-    assert rig.times([B], POINTS[:1], 3, -math.inf) == {}
+    assert said.startswith(f"{point.name}: {B}: ")
+    assert f"{what} is -7, not" in said
+    assert rig.times([B], [point], 3, -math.inf) == {}
 
 
 @pytest.mark.interpret

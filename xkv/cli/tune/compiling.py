@@ -7,12 +7,14 @@ import multiprocessing
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ...launch import launch
 from ...launch.grid import make_schedule
+from ...params import RECORD_WORDS, SLOTS
 from ...platforms import detect
 from ...platforms.tuning import Tuning
-from ..bench.inputs import Inputs, Step
+from ..bench.inputs import POOL, Inputs, Step
 from .points import Point, build_of, source_of
 
 
@@ -43,7 +45,8 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
         fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len")}
         fields["page_table"] = at.ints(1, at.width).expand(load.batch, at.width)
         fields["kv_indices"] = at.ints(1).expand(load.batch * at.width)
-        build = build_of(at, point, source_of(at, point.source_page_size), fields, step)
+        fields |= _of_kind(at, point)
+        build = build_of(at, point, source_of(at, point), fields, step)
         plan = make_schedule(build, row, where)
         blocks = plan.num_page_per_block, row.batch_block
         key = (
@@ -58,3 +61,16 @@ def _compile_share(work: Sequence[tuple[Sequence[Tuning], Sequence[Point]]], num
             seen.add(key)
             if len(seen) % jobs == number:
                 launch.CompiledLaunch(build, row, where)
+
+
+def _of_kind(at: Inputs, point: Point) -> dict[str, Tensor]:
+    """The buffers that a kind of launch has beside: as large, in no memory."""
+    if point.kind == "map":
+        return {"page_map": at.ints(1).expand(POOL // point.size)}
+    if point.kind == "extension":
+        return {"record": at.ints(1, RECORD_WORDS).expand(1 + at.batch, RECORD_WORDS)}
+    if point.form == SLOTS:
+        count = at.batch * point.queries
+        long = at.ints(1, dtype=torch.int64).expand(count)
+        return {"slots": long, "positions": long, "starts": at.ints(1).expand(at.batch + 1)}
+    return {}

@@ -11,12 +11,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...params import CSR, TABLE
+from ...params import CSR, SLOTS, TABLE
 from ...platforms.tuning import AccessPattern, Tuning
 from ..bench.workloads import WORKLOADS, Workload
 
 SMALL = 16  # requests; larger batches are the other class
 MAX_WARPS = 64  # per compute unit, at 32 lanes each
+ROOM = 1 << 13  # tokens that a sweep of extensions may add to a request, more than it has launches
 TIE = 1.01  # means that differ by less are equal: the noise of a sweep
 
 
@@ -29,6 +30,7 @@ class Class(NamedTuple):
         sizes: page sizes in tokens; the coarse stage uses the first.
         source_page_size: tokens of a source entry.
         grid: values to try for each field of a row.
+        above: it serves batches larger than this. None: than ``SMALL``, if it has no ``max_batch``.
     """
 
     access_pattern: AccessPattern
@@ -36,6 +38,7 @@ class Class(NamedTuple):
     sizes: tuple[int, ...]
     source_page_size: int
     grid: dict[str, tuple[Any, ...]]
+    above: int | None = None
 
     @property
     def name(self) -> str:
@@ -45,16 +48,28 @@ class Class(NamedTuple):
     @property
     def forms(self) -> tuple[int, ...]:
         """The forms that its row builds, TABLE or CSR; the coarse stage uses the first."""
-        forms = {"contiguous": (TABLE,), "ragged": (CSR,), "expand": (CSR, TABLE)}
+        forms: dict[str, tuple[int, ...]] = {
+            "contiguous": (TABLE,), "ragged": (CSR,), "expand": (CSR, TABLE), "extension": (TABLE,),
+            "query_tokens": (SLOTS,),
+        }  # fmt: skip
         return forms.get(self.access_pattern, (TABLE, CSR))
 
     @property
+    def kind(self) -> str:
+        """What a launch does beside: "map", look pages up in one; "extension", only extend; or ""."""
+        return {"mapped": "map", "extension": "extension"}.get(self.access_pattern, "")
+
+    @property
     def loads(self) -> list[Workload]:
-        """The workloads that its row serves."""
+        """The workloads that its row serves; of extensions those with room for more tokens."""
+        above = (0 if self.max_batch else SMALL) if self.above is None else self.above
+        room = ROOM if self.kind == "extension" else 0
         return [
             load
             for load in WORKLOADS
-            if "ops" in load.suites and (load.batch <= SMALL) == (self.max_batch is not None)
+            if "ops" in load.suites
+            and above < load.batch <= (self.max_batch or load.batch)
+            and max(load.lens) + room <= load.capacity
         ]
 
 
@@ -72,6 +87,13 @@ def values(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(each) for each in text.split(","))
 
 
+# Of these launches the other fields divide nothing, see `xkv.platforms.tuning.Tuning`.
+_TOKENS: dict[str, tuple[Any, ...]] = {
+    "num_page_per_block": (64, 128, 256, 512), "num_warps": (1, 2, 4, 8), "programs_per_cu": (2, 4, 8),
+}  # fmt: skip
+_EXTENSIONS: dict[str, tuple[Any, ...]] = {
+    "num_warps": (1, 2, 4, 8), "tiles_per_program": (1, 2, 4, 8, 16), "batch_block": (16, 64, 256, 512),
+}  # fmt: skip
 CLASSES = (
     Class(
         "strided_far", SMALL, (64, 32), 1,
@@ -113,6 +135,19 @@ CLASSES = (
         "expand", None, (1,), 16,
         _grid("1024", "4,8", "4,8", "2,4", "4,8", "1024,2048", "1,2,4", "2,4,6", "256", "true"),
     ),
+    Class(
+        "mapped", SMALL, (16, 1), 1,
+        _grid("128,256,512", "2,4,8", "4,8", "2", "2,8", "256,512", "1", "4", "16", "true"),
+    ),
+    Class(
+        "mapped", None, (16, 1), 1,
+        _grid("256,512,1024", "4,8", "4,8", "2,4", "2,4,8", "256,512", "1", "2,4", "256", "true"),
+    ),
+    Class("query_tokens", None, (8192, 1), 1, _TOKENS, above=0),
+    Class("extension", 16, (64, 16), 1, _EXTENSIONS),
+    Class("extension", 64, (64, 16), 1, _EXTENSIONS, above=16),
+    Class("extension", 256, (64, 16), 1, _EXTENSIONS, above=64),
+    Class("extension", None, (64, 16), 1, _EXTENSIONS, above=256),
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Workloads, checks and timing, in place, are those of `python -m xkv bench`. For each class of rows, every
 candidate is timed at one page size, on page tables if its row builds any; then the best of them, and the row
-in use, for longer, at every page size and on CSR indices too.
+in use, for longer, at every page size and on CSR indices too. Slots are timed for the query tokens of a decode
+step and of a prefill, extensions on steps that each add a token to every request.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,14 +23,11 @@ from ... import dispatch
 from ...launch import launch
 from ...platforms.detect import Platform
 from ...platforms.tuning import Tuning
-from ..bench import inputs, oracle, providers, records, timing
-from ..bench.cases import OURS
-from ..bench.inputs import Inputs, Step
+from ..bench import inputs, records, timing
+from ..bench.inputs import Step
 from ..bench.predecessor import PREDECESSORS
-from ..bench.providers import Provider
-from ..bench.sglang import Plugin, SGLang
 from . import rows as tune_rows
-from .points import Point, build_of, fine, source_of
+from .points import Point, Prepared, coarse, fine, prepare
 from .rows import Class
 
 _COARSE_ROUNDS = 5
@@ -82,11 +81,7 @@ class Sweep:
             if not first and time.perf_counter() > deadline:
                 self.left_out.append(point.name)
                 continue
-            at = inputs.make_inputs(point.case, point.load, self._sources[point.load.capacity])
-            ours = providers.makers(at, SGLang([]), Plugin([]))[OURS]()
-            out = dict(ours.results or {})
-            source = source_of(at, point.source_page_size)
-            builds = [build_of(at, point, source, out, step) for step in at.steps]
+            made = prepare(point, self._sources[point.load.capacity])
             ready: dict[Tuning, list[Launch]] = {}
             for row in list(times):
                 if first and ready and time.perf_counter() > deadline:
@@ -95,15 +90,18 @@ class Sweep:
                     continue
                 ready[row] = [
                     functools.partial(launch.CompiledLaunch(build, row, self._where).run, build)
-                    for build in builds
+                    for build in made.builds
                 ]
-            for row in self._wrong(at, point, ours, ready):
+            for row in self._wrong(made, point, ready):
                 del times[row], ready[row]
             calls = {
                 str(n): functools.partial(_launch, prepared) for n, prepared in enumerate(ready.values())
             }
-            warm = [at.index, at.lens]
-            before = functools.partial(_call_before, self._before, at.launches)
+            warm = [made.at.index, made.at.lens]
+            add: Callable[[Tensor], object] = self._before
+            if made.more:
+                add = functools.partial(torch.Tensor.add_, other=made.more)
+            before = functools.partial(_call_before, add, made.at.launches)
             numbers = range(inputs.LAUNCHES)
             found = timing.in_place(calls, before, numbers, warm, rounds, stream=self._stream)
             for row, us in zip(ready, found.values(), strict=True):
@@ -113,19 +111,9 @@ class Sweep:
                     del times[row]
         return times
 
-    def _wrong(
-        self, at: Inputs, point: Point, ours: Provider, ready: dict[Tuning, list[Launch]]
-    ) -> list[Tuning]:
+    def _wrong(self, made: Prepared, point: Point, ready: dict[Tuning, list[Launch]]) -> list[Tuning]:
         """Launches each row once; returns those whose result is wrong."""
-        first = dataclasses.replace(at, steps=at.steps[:1])
-
-        def call(row: Tuning, step: Step) -> None:
-            _launch(ready[row], 0)  # is for that step
-
-        found = {
-            row: oracle.difference(first, dataclasses.replace(ours, call=functools.partial(call, row)))
-            for row in ready
-        }
+        found = {row: made.difference(launches[0]) for row, launches in ready.items()}
         wrong = {row: what for row, what in found.items() if what}
         self.wrong += [f"{point.name}: {row}: {what}" for row, what in wrong.items()]
         return list(wrong)
@@ -136,7 +124,7 @@ def _launch(prepared: Sequence[Launch], number: int) -> None:
     prepared[number % len(prepared)]()
 
 
-def _call_before(before: Callable[[Tensor], None], launches: Sequence[Step], number: int) -> None:
+def _call_before(before: Callable[[Tensor], object], launches: Sequence[Step], number: int) -> None:
     """The kernel before the launch of that number."""
     before(launches[number].lens)
 
@@ -158,8 +146,7 @@ def sweep(
     """
     begin = time.perf_counter()
     rows = tune_rows.candidates(base, each.grid)
-    coarse = [Point(load, each.sizes[0], each.forms[0], each.source_page_size) for load in each.loads]
-    first = rig.times(rows, coarse, _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
+    first = rig.times(rows, coarse(each), _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
     return first, rig.times(rows, fine(each), args.rounds, begin + share)
 
