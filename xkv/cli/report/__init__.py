@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import tempfile
 import zipfile
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, default=10,
         help="ends a part that takes longer, the sweep --tune-minutes later (default: %(default)s)",
     )  # fmt: skip
-    add("--tune-minutes", type=float, default=6, help="of the sweep, about (default: %(default)s)")
+    add("--tune-minutes", type=float, default=12, help="of the sweep, about (default: %(default)s)")
+    add(
+        "--jobs", type=int, default=min(len(os.sched_getaffinity(0)), 16),
+        help="processes that compile for the sweep (default: %(default)s, of this machine's cores)",
+    )  # fmt: skip
     add("--hostile", type=int, default=1000, help="cases of hostile device data (default: %(default)s)")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--quick", action="store_true", help="few page sizes in check")
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _problem(args: argparse.Namespace, chosen: list[Part]) -> str:
     """What can be said before anything has run; "" if nothing."""
-    for name in ("minutes", "tune_minutes", "hostile"):
+    for name in ("minutes", "tune_minutes", "hostile", "jobs"):
         value = getattr(args, name)
         if not 0 < value < float("inf"):
             return f"--{name.replace('_', '-')} must be more than 0, not {value}"

@@ -87,7 +87,10 @@ PARTS = {
         Part("sparse", _bench("--suite", "sparse"), "sparse.json", needs_extra=True),
         Part("extend", _bench("--suite", "extend"), "extend.json", needs_extra=True),
         Part(
-            "tune", lambda args: [f"{_PACKAGE}.cli.tune", "--minutes", str(args.tune_minutes)],
+            "tune",
+            lambda args: [
+                f"{_PACKAGE}.cli.tune", "--minutes", str(args.tune_minutes), "--jobs", str(args.jobs)
+            ],
             results.FILE, needs_extra=True,
         ),
     )

@@ -15,8 +15,11 @@ from typing import get_args
 
 from ...platforms import detect
 from ...platforms.tuning import AccessPattern
-from . import results, rows
-from .rows import CLASSES, SWEPT
+from . import chosen_rows, results, rows
+from .chosen_rows import CHOSEN_CLASSES, ChosenClass
+from .rows import CLASSES, SWEPT, Class
+
+_FLAGS = tuple(dict.fromkeys([*SWEPT, *chosen_rows.SWEPT]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
         prog="tune", description="Sweeps tuning rows on the GPU at hand and prints the best as source."
     )
     add = made.add_argument
-    add("--access-patterns", nargs="+", choices=get_args(AccessPattern), default=get_args(AccessPattern))
-    add("--minutes", type=float, default=6, help="of all classes together, about (default: %(default)s)")
+    patterns = (*get_args(AccessPattern), chosen_rows.PATTERN)
+    add("--access-patterns", nargs="+", choices=patterns, default=patterns)
+    add("--minutes", type=float, default=12, help="of all classes together, about (default: %(default)s)")
     add("--keep", type=int, default=8, help="rows of the second stage (default: %(default)s)")
     add("--rounds", type=int, default=25, help="replays in the second stage (default: %(default)s)")
     add("--jobs", type=int, default=0, help="processes that compile beforehand (default: none)")
@@ -37,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--from", metavar="FILE", type=Path, dest="record",
         help="measures nothing: prints the rows of this JSON, or of the archive of python -m xkv report",
     )  # fmt: skip
-    for field in SWEPT:
+    for field in _FLAGS:
         flag = "--" + field.replace("_", "-")
         add(flag, metavar="N,N", type=rows.values, help="in place of each class's own values")
     return made
@@ -72,23 +76,25 @@ def _read(file: Path) -> int:
     return _finish(record)
 
 
+def _with_flags(each: Class | ChosenClass, args: argparse.Namespace) -> Class | ChosenClass:
+    """The class with the values that the command line has for fields of its rows."""
+    fields = SWEPT if isinstance(each, Class) else chosen_rows.SWEPT
+    flags = {name: value for name in fields if (value := getattr(args, name)) is not None}
+    return each._replace(grid=each.grid | flags)
+
+
 def _measure(args: argparse.Namespace) -> int:
     where = detect.platform()  # says so where torch is missing
     import torch
 
     from ..bench import timing
     from . import compiling, sweep
-    from .points import fine
 
     if not torch.cuda.is_available():
         return _fail("rows are measured on a GPU, and there is none")
-    flags = {name: value for name in SWEPT if (value := getattr(args, name)) is not None}
-    classes = [
-        each._replace(grid=each.grid | flags)
-        for each in CLASSES
-        if each.access_pattern in args.access_patterns
-    ]
-    work = [(rows.candidates(sweep.in_use(c, where), c.grid), fine(c)) for c in classes]
+    every: tuple[Class | ChosenClass, ...] = (*CLASSES, *CHOSEN_CLASSES)
+    classes = [_with_flags(each, args) for each in every if each.access_pattern in args.access_patterns]
+    work = [(rows.candidates(sweep.in_use(each, where), each.grid), sweep.fine(each)) for each in classes]
     compiling.precompile(work, args.jobs)
     rig = sweep.Sweep(classes, where, args.predecessor, args.stream)
     record: results.Record = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..bench.workloads import Workload
 from .rows import Class
 
 Buffers = Mapping[str, Tensor]
+Difference = Callable[[Callable[[], None]], str]
 _POISON = -7  # in what is compared, before it is written
 
 
@@ -77,16 +78,18 @@ class Prepared(NamedTuple):
     """A point on the device.
 
     Attributes:
-        at: what is read.
-        builds: a launch for each of its steps.
+        builds: a launch for each set of source rows.
+        warm: small tensors that an engine has just written.
+        lens: the lengths that the kernel before each of the builds has written.
         more: tokens that a step has more than the one before: what the kernel before adds.
         difference: calls what launches the first of the builds, and names what is wrong; "" for nothing.
     """
 
-    at: Inputs
-    builds: list[Build]
+    builds: list[Any]
+    warm: list[Tensor]
+    lens: list[Tensor]
     more: int
-    difference: Callable[[Callable[[], None]], str]
+    difference: Difference
 
 
 def prepare(point: Point, source: Tensor) -> Prepared:
@@ -112,7 +115,11 @@ def prepare(point: Point, source: Tensor) -> Prepared:
         return oracle.difference(first, dataclasses.replace(ours, call=lambda step: call()))
 
     read = source_of(at, point)
-    return Prepared(at, [build_of(at, point, read, out, step) for step in at.steps], 0, difference)
+    return _prepared(at, [build_of(at, point, read, out, step) for step in at.steps], 0, difference)
+
+
+def _prepared(at: Inputs, builds: list[Build], more: int, difference: Difference) -> Prepared:
+    return Prepared(builds, [at.index, at.lens], [step.lens for step in at.steps], more, difference)
 
 
 def _extensions(at: Inputs, point: Point) -> Prepared:
@@ -132,12 +139,12 @@ def _extensions(at: Inputs, point: Point) -> Prepared:
         call()
         want = torch.full_like(table, _POISON)
         reference.run(dataclasses.replace(whole, views=(View(want),)))
-        wrong = _first_difference("page_table", table, want)
+        wrong = first_difference("page_table", table, want)
         lens.sub_(point.size)
         launch.run(whole)
         return wrong
 
-    return Prepared(at, builds, 1, difference)
+    return _prepared(at, builds, 1, difference)
 
 
 def _slots(at: Inputs, point: Point) -> Prepared:
@@ -160,12 +167,13 @@ def _slots(at: Inputs, point: Point) -> Prepared:
         reference.run(dataclasses.replace(builds[0], views=(view,)))
         slots.fill_(_POISON)
         call()
-        return _first_difference("slots", slots, want)
+        return first_difference("slots", slots, want)
 
-    return Prepared(at, builds, 0, difference)
+    return _prepared(at, builds, 0, difference)
 
 
-def _first_difference(name: str, got: Tensor, want: Tensor) -> str:
+def first_difference(name: str, got: Tensor, want: Tensor) -> str:
+    """Names the first entry that is not as wanted; "" if there is none."""
     if torch.equal(got, want):
         return ""
     where = (got != want).nonzero()[0].tolist()

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...platforms.tuning import Tuning
-from .rows import SWEPT, Score, provenance, ranked, source
+from ...platforms.tuning import ChosenTuning, Tuning
+from .rows import Row, Score, provenance, ranked, source, swept
 
 FILE = "tune.json"
 """What the archive of `python -m xkv report` calls it."""
@@ -23,18 +23,22 @@ class RecordError(ValueError):
     """A file that is no record; the message names it and what is wrong."""
 
 
-def entry(name: str, base: Tuning, stages: tuple[Mapping[Tuning, Mapping[str, float]], ...]) -> Record:
+def entry(name: str, base: Row, stages: tuple[Mapping[Row, Mapping[str, float]], ...]) -> Record:
     """What a record keeps of a class: the row in use, and the times of each row in each stage."""
     listed = [[{"row": dataclasses.asdict(row), "us": dict(us)} for row, us in x.items()] for x in stages]
     return {"class": name, "base": dataclasses.asdict(base), "stages": listed}
 
 
+def _row(fields: dict[str, Any]) -> Row:
+    return ChosenTuning(**fields) if "whole_rows" in fields else Tuning(**fields)
+
+
 def _scores(of: Record) -> list[Score]:
     """The rows of the last stage, best first."""
-    return ranked({Tuning(**each["row"]): each["us"] for each in of["stages"][-1]})
+    return ranked({_row(each["row"]): each["us"] for each in of["stages"][-1]})
 
 
-def best(of: Record, record: Record) -> Tuning:
+def best(of: Record, record: Record) -> Row:
     """The best row of a class, with its provenance.
 
     Args:
@@ -47,10 +51,11 @@ def best(of: Record, record: Record) -> Tuning:
 
 def table(of: Record) -> str:
     """All rows of the last stage of a class, best first."""
-    scores, base = _scores(of), Tuning(**of["base"])
-    lines = [["*" * (s.row == base), *(getattr(s.row, x) for x in SWEPT), *s[1:]] for s in scores]
+    scores, base = _scores(of), _row(of["base"])
+    fields = swept(base)
+    lines = [["*" * (s.row == base), *(getattr(s.row, x) for x in fields), *s[1:]] for s in scores]
     text: str = importlib.import_module("tabulate").tabulate(
-        lines, ["", *SWEPT, "of best", "most", "at"], floatfmt=".3f"
+        lines, ["", *fields, "of best", "most", "at"], floatfmt=".3f"
     )
     return f"\n{of['class']}: {len(of['stages'][0])} rows, then {len(scores)}; * is in use\n{text}"
 
@@ -59,7 +64,7 @@ def end(record: Record) -> Iterator[str]:
     """What is printed below the tables: the rows as source, and what was left out."""
     yield "\n"
     for row in record["rows"]:
-        yield source(Tuning(**row))
+        yield source(_row(row))
     for what in record["left_out"]:
         yield f"left out: {what}"
 

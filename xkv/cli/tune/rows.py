@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...params import CSR, SLOTS, TABLE
-from ...platforms.tuning import AccessPattern, Tuning
+from ...platforms.tuning import AccessPattern, ChosenTuning, Tuning
 from ..bench.workloads import WORKLOADS, Workload
+from . import chosen_rows
+
+Row = Tuning | ChosenTuning
 
 SMALL = 16  # requests; larger batches are the other class
 MAX_WARPS = 64  # per compute unit, at 32 lanes each
@@ -154,13 +157,25 @@ CLASSES = (
 class Score(NamedTuple):
     """The times of a row relative to the best row at each point; 1 is the best."""
 
-    row: Tuning
+    row: Row
     mean: float
     worst: float
     where: str
 
 
-def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning]:
+def swept(row: Row) -> list[str]:
+    """The fields of such a row that a sweep varies."""
+    return chosen_rows.SWEPT if isinstance(row, ChosenTuning) else SWEPT
+
+
+def _fits(row: Row) -> bool:
+    """Whether its programs fit a compute unit, or its numbers one another."""
+    if isinstance(row, ChosenTuning):
+        return row.min_warps <= row.num_warps
+    return row.num_warps * max(row.programs_per_cu, row.balanced_per_cu) <= MAX_WARPS
+
+
+def candidates(base: Row, grid: Mapping[str, tuple[Any, ...]]) -> list[Row]:
     """Returns the current row, then every combination of the grid that fits a compute unit, in random order.
 
     Args:
@@ -172,12 +187,12 @@ def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning
     """
     combined = (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values()))
     rows = [dataclasses.replace(base, **each) for each in combined]
-    fitting = [r for r in rows if r.num_warps * max(r.programs_per_cu, r.balanced_per_cu) <= MAX_WARPS]
+    fitting = list(filter(_fits, rows))
     random.Random(0).shuffle(fitting)  # if time runs out, the untried rows are spread over the grid
     return list(dict.fromkeys([base, *fitting]))
 
 
-def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
+def ranked(times: Mapping[Row, Mapping[str, float]]) -> list[Score]:
     """Scores rows by the geometric mean of their times relative to the best at each point, best first.
 
     Rows within `TIE` of the best mean are ranked by their worst point.
@@ -200,7 +215,7 @@ def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
     )
 
 
-def finalists(scores: Sequence[Score], base: Tuning, number: int) -> list[Tuning]:
+def finalists(scores: Sequence[Score], base: Row, number: int) -> list[Row]:
     """Returns the first ``number`` rows, and the current one."""
     return list(dict.fromkeys([base, *(score.row for score in scores[:number])]))
 
@@ -213,14 +228,14 @@ def provenance(score: Score, machine: Mapping[str, str], date: str) -> str:
     )
 
 
-def source(row: Tuning) -> str:
+def source(row: Row) -> str:
     """Returns the source of a row for xkv/<vendor>/tuning.py, with lines short enough for ruff."""
     shown = []
-    for field in dataclasses.fields(Tuning):
+    for field in dataclasses.fields(row):
         value = getattr(row, field.name)
         if field.name == "provenance":
             lines = textwrap.wrap(value, 84, drop_whitespace=False)
             shown.append("\n        " + "\n        ".join(map(json.dumps, lines)))
         else:
             shown.append(json.dumps(value) if isinstance(value, str) else repr(value))
-    return f"    Tuning(\n        {', '.join(shown)},\n    ),".replace(", \n", ",\n")
+    return f"    {type(row).__name__}(\n        {', '.join(shown)},\n    ),".replace(", \n", ",\n")
