@@ -8,6 +8,9 @@
 #   XKV_OUT      the folder for info.txt, tests.xml, demo.txt and bench.json (default: out in the checkout)
 #   XKV_WHEEL    the wheel to install (default: one built from the checkout)
 #   XKV_WHEELS   for an offline node: the folder with the wheels of the test tools (ci/README.md)
+#   XKV_TESTS    files, folders or tests of the checkout in place of all tests; the last line then names them
+#   XKV_DEMO     arguments of the demo (default: none)
+#   XKV_BENCH    arguments of the benchmark (default: --quick)
 set -euo pipefail
 
 # shellcheck source=ci/lib.sh
@@ -23,6 +26,10 @@ case ${1:-} in
 esac
 # An arch that is only overridden would not be tested.
 unset XKV_ARCH TRITON_INTERPRET
+words() { [[ -z $1 ]] || xargs printf '%s\n' <<<"$1"; } # one a line; quotes keep some together
+mapfile -t chosen < <(words "${XKV_TESTS:-tests}")
+mapfile -t demo < <(words "${XKV_DEMO:-}")
+mapfile -t bench < <(words "${XKV_BENCH:---quick}")
 export XKV_REQUIRE_ARCH=$1
 
 found=$(torch_and_triton python3)
@@ -55,14 +62,14 @@ fi
 step "GPU tier"
 rm -f "$out/failed.txt"
 XKV_FAILED="$out/failed.txt" "$py" -m pytest -c "$root/pyproject.toml" -p no:cacheprovider "${gpu_tier[@]}" \
-    --junitxml "$out/tests.xml" "$root/tests"
+    --junitxml "$out/tests.xml" "${chosen[@]/#/$root/}"
 
 step demo
-"$py" -m xkv demo | tee "$out/demo.txt"
+"$py" -m xkv demo "${demo[@]}" | tee "$out/demo.txt"
 
 step benchmark
 rm -f "$out/bench.json"
-"$py" -m xkv bench --quick --json "$out/bench.json"
+"$py" -m xkv bench "${bench[@]}" --json "$out/bench.json"
 "$py" -m json.tool "$out/bench.json" /dev/null
 
 step torch and triton
@@ -72,4 +79,4 @@ for python in python3 "$py"; do
         exit 1
     fi
 done
-step "done: $out"
+step "done: $out${XKV_TESTS:+, of the tests $XKV_TESTS alone}"

@@ -1,4 +1,4 @@
-"""`python -m xkv` and the console script `xkv`: info, demo, check and bench."""
+"""`python -m xkv` and the console script `xkv`: info, demo, check, bench and report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from . import __doc__ as about
 from . import __version__
-from .cli import bench, check, demo, info  # none of them imports torch before it runs
+from .cli import bench, check, demo, info, report  # none of them imports torch before it runs
 from .platforms import detect
 
 _COMMANDS = {
@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo": (demo, "a serving trace through a paged engine, every step built and checked"),
     "check": (check, "the self-test of an installed package, on the available device"),
     "bench": (bench, "the cost of single ops and whole metadata steps: SGLang's kernels and xkv's"),
+    "report": (report, "info, check, bench and tuning rows of this machine, in one archive to send"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+import rocm_builds
 import standins
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -25,8 +26,6 @@ pytestmark = [pytest.mark.repo, pytest.mark.slow]
 NODES = {
     "amd-2.9": ["torch==2.9.1+rocm6.4", "pytorch-triton-rocm==3.5.1"],
     "amd-2.10": ["torch==2.10.0+rocm7.0", "triton-rocm==3.6.0"],
-    "amd-2.10-triton": ["torch==2.10.0+rocm7.2", "triton==3.6.0+rocm7.2"],
-    "amd-2.11": ["torch==2.11.0+rocm7.14", "triton-rocm==3.6.0"],
     "nvidia-2.9": ["torch==2.9.1+cu128", "triton==3.5.1", "nvidia-cublas-cu12==12.8.4.1"],
     "nvidia-2.10": ["torch==2.10.0+cu128", "triton==3.6.0", "nvidia-cublas-cu12==12.8.4.1"],
     "nvidia-2.11": ["torch==2.11.0+cu130", "triton==3.6.0", "nvidia-cublas==13.0.0.19"],
@@ -35,6 +34,8 @@ NODES = {
     "an engine's image": ["torch==2.11.0a0+git1b2c3d4", "triton==3.6.0+git9f8e7d6"],
     "no torch": [],
 }
+BUILDS = list(rocm_builds.builds())
+AMDS = "2.9.1+rocm7.2.0.lw.git7e1940d4"
 # Other packages' names for an extra like these; typed here, they must do no harm.
 TYPED = {"cuda", "rocm", "cpu"}
 ANY = re.compile(r"torch|triton|nvidia|cuda|rocm")
@@ -134,7 +135,11 @@ def uv(node: Node, index: Path, *arguments: str) -> str:
 
 def by_uv(node: Node, index: Path, what: str, *options: str) -> set[str]:
     """What uv would install, replace or remove."""
-    said = uv(node, index, "--dry-run", *options, what)
+    return changes(uv(node, index, "--dry-run", *options, what))
+
+
+def changes(said: str) -> set[str]:
+    """What uv says that it installed, replaced or removed, or would."""
     return {canonicalize_name(name) for name in re.findall(r"^ [-+~] ([\w.-]+)==", said, re.MULTILINE)}
 
 
@@ -173,6 +178,33 @@ def test_all_extras_by_pip(packages: list[str], tmp_path: Path, index: Path, ext
     one version.
     """
     there = node(tmp_path, *packages)
+    assert wrong(by_pip(there, index, everything(extras)), there) == set()
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_every_build_for_rocm_by_uv(
+    build: rocm_builds.Build, tmp_path: Path, index: Path, extras: list[str]
+) -> None:
+    """Without extras as a dry run, then with all of them, for real: every file is as it was."""
+    there = node(tmp_path, *build.packages)
+    files = there.files()
+    found = [by_uv(there, index, "xkv"), changes(uv(there, index, everything(extras)))]
+    for changed in found:
+        assert "xkv" in changed
+        assert not [name for name in changed if ANY.search(name)]
+    after = there.files()
+    assert {path: after.get(path) for path in files} == files
+
+
+# pip takes seconds: each name of triton with the oldest torch, the newest, and one of AMD's.
+BY_PIP = [build for build in BUILDS if build.torch in (BUILDS[0].torch, AMDS, BUILDS[-1].torch)]
+
+
+@pytest.mark.parametrize("build", BY_PIP, ids=str)
+def test_builds_for_rocm_by_pip(
+    build: rocm_builds.Build, tmp_path: Path, index: Path, extras: list[str]
+) -> None:
+    there = node(tmp_path, *build.packages)
     assert wrong(by_pip(there, index, everything(extras)), there) == set()
 
 

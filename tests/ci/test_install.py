@@ -9,6 +9,7 @@ from pathlib import Path
 
 import packaging
 import pytest
+import rocm_builds
 import standins
 from standins import Node
 
@@ -59,7 +60,7 @@ def added(node: Node, *arguments: object) -> set[str]:
     return now - listed
 
 
-@pytest.mark.parametrize("triton", ["pytorch-triton-rocm", "triton-rocm"])
+@pytest.mark.parametrize("triton", rocm_builds.NAMES)
 def test_beside_amds_torch(triton: str, tmp_path: Path, index: Path) -> None:
     node = amd(tmp_path, triton)
     assert added(node, "--find-links", index, "xkv") == OURS | PACKAGING

@@ -1,1 +1,1 @@
-"""What `python -m xkv` runs: info, demo, check and bench."""
+"""What `python -m xkv` runs: info, demo, check, bench and report."""

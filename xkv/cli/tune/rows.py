@@ -1,4 +1,4 @@
-"""The candidates that ci/tune.py measures, their ranking, and the output of a row as source."""
+"""The candidates that a sweep measures, their ranking, and the output of a row as source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xkv.cli.bench.workloads import WORKLOADS, Workload
-from xkv.params import CSR, TABLE
-from xkv.platforms.tuning import AccessPattern, Tuning
+from ...params import CSR, SLOTS, TABLE
+from ...platforms.tuning import AccessPattern, ChosenTuning, Tuning
+from ..bench.workloads import WORKLOADS, Workload
+from . import chosen_rows
+
+Row = Tuning | ChosenTuning
 
 SMALL = 16  # requests; larger batches are the other class
 MAX_WARPS = 64  # per compute unit, at 32 lanes each
+ROOM = 1 << 13  # tokens that a sweep of extensions may add to a request, more than it has launches
 TIE = 1.01  # means that differ by less are equal: the noise of a sweep
 
 
@@ -29,6 +33,7 @@ class Class(NamedTuple):
         sizes: page sizes in tokens; the coarse stage uses the first.
         source_page_size: tokens of a source entry.
         grid: values to try for each field of a row.
+        above: it serves batches larger than this. None: than ``SMALL``, if it has no ``max_batch``.
     """
 
     access_pattern: AccessPattern
@@ -36,6 +41,7 @@ class Class(NamedTuple):
     sizes: tuple[int, ...]
     source_page_size: int
     grid: dict[str, tuple[Any, ...]]
+    above: int | None = None
 
     @property
     def name(self) -> str:
@@ -45,16 +51,28 @@ class Class(NamedTuple):
     @property
     def forms(self) -> tuple[int, ...]:
         """The forms that its row builds, TABLE or CSR; the coarse stage uses the first."""
-        forms = {"contiguous": (TABLE,), "ragged": (CSR,), "expand": (CSR, TABLE)}
+        forms: dict[str, tuple[int, ...]] = {
+            "contiguous": (TABLE,), "ragged": (CSR,), "expand": (CSR, TABLE), "extension": (TABLE,),
+            "query_tokens": (SLOTS,),
+        }  # fmt: skip
         return forms.get(self.access_pattern, (TABLE, CSR))
 
     @property
+    def kind(self) -> str:
+        """What a launch does beside: "map", look pages up in one; "extension", only extend; or ""."""
+        return {"mapped": "map", "extension": "extension"}.get(self.access_pattern, "")
+
+    @property
     def loads(self) -> list[Workload]:
-        """The workloads that its row serves."""
+        """The workloads that its row serves; of extensions those with room for more tokens."""
+        above = (0 if self.max_batch else SMALL) if self.above is None else self.above
+        room = ROOM if self.kind == "extension" else 0
         return [
             load
             for load in WORKLOADS
-            if "ops" in load.suites and (load.batch <= SMALL) == (self.max_batch is not None)
+            if "ops" in load.suites
+            and above < load.batch <= (self.max_batch or load.batch)
+            and max(load.lens) + room <= load.capacity
         ]
 
 
@@ -72,6 +90,13 @@ def values(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(each) for each in text.split(","))
 
 
+# Of these launches the other fields divide nothing, see `xkv.platforms.tuning.Tuning`.
+_TOKENS: dict[str, tuple[Any, ...]] = {
+    "num_page_per_block": (64, 128, 256, 512), "num_warps": (1, 2, 4, 8), "programs_per_cu": (2, 4, 8),
+}  # fmt: skip
+_EXTENSIONS: dict[str, tuple[Any, ...]] = {
+    "num_warps": (1, 2, 4, 8), "tiles_per_program": (1, 2, 4, 8, 16), "batch_block": (16, 64, 256, 512),
+}  # fmt: skip
 CLASSES = (
     Class(
         "strided_far", SMALL, (64, 32), 1,
@@ -113,19 +138,44 @@ CLASSES = (
         "expand", None, (1,), 16,
         _grid("1024", "4,8", "4,8", "2,4", "4,8", "1024,2048", "1,2,4", "2,4,6", "256", "true"),
     ),
+    Class(
+        "mapped", SMALL, (16, 1), 1,
+        _grid("128,256,512", "2,4,8", "4,8", "2", "2,8", "256,512", "1", "4", "16", "true"),
+    ),
+    Class(
+        "mapped", None, (16, 1), 1,
+        _grid("256,512,1024", "4,8", "4,8", "2,4", "2,4,8", "256,512", "1", "2,4", "256", "true"),
+    ),
+    Class("query_tokens", None, (8192, 1), 1, _TOKENS, above=0),
+    Class("extension", 16, (64, 16), 1, _EXTENSIONS),
+    Class("extension", 64, (64, 16), 1, _EXTENSIONS, above=16),
+    Class("extension", 256, (64, 16), 1, _EXTENSIONS, above=64),
+    Class("extension", None, (64, 16), 1, _EXTENSIONS, above=256),
 )  # fmt: skip
 
 
 class Score(NamedTuple):
     """The times of a row relative to the best row at each point; 1 is the best."""
 
-    row: Tuning
+    row: Row
     mean: float
     worst: float
     where: str
 
 
-def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning]:
+def swept(row: Row) -> list[str]:
+    """The fields of such a row that a sweep varies."""
+    return chosen_rows.SWEPT if isinstance(row, ChosenTuning) else SWEPT
+
+
+def _fits(row: Row) -> bool:
+    """Whether its programs fit a compute unit, or its numbers one another."""
+    if isinstance(row, ChosenTuning):
+        return row.min_warps <= row.num_warps
+    return row.num_warps * max(row.programs_per_cu, row.balanced_per_cu) <= MAX_WARPS
+
+
+def candidates(base: Row, grid: Mapping[str, tuple[Any, ...]]) -> list[Row]:
     """Returns the current row, then every combination of the grid that fits a compute unit, in random order.
 
     Args:
@@ -137,12 +187,12 @@ def candidates(base: Tuning, grid: Mapping[str, tuple[Any, ...]]) -> list[Tuning
     """
     combined = (dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values()))
     rows = [dataclasses.replace(base, **each) for each in combined]
-    fitting = [r for r in rows if r.num_warps * max(r.programs_per_cu, r.balanced_per_cu) <= MAX_WARPS]
+    fitting = list(filter(_fits, rows))
     random.Random(0).shuffle(fitting)  # if time runs out, the untried rows are spread over the grid
     return list(dict.fromkeys([base, *fitting]))
 
 
-def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
+def ranked(times: Mapping[Row, Mapping[str, float]]) -> list[Score]:
     """Scores rows by the geometric mean of their times relative to the best at each point, best first.
 
     Rows within `TIE` of the best mean are ranked by their worst point.
@@ -165,7 +215,7 @@ def ranked(times: Mapping[Tuning, Mapping[str, float]]) -> list[Score]:
     )
 
 
-def finalists(scores: Sequence[Score], base: Tuning, number: int) -> list[Tuning]:
+def finalists(scores: Sequence[Score], base: Row, number: int) -> list[Row]:
     """Returns the first ``number`` rows, and the current one."""
     return list(dict.fromkeys([base, *(score.row for score in scores[:number])]))
 
@@ -178,14 +228,14 @@ def provenance(score: Score, machine: Mapping[str, str], date: str) -> str:
     )
 
 
-def source(row: Tuning) -> str:
+def source(row: Row) -> str:
     """Returns the source of a row for xkv/<vendor>/tuning.py, with lines short enough for ruff."""
     shown = []
-    for field in dataclasses.fields(Tuning):
+    for field in dataclasses.fields(row):
         value = getattr(row, field.name)
         if field.name == "provenance":
             lines = textwrap.wrap(value, 84, drop_whitespace=False)
             shown.append("\n        " + "\n        ".join(map(json.dumps, lines)))
         else:
             shown.append(json.dumps(value) if isinstance(value, str) else repr(value))
-    return f"    Tuning(\n        {', '.join(shown)},\n    ),".replace(", \n", ",\n")
+    return f"    {type(row).__name__}(\n        {', '.join(shown)},\n    ),".replace(", \n", ",\n")
