@@ -45,7 +45,7 @@ def _compile_share(work: Work, number: int, jobs: int) -> None:
     where, seen = detect.platform(), set()
     for rows, those in work:
         for point in those:
-            build = _build(point)
+            build = build_for(point)
             for row in rows:
                 key = _key(point, build, row, where)
                 if key not in seen:
@@ -66,13 +66,13 @@ def _key(point: Point | ChosenPoint, build: Any, row: Row, where: Platform) -> t
     )  # fmt: skip
 
 
-def _build(point: Point | ChosenPoint) -> Any:
-    """A launch of the point, of tensors in next to no memory."""
+def build_for(point: Point | ChosenPoint, device: str = "cuda") -> Any:
+    """A launch of the point, of tensors in next to no memory: "meta" for one that is only compiled."""
     if isinstance(point, ChosenPoint):  # the number of query tokens does not matter
-        return chosen.prepare(point._replace(tokens=1), "cuda").builds[0]
+        return chosen.prepare(point._replace(tokens=1), device).builds[0]
     load = point.load
-    source = torch.empty((1, load.capacity), dtype=torch.int32, device="cuda")
-    index = torch.zeros((1, load.batch), dtype=torch.int64, device="cuda")
+    source = torch.empty((1, load.capacity), dtype=torch.int32, device=device)
+    index = torch.zeros((1, load.batch), dtype=torch.int64, device=device)
     step = Step(index[0], index[0], torch.zeros(load.batch, dtype=torch.int64), 0)
     at = Inputs(point.case, source, load.capacity, index, index, [step])
     fields = {name: at.ints(1) for name in ("kv_indptr", "kv_last_page_len")}
