@@ -1,4 +1,4 @@
-"""ci/model.py: what is counted in assembly, what a model makes of it, how it is held against measured times."""
+"""ci/model.py: what is counted in assembly, what a model makes of it, and how measured times judge it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ import model_counts  # noqa: E402
 import model_times  # noqa: E402
 from model_counts import Counts, Kernel  # noqa: E402
 
-# A loop over tiles in two forms, the shorter of which has 16-byte accesses; a loop over the batch before it, which
-# only loads; a load ahead that is skipped at the end; code past the end that nothing reaches.
+# A loop over tiles in two forms, the shorter of which has 16-byte accesses; a loop over the batch before it,
+# which only loads; a load ahead that is skipped at the end; code past the end that nothing reaches.
 AMD = """
 kernel:
 	s_load_dword s0, s[0:1], 0x0
@@ -77,7 +77,7 @@ def kernel_of(vendor: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_shortest_tile_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = model_counts.count(kernel_of("hip", AMD, monkeypatch))
-    # the 16-byte form: two branches of the header's and the latch's block, the load, the masked branch, the store
+    # the 16-byte form: the branches of its first and its last block, load, masked branch, store
     assert found.tile == Counts(5, 2, 1, 1)
     assert found.before == Counts(5, 2, 1, 0)  # each loop over the batch is passed once
 
@@ -112,7 +112,8 @@ def test_real_code(arch: str) -> None:
         point = model.coarse(each)[0]
         for tile in (256, 512):
             row = dataclasses.replace(
-                counted.in_use(each), num_page_per_block=tile * words, num_warps=128 // lanes, programs_per_cu=64,
+                counted.in_use(each), num_page_per_block=tile * words, num_warps=128 // lanes,
+                programs_per_cu=64,
                 tiles_per_program=1 << 20,
             )  # fmt: skip
             found = counted.counted(row, point)
