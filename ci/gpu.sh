@@ -27,6 +27,9 @@ esac
 # An arch that is only overridden would not be tested.
 unset XKV_ARCH TRITON_INTERPRET
 words() { [[ -z $1 ]] || xargs printf '%s\n' <<<"$1"; } # one a line; quotes keep some together
+for text in "${XKV_TESTS:-}" "${XKV_DEMO:-}" "${XKV_BENCH:-}"; do
+    words "$text" >/dev/null # a quote that is left open ends the script here, but not below
+done
 mapfile -t chosen < <(words "${XKV_TESTS:-tests}")
 mapfile -t demo < <(words "${XKV_DEMO:-}")
 mapfile -t bench < <(words "${XKV_BENCH:---quick}")
