@@ -1,0 +1,159 @@
+"""Aiter's Triton attention over tables from the ``aiter_*`` specs is attention over a dense cache.
+
+XKV_AITER names a checkout of Aiter: see ci/readers.sh. On a GPU of either vendor, in the interpreter, and as
+gfx942 machine code where XKV_AMD_EXECUTOR names what executes it. What is NaN there: poisoned.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import aiter_kernels as aiter
+import executing
+import pytest
+import torch
+from foreign import EMULATED, GPU, INTERPRETER
+from poisoned import FINITE, MODES, NAN, SIZES, Step, assert_attends, build, make_step
+
+import xkv
+
+NO_NVIDIA = "a tl.dot over 1 key: Triton's NVIDIA back end requires 16"
+WINDOW = 21
+
+
+class Case(NamedTuple):
+    """A kernel, and the tables that it reads."""
+
+    read: str  # of aiter_kernels
+    spec: str
+    page_size: int
+    mode: str
+    tail: float = NAN
+    options: dict[str, Any] = {}  # of the reader
+    window: str = ""  # "layer": the kernel's alone; "view": also the table's
+    is_mla: bool = False
+    one_head_a_group: bool = False
+    prefix_only: bool = False  # the query tokens' keys and values are passed beside the cache
+    prefix_table: bool = False  # and not in the table
+    no_nvidia: str = ""
+
+    def __str__(self) -> str:
+        own = [str(x) for name, x in self.options.items() if name != "window" and not isinstance(x, bool)]
+        names = [self.read, *own, self.spec.removeprefix("aiter_"), str(self.page_size), self.mode]
+        return "-".join([*names, *["window " + self.window] * bool(self.window), *["MHA"] * self.one_head_a_group])
+
+
+def cases() -> Iterator[Case]:
+    for path in ("2d", "3d"):
+        for page_size in (1, 16, 64):
+            for mode in MODES:
+                # tiles of 64 tokens, or of one page, whose values are loaded to the end
+                pages = path == "3d" or mode == "decode"
+                yield Case(
+                    "unified", "aiter_unified", page_size, mode, FINITE if pages or page_size == 64 else NAN,
+                    {"path": path}, no_nvidia=NO_NVIDIA if pages and page_size == 1 else "",
+                )  # fmt: skip
+    for page_size in (1, 16, 64):
+        for mode in MODES:
+            for window in ("layer", "view"):
+                skipped = NO_NVIDIA if mode == "decode" and page_size == 1 else ""
+                yield Case(
+                    "unified", "aiter_unified", page_size, mode, FINITE, {"path": "2d"}, window,
+                    no_nvidia=skipped,
+                )  # fmt: skip
+    for version in ("v1", "v2"):
+        for page_size in (1, 16, 32):
+            skipped = NO_NVIDIA if page_size == 1 else ""
+            yield Case(
+                "pa_decode", "aiter_pa", page_size, "decode", options={"version": version}, no_nvidia=skipped
+            )
+        # with larger pages its masked loads of values have no `other`: what is multiplied by 0 is undefined
+        yield Case("pa_decode", "aiter_pa", 1, "decode", options={"version": version}, one_head_a_group=True)
+    for page_size in (1, 16, 64):
+        for mode in MODES:
+            # its kernel for one query token loads whole pages
+            yield Case("chunked", "aiter_unified", page_size, mode, FINITE, {"prefill_only": False})
+        for window in ("", "view"):
+            yield Case(
+                "chunked", "aiter_unified", page_size, "mixed", FINITE if window else NAN,
+                {"prefill_only": True}, window, prefix_only=True,
+            )  # fmt: skip
+    for spec in ("aiter_mla", "aiter_batch_prefill"):
+        for mode in ("verify", "mixed"):
+            yield Case("extend", spec, 1, mode, prefix_only=True, prefix_table=True)
+    for spec, sizes in (("aiter_mla", (1, 64)), ("aiter_unified", (1, 16, 64))):
+        for page_size in sizes:
+            yield Case("mla_decode", spec, page_size, "decode", is_mla=True)
+    yield Case("mla_decode_rope", "aiter_mla", 1, "decode", is_mla=True)
+    for page_size in (1, 16, 64):
+        for mode in MODES:
+            skipped = NO_NVIDIA if page_size == 1 else ""
+            yield Case("mla", "aiter_unified", page_size, mode, FINITE, is_mla=True, no_nvidia=skipped)
+
+
+CASES = list(cases())
+# one of each kernel, at the page sizes that NVIDIA's back end refuses, and at another
+EMULATED_CASES = [
+    case for case in CASES
+    if not case.window and case.mode in ("decode", "mixed")
+    and case.page_size in ((16,) if case.read in ("unified", "chunked", "mla", "pa_decode") else (1, 64))
+    or case.no_nvidia and not case.window and case.mode == "decode"
+]  # fmt: skip
+
+
+def step_of(case: Case, place: str) -> tuple[Step, xkv.Metadata]:
+    sizes = SIZES[place]
+    item = heads = None
+    if case.is_mla:
+        item = [sum(sizes.latent)]
+    elif case.one_head_a_group:
+        item = (2, sizes.heads, sizes.dim)
+    view = case.window == "view"
+    step = make_step(
+        place, case.page_size, case.mode, item=item, heads=heads, tail=case.tail,
+        prefix_only=case.prefix_only, window=WINDOW if view else None,
+    )  # fmt: skip
+    options = {"sliding_window": WINDOW, "window_is_absolute": True} if view else {}
+    meta = build(step, case.spec, case.prefix_table, **options)
+    if view:  # the prefix sum of query tokens is one for both
+        window, of_both = meta.window, meta.cu_seqlens_q
+        meta = SimpleNamespace(
+            page_table=window.page_table, cache_seqlens=window.cache_seqlens, cu_seqlens_q=of_both,
+            max_seq_len=window.max_seq_len,
+        )  # fmt: skip
+    return step, meta
+
+
+def read(case: Case, step: Step, meta: xkv.Metadata, place: str) -> torch.Tensor:
+    options = dict(case.options)
+    if case.window:
+        options["window"] = WINDOW
+    if case.is_mla:
+        options["latent"] = SIZES[place].latent[0]
+    found: torch.Tensor = getattr(aiter, case.read)(step, meta, place, **options)
+    return found
+
+
+def check(case: Case, place: str) -> None:
+    aiter.folder()
+    step, meta = step_of(case, place)
+    values = SIZES[place].latent[0] if case.is_mla else None
+    assert_attends(read(case, step, meta, place), step, values, WINDOW if case.window else None)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention(case: Case, device: str) -> None:
+    if device == "cuda" and torch.version.hip is None and case.no_nvidia:
+        pytest.skip(case.no_nvidia)
+    check(case, GPU if device == "cuda" else INTERPRETER)
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.skipif(not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code")
+@pytest.mark.parametrize("case", EMULATED_CASES, ids=str)
+def test_machine_code(case: Case) -> None:
+    check(case, EMULATED)
