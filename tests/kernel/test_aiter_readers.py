@@ -15,7 +15,7 @@ import executing
 import pytest
 import torch
 from foreign import EMULATED, GPU, INTERPRETER
-from poisoned import FINITE, MODES, NAN, SIZES, Step, assert_attends, build, make_step
+from poisoned import FINITE, MODES, NAN, SIZES, Step, assert_attends, build, make_step, slopes
 
 import xkv
 
@@ -33,6 +33,7 @@ class Case(NamedTuple):
     tail: float = NAN
     options: dict[str, Any] = {}  # of the reader
     window: str = ""  # "layer": the kernel's alone; "view": also the table's
+    has_slopes: bool = False  # the order of pages matters
     is_mla: bool = False
     one_head_a_group: bool = False
     prefix_only: bool = False  # the query tokens' keys and values are passed beside the cache
@@ -42,7 +43,11 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         own = [str(x) for name, x in self.options.items() if name != "window" and not isinstance(x, bool)]
         names = [self.read, *own, self.spec.removeprefix("aiter_"), str(self.page_size), self.mode]
-        return "-".join([*names, *["window " + self.window] * bool(self.window), *["MHA"] * self.one_head_a_group])
+        marks = {
+            f"window {self.window}": self.window, "slopes": self.has_slopes, "MHA": self.one_head_a_group,
+            "prefill": self.prefix_only,
+        }  # fmt: skip
+        return "-".join([*names, *(name for name, has in marks.items() if has)])
 
 
 def cases() -> Iterator[Case]:
@@ -51,6 +56,8 @@ def cases() -> Iterator[Case]:
             for mode in MODES:
                 # tiles of 64 tokens, or of one page, whose values are loaded to the end
                 pages = path == "3d" or mode == "decode"
+                if path == "3d" and page_size == 1 and mode != "decode":
+                    continue  # long in the interpreter
                 yield Case(
                     "unified", "aiter_unified", page_size, mode, FINITE if pages or page_size == 64 else NAN,
                     {"path": path}, no_nvidia=NO_NVIDIA if pages and page_size == 1 else "",
@@ -93,7 +100,14 @@ def cases() -> Iterator[Case]:
             yield Case("mla", "aiter_unified", page_size, mode, FINITE, is_mla=True, no_nvidia=skipped)
 
 
-CASES = list(cases())
+def ordered() -> Iterator[Case]:
+    """Some of them with a bias by which the order of tokens is seen."""
+    for case in cases():
+        if case.read in ("unified", "pa_decode", "chunked") and not case.window and case.mode != "verify":
+            yield case._replace(has_slopes=True)
+
+
+CASES = [*cases(), *ordered()]
 # one of each kernel, at the page sizes that NVIDIA's back end refuses, and at another
 EMULATED_CASES = [
     case for case in CASES
@@ -130,6 +144,8 @@ def read(case: Case, step: Step, meta: xkv.Metadata, place: str) -> torch.Tensor
     options = dict(case.options)
     if case.window:
         options["window"] = WINDOW
+    if case.has_slopes:
+        options["slopes"] = slopes(step)
     if case.is_mla:
         options["latent"] = SIZES[place].latent[0]
     found: torch.Tensor = getattr(aiter, case.read)(step, meta, place, **options)
@@ -139,8 +155,12 @@ def read(case: Case, step: Step, meta: xkv.Metadata, place: str) -> torch.Tensor
 def check(case: Case, place: str) -> None:
     aiter.folder()
     step, meta = step_of(case, place)
+    compare(case, read(case, step, meta, place), step, place)
+
+
+def compare(case: Case, out: torch.Tensor, step: Step, place: str) -> None:
     values = SIZES[place].latent[0] if case.is_mla else None
-    assert_attends(read(case, step, meta, place), step, values, WINDOW if case.window else None)
+    assert_attends(out, step, values, WINDOW if case.window else None, case.has_slopes)
 
 
 @pytest.mark.kernel
@@ -149,6 +169,48 @@ def test_attention(case: Case, device: str) -> None:
     if device == "cuda" and torch.version.hip is None and case.no_nvidia:
         pytest.skip(case.no_nvidia)
     check(case, GPU if device == "cuda" else INTERPRETER)
+
+
+def spoilt() -> Iterator[tuple[Case, str]]:
+    """Of each kernel a case, and what is wrong with the table of its first row."""
+    for case in CASES:
+        ordered = case.read in ("unified", "pa_decode", "chunked")  # those that take a bias
+        page_size = 1 if case.prefix_table or case.read == "mla_decode_rope" else 16
+        if (
+            case.page_size != page_size or case.window or case.one_head_a_group or case.mode == "verify"
+            or case.has_slopes != ordered
+        ):  # fmt: skip
+            continue
+        yield case, "nobody's page"
+        if ordered:
+            yield case, "pages exchanged"
+        if page_size > 1:  # of CSR, lengths are prefix sums
+            yield case, "shorter"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("case", "spoil"), list(spoilt()), ids=str)
+def test_a_spoilt_table_is_found(case: Case, spoil: str, device: str) -> None:
+    """The comparison sees an entry that is wrong, a wrong length and, where there is a bias, a wrong order."""
+    aiter.folder()
+    place = GPU if device == "cuda" else INTERPRETER
+    step, meta = step_of(case, place)
+    # of the first row one of the last pages, which the bias hides least
+    shown = step.lens[0] - (step.queries[0] if case.prefix_only else 0)
+    last = -(-shown // case.page_size) - 2
+    ids = meta.kv_indices if meta.page_table is None else meta.page_table[0]
+    assert ids is not None
+    if spoil == "pages exchanged":
+        ids[last - 1 : last + 1] = ids[last - 1 : last + 1].flip(0)
+    elif spoil == "nobody's page":
+        empty = step.cache.paged.isnan().flatten(1).all(1)
+        ids[last] = int(empty.nonzero()[0])
+    else:
+        assert meta.cache_seqlens is not None
+        meta.cache_seqlens[0] -= 5
+    out = read(case, step, meta, place)
+    with pytest.raises(AssertionError, match="row 0, "):
+        compare(case, out, step, place)
 
 
 @pytest.mark.compile

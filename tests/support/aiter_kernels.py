@@ -70,7 +70,10 @@ def pair(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, values
 
 
-def unified(step: Step, meta: xkv.Metadata, place: str, path: str, window: int | None = None) -> torch.Tensor:
+def unified(
+    step: Step, meta: xkv.Metadata, place: str, path: str, window: int | None = None,
+    slopes: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """``unified_attention``; path: "2d", or "3d", which splits rows into segments."""
     aiter = module("unified_attention", place)
     keys, values = pair(step)
@@ -87,7 +90,7 @@ def unified(step: Step, meta: xkv.Metadata, place: str, path: str, window: int |
         max_seqlen_q=step.max_query, seqused_k=meta.cache_seqlens,
         max_seqlen_k=max(meta.max_seq_len, 1024), softmax_scale=step.query.shape[-1] ** -0.5, causal=True,
         window_size=(-1 if window is None else window - 1, -1), block_table=meta.page_table, softcap=0.0,
-        q_descale=None, k_descale=None, v_descale=None,
+        q_descale=None, k_descale=None, v_descale=None, alibi_slopes=slopes,
     )  # fmt: skip
     assert launched == [path]
     return out
@@ -105,8 +108,10 @@ def _listed(kernel: Any, launched: list[str], name: str) -> None:
     kernel.run = listed
 
 
-def pa_decode(step: Step, meta: xkv.Metadata, place: str, version: str) -> torch.Tensor:
-    """``paged_attn_decode_v1``, or v2, which splits rows into partitions, with a second kernel for one head a group."""
+def pa_decode(
+    step: Step, meta: xkv.Metadata, place: str, version: str, slopes: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``paged_attn_decode_v1``, or v2, which splits rows into partitions; other kernels for one head a group."""
     aiter = module("pa_decode", place)
     # [pages, heads, page_size, dim]
     keys, values = (x.transpose(1, 2).contiguous() for x in pair(step))
@@ -118,7 +123,7 @@ def pa_decode(step: Step, meta: xkv.Metadata, place: str, version: str) -> torch
         parts = [-(-meta.max_seq_len // aiter._SEQ_PARTITION_SIZE)]
     getattr(aiter, f"paged_attn_decode_{version}")(
         out, step.query, keys, values, meta.page_table, meta.cache_seqlens, meta.max_seq_len,
-        TYPES[step.query.dtype], keys.shape[1], step.query.shape[-1] ** -0.5, None, 1.0, 1.0, *parts,
+        TYPES[step.query.dtype], keys.shape[1], step.query.shape[-1] ** -0.5, slopes, 1.0, 1.0, *parts,
     )  # fmt: skip
     return out
 
@@ -133,8 +138,9 @@ def _vectorized(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def chunked(
-    step: Step, meta: xkv.Metadata, place: str, prefill_only: bool, window: int | None = None
-) -> torch.Tensor:
+    step: Step, meta: xkv.Metadata, place: str, prefill_only: bool, window: int | None = None,
+    slopes: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """``chunked_prefill_paged_decode``: rows of one query token by its own kernel, the others by pa_prefill's."""
     aiter = module("pa_prefill" if prefill_only else "chunked_pa_prefill", place)
     if not prefill_only:  # has imported that anew
@@ -145,7 +151,7 @@ def chunked(
     query, out = room[:-1], torch.full_like(room, torch.nan)[:-1]
     one = torch.ones(1, device=step.device)
     more: Any = {"kv_cache_dtype": "auto", "k_scale": one, "v_scale": one, "sliding_window": window}
-    more["sm_scale"] = step.query.shape[-1] ** -0.5
+    more |= {"alibi_slopes": slopes, "sm_scale": step.query.shape[-1] ** -0.5}
     inputs = (query, keys, values, out)
     where = (meta.page_table, meta.cu_seqlens_q, meta.cache_seqlens, step.max_query)
     keys_paged, values_paged = _vectorized(step)

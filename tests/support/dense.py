@@ -82,11 +82,11 @@ def build(
 
 def attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *,
-    scale: float = SCALE, window: int | None = None,
+    scale: float = SCALE, window: int | None = None, slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The last ``len(query)`` tokens of a dense sequence, each over itself and what precedes it.
 
-    With a window, each over that many tokens, itself included.
+    With a window, each over that many tokens, itself included; with slopes, one a head, ALiBi's bias.
     """
     query, keys, values = query.float(), keys.float(), values.float()
     group = query.shape[1] // keys.shape[1]
@@ -97,6 +97,8 @@ def attend(
     hidden = position > own
     if window is not None:
         hidden |= position <= own - window
+    if slopes is not None:
+        scores += slopes[:, None, None] * (position - own)
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,9 @@ def _runner(kernel: Any, place: str) -> Any:
     def interpreted(*args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         # the interpreter drops num_warps and num_stages also where the kernel has such parameters
         found = _bound(kernel, args, options)
-        with np.errstate(all="ignore"):  # lanes that are masked divide by 0, as they do on a GPU
+        # lanes that are masked divide by 0, as they do on a GPU, and a maximum may be of NaN alone
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
             return plain(*found.values(), grid=grid, warmup=warmup)
 
     def emulated(*args: Any, grid: Any, warmup: bool, **options: Any) -> Any:

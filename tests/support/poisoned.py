@@ -42,8 +42,8 @@ class Sizes(NamedTuple):
 
 SIZES = {
     GPU: Sizes(16, 4096, 300, 8, 2, 128, (512, 64), torch.bfloat16),
-    INTERPRETER: Sizes(6, 200, 40, 4, 2, 16, (32, 16), torch.float16),
-    EMULATED: Sizes(2, 80, 20, 4, 2, 16, (32, 16), torch.float16),
+    INTERPRETER: Sizes(5, 140, 30, 4, 2, 16, (256, 32), torch.float16),
+    EMULATED: Sizes(3, 80, 20, 4, 2, 16, (256, 32), torch.float16),
 }
 
 
@@ -159,7 +159,15 @@ def build(step: Step, spec: BackendSpec | str, prefix_only: bool = False, **opti
     return meta
 
 
-def assert_attends(out: torch.Tensor, step: Step, values: int | None = None, window: int | None = None) -> None:
+def slopes(step: Step) -> torch.Tensor:
+    """ALiBi's, by which the order of tokens matters: attention alone does not see in which order a table names pages."""
+    heads = step.query.shape[1]
+    return torch.tensor([2.0 ** -(1 + 6 * n / heads) for n in range(heads)], device=step.device)
+
+
+def assert_attends(
+    out: torch.Tensor, step: Step, values: int | None = None, window: int | None = None, has_slopes: bool = False
+) -> None:
     """Holds what a kernel wrote to attention over the dense rows, those that pad the batch included.
 
     Args:
@@ -167,7 +175,9 @@ def assert_attends(out: torch.Tensor, step: Step, values: int | None = None, win
         step: what was read.
         values: MLA: the first entries of an item that are its value; None: items are keys and values.
         window: tokens that a query token sees.
+        has_slopes: whether the kernel was given `slopes`.
     """
+    bias = slopes(step) if has_slopes else None
     scale = step.query.shape[-1] ** -0.5
     begins = torch.tensor([0, *step.queries]).cumsum(0).tolist()
     for b, (row, n, q) in enumerate(zip(step.rows.tolist(), step.lens, step.queries, strict=True)):
@@ -176,7 +186,7 @@ def assert_attends(out: torch.Tensor, step: Step, values: int | None = None, win
         item = step.cache.dense[row, :n]
         keys, content = item.unbind(1) if values is None else (item[:, None], item[:, None, :values])
         asked = slice(begins[b], begins[b] + q)
-        want = attend(step.query[asked], keys, content, scale=scale, window=window)
+        want = attend(step.query[asked], keys, content, scale=scale, window=window, slopes=bias)
         # bf16 keeps 8 bits of the probabilities and of the result
         torch.testing.assert_close(
             out[asked].float(), want, rtol=1.6e-2, atol=8e-3, msg=lambda text, b=b, n=n, q=q: (
