@@ -18,10 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import emulator_gaps
 import executing
 import numpy as np
-import swizzle
 import torch
+import triton
+from triton.backends.amd.compiler import HIPBackend
 from triton.runtime.jit import KernelInterface
 
 GPU, INTERPRETER, EMULATED = "gpu", "interpreter", "emulated"
@@ -100,7 +102,7 @@ def _runner(kernel: Any, place: str) -> Any:
             return plain(*found.values(), grid=grid, warmup=warmup)
 
     def emulated(*args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        return _emulate(kernel, _bound(kernel, args, options), grid, options.get("num_warps", 4))
+        return _emulate(kernel, _bound(kernel, args, options), grid, options)
 
     return {GPU: on_gpu, INTERPRETER: interpreted, EMULATED: emulated}[place]
 
@@ -113,14 +115,35 @@ def _bound(kernel: Any, args: Any, options: Mapping[str, Any]) -> dict[str, Any]
     return dict(found.arguments)
 
 
-def _emulate(kernel: Any, values: Mapping[str, Any], grid: tuple[int, ...], num_warps: int) -> None:
-    """Compiles with nothing known of an argument's value, as `executing` does, and executes."""
+def _emulate(
+    kernel: Any, values: Mapping[str, Any], grid: tuple[int, ...], options: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Compiles with the options of the launch, but with nothing known of an argument's value, and executes."""
     signature = {param.name: _type(param, values[param.name]) for param in kernel.params}
     constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
     arrays = {name: _array(x) if isinstance(x, torch.Tensor) else x for name, x in values.items()}
     executor = executing.executor()
-    swizzle.teach()
-    executor.run(kernel, signature, constexprs, arrays, grid, ARCH, num_warps)
+    emulator_gaps.teach()
+    # the emulator has the results of 32x32 matrix instructions in other registers than a GPU
+    given = {name: options[name] for name in (*AMD_OPTIONS, "num_stages") if name in options}
+    with _compiling(given | {"matrix_instr_nonkdim": 16}):
+        executor.run(kernel, signature, constexprs, arrays, grid, ARCH, options.get("num_warps", 4))
+
+
+@contextmanager
+def _compiling(given: Mapping[str, Any]) -> Iterator[None]:
+    """Adds options to what Triton compiles meanwhile: executors know num_warps alone.
+
+    Without buffer instructions, of which the emulator moves whole words only.
+    """
+    plain, has_buffers = HIPBackend.parse_options, triton.knobs.amd.use_buffer_ops
+    HIPBackend.parse_options = lambda self, options: plain(self, options | given)
+    triton.knobs.amd.use_buffer_ops = False
+    try:
+        yield
+    finally:
+        HIPBackend.parse_options = plain
+        triton.knobs.amd.use_buffer_ops = has_buffers
 
 
 def _type(param: Any, value: Any) -> str:
