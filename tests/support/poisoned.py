@@ -42,8 +42,8 @@ class Sizes(NamedTuple):
 
 SIZES = {
     GPU: Sizes(16, 4096, 300, 8, 2, 128, (512, 64), torch.bfloat16),
-    INTERPRETER: Sizes(5, 140, 30, 4, 2, 16, (256, 32), torch.float16),
-    EMULATED: Sizes(3, 80, 20, 4, 2, 16, (256, 32), torch.float16),
+    INTERPRETER: Sizes(5, 140, 30, 4, 2, 16, (32, 16), torch.float16),
+    EMULATED: Sizes(3, 80, 20, 4, 2, 16, (32, 16), torch.float16),
 }
 
 
