@@ -14,7 +14,7 @@ import executing
 import pytest
 import sglang_kernels as sglang
 import torch
-from foreign import EMULATED, GPU, INTERPRETER
+from foreign import EMULATED, GPU, INTERPRETER, NO_EXECUTOR
 from poisoned import SIZES, Step, assert_attends, build, make_step
 
 import xkv
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     @property
     def window(self) -> int | None:
-        """What a query token sees, itself included: SGLang's number counts, when it extends, those before it."""
+        """What a query token sees, itself included; when SGLang extends, its number is of those before."""
         return WINDOW + self.is_extend if self.has_window else None
 
 
@@ -114,7 +114,7 @@ def test_a_spoilt_table_is_found(case: Case, spoil: str, device: str) -> None:
 
 @pytest.mark.compile
 @pytest.mark.slow
-@pytest.mark.skipif(not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code")
+@pytest.mark.skipif(not executing.PLACE, reason=NO_EXECUTOR)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_machine_code(case: Case) -> None:
     check(case, EMULATED)

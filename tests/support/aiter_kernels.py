@@ -1,7 +1,7 @@
 """Aiter's Triton attention, from a checkout that XKV_AITER names, over xkv's metadata.
 
-The kernels are Aiter's, and so is the code that launches them, with the configurations of gfx942 on every GPU.
-Stand-ins say which arch that is and how many compute units it has; NVIDIA's back end does not get AMD's options.
+The kernels are Aiter's, and so is the code that launches them, with gfx942's configurations on every GPU:
+stand-ins say which arch it is, and how many compute units it has. NVIDIA's back end gets no AMD option.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _listed(kernel: Any, launched: list[str], name: str) -> None:
 def pa_decode(
     step: Step, meta: xkv.Metadata, place: str, version: str, slopes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``paged_attn_decode_v1``, or v2, which splits rows into partitions; other kernels for one head a group."""
+    """``paged_attn_decode_v1``, or v2, which splits rows; other kernels where a group has one head."""
     aiter = module("pa_decode", place)
     # [pages, heads, page_size, dim]
     keys, values = (x.transpose(1, 2).contiguous() for x in pair(step))
@@ -129,7 +129,7 @@ def pa_decode(
 
 
 def _vectorized(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """vLLM's older layout: keys ``[pages, heads, dim / x, page_size, x]``, values ``[pages, heads, dim, page_size]``."""
+    """Keys as ``[pages, heads, dim / x, page_size, x]``, values as ``[pages, heads, dim, page_size]``."""
     keys, values = pair(step)
     x = 16 // keys.element_size()
     pages, page_size, heads, dim = keys.shape
@@ -141,7 +141,7 @@ def chunked(
     step: Step, meta: xkv.Metadata, place: str, prefill_only: bool, window: int | None = None,
     slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """``chunked_prefill_paged_decode``: rows of one query token by its own kernel, the others by pa_prefill's."""
+    """``chunked_prefill_paged_decode``: a kernel for rows of one query token, and pa_prefill's for others."""
     aiter = module("pa_prefill" if prefill_only else "chunked_pa_prefill", place)
     if not prefill_only:  # has imported that anew
         aiter.context_attention_fwd = module("pa_prefill", place).context_attention_fwd
@@ -185,7 +185,7 @@ SPLITS = 4
 
 
 def mla_decode(step: Step, meta: xkv.Metadata, place: str, latent: int) -> torch.Tensor:
-    """``mla_decode.decode_attention_fwd`` over a table; a CSR stream goes through Aiter's own kernel for that first."""
+    """``mla_decode.decode_attention_fwd`` over a table, which Aiter's own kernel makes of a CSR stream."""
     aiter = module("mla_decode", place)
     table, lens = meta.page_table, meta.cache_seqlens
     if table is None:

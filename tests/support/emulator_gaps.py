@@ -2,12 +2,12 @@
 
 Of the emulator of 2026-08 (a9069c177a):
 
-* It fails on ds_swizzle_b32 ("unexpected token in primary": the manual has a table in place of pseudocode). Only
-  the bit mode is taught: within 32 lanes, lane i takes the value of lane ((i & and) | or) ^ xor.
-* It takes the lane of ds_bpermute_b32 without the "mod 64" that the manual has there: all waves of a program but
-  the first read 0.
-* A lane that is off reads local memory at whatever its address register holds, which can end the process. Such a
-  lane gets address 0 meanwhile.
+* It fails on ds_swizzle_b32 ("unexpected token in primary": the manual has a table in place of pseudocode).
+  Only the bit mode is taught: within 32 lanes, lane i takes the value of lane ((i & and) | or) ^ xor.
+* It takes the lane of ds_bpermute_b32 without the "mod 64" that the manual has there: all waves of a program
+  but the first read 0.
+* A lane that is off reads local memory at whatever its address register holds, which can end the process.
+  Such a lane gets address 0 meanwhile.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def _guarded(emu: Any, inst: Any, plain: Any, buffers: list[int]) -> Any:
         kept = vector[addr][~active]
         vector[addr][~active] = 0
         plain(*(given[n] for n in buffers))
-        vector[addr][~active] = kept  # also if it is the destination: of lanes that are off, nothing is written
+        vector[addr][~active] = (
+            kept  # also if it is the destination: of lanes that are off, nothing is written
+        )
 
     return run

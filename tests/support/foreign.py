@@ -1,9 +1,9 @@
 """Triton kernels of other packages, from a checkout or an unpacked wheel, on whatever this process has.
 
-Their modules import the whole package, which needs its compiled code or a server: `imported` runs a module's own
-file and those that it imports, with empty packages around them and stand-ins for what is named. `prepare` then
-lets their kernels run here: on a GPU of either vendor, in Triton's interpreter, or as gfx942 machine code in the
-program that XKV_AMD_EXECUTOR names (executing.py).
+Their modules import the whole package, which needs its compiled code or a server: `imported` runs a module's
+own file and those that it imports, with empty packages around them and stand-ins for what is named. `prepare`
+then lets their kernels run here: on a GPU of either vendor, in Triton's interpreter, or as gfx942 machine
+code in the program that XKV_AMD_EXECUTOR names (executing.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from triton.backends.amd.compiler import HIPBackend
 from triton.runtime.jit import KernelInterface
 
 GPU, INTERPRETER, EMULATED = "gpu", "interpreter", "emulated"
+NO_EXECUTOR = "needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
 ARCH = "gfx942"
 # What Triton's AMD back end alone takes.
 AMD_OPTIONS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
@@ -118,7 +119,7 @@ def _bound(kernel: Any, args: Any, options: Mapping[str, Any]) -> dict[str, Any]
 def _emulate(
     kernel: Any, values: Mapping[str, Any], grid: tuple[int, ...], options: Mapping[str, Any]
 ) -> None:  # fmt: skip
-    """Compiles with the options of the launch, but with nothing known of an argument's value, and executes."""
+    """Compiles with the launch's options, but with nothing known of an argument's value, and executes."""
     signature = {param.name: _type(param, values[param.name]) for param in kernel.params}
     constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
     arrays = {name: _array(x) if isinstance(x, torch.Tensor) else x for name, x in values.items()}

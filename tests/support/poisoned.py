@@ -1,9 +1,9 @@
-"""Batches over a scattered paged cache in which NaN is what nobody may read, and the dense result beside them.
+"""Batches over a scattered paged cache in which NaN is what nobody may read, and the dense result beside it.
 
 Only what the rows of a batch own holds numbers: the tokens up to each row's length, and page 0, which padding
-names. All else is NaN: pages of nobody, those of other rows, and those that stale entries of ``req_to_token`` name
-behind a row's length. ``tail`` stands behind the live tokens of a row's last page: NaN, or a number for the
-kernels that load whole pages and multiply what is behind by 0.
+names. All else is NaN: pages of nobody, those of other rows, and those that stale entries of ``req_to_token``
+name behind a row's length. ``tail`` stands behind the live tokens of a row's last page: NaN, or a number for
+the kernels that load whole pages and multiply what is behind by 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECS = {spec.name: spec for spec in (*rocm.SPECS, TRITON)}
 
 
 class Sizes(NamedTuple):
-    """How large things are: as in an engine on a GPU, tiny where each program takes milliseconds or seconds."""
+    """How large things are: as in an engine on a GPU, tiny where a program takes milliseconds or more."""
 
     requests: int
     tokens: int
@@ -160,13 +160,17 @@ def build(step: Step, spec: BackendSpec | str, prefix_only: bool = False, **opti
 
 
 def slopes(step: Step) -> torch.Tensor:
-    """ALiBi's, by which the order of tokens matters: attention alone does not see in which order a table names pages."""
+    """ALiBi's: without, attention does not see in which order a table names pages."""
     heads = step.query.shape[1]
     return torch.tensor([2.0 ** -(1 + 6 * n / heads) for n in range(heads)], device=step.device)
 
 
 def assert_attends(
-    out: torch.Tensor, step: Step, values: int | None = None, window: int | None = None, has_slopes: bool = False
+    out: torch.Tensor,
+    step: Step,
+    values: int | None = None,
+    window: int | None = None,
+    has_slopes: bool = False,
 ) -> None:
     """Holds what a kernel wrote to attention over the dense rows, those that pad the batch included.
 

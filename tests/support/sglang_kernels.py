@@ -1,7 +1,7 @@
-"""SGLang's Triton decode and extend attention, from a wheel that XKV_ENGINES holds unpacked, over xkv's metadata.
+"""SGLang's Triton decode and extend attention, from a wheel that XKV_ENGINES has unpacked, over our metadata.
 
-The kernels are SGLang's, and so is the code that launches them. Stand-ins say on which GPU: where gfx942 machine
-code is executed, and on AMD, they take the configurations of AMD.
+The kernels are SGLang's, and so is the code that launches them. Stand-ins say on which GPU: where gfx942
+machine code is executed, and on AMD, they take the configurations of AMD.
 """
 
 from __future__ import annotations
