@@ -47,7 +47,7 @@ leg() { # NAME PYTEST-ARGUMENTS...
     local name=$1 package
     for package in "${found[@]}"; do
         echo "== $package, $name"
-        "$py" -m pytest -p no:cacheprovider -q --junitxml "$reports/tests.xml" "${@:2}" \
+        "$py" -m pytest -p no:cacheprovider -q -n "${XKV_READERS_WORKERS:-0}" --junitxml "$reports/tests.xml" "${@:2}" \
             "$root/tests/kernel/test_${package}_readers.py" || failed=1
         "$py" - "$reports/tests.xml" "$package, $name" <<'PY' || failed=1
 import sys

@@ -76,8 +76,8 @@ def lengths(sizes: Sizes, page_size: int) -> list[int]:
 
 
 def make_step(
-    place: str, page_size: int, mode: str, *, item: Sequence[int] | None = None, heads: int | None = None,
-    tail: float = NAN, prefix_only: bool = False, window: int | None = None, seed: int = 0,
+    place: str, page_size: int, mode: str, *, item: Sequence[int] | None = None, tail: float = NAN,
+    prefix_only: bool = False, window: int | None = None,
 ) -> Step:  # fmt: skip
     """A step with two rows that pad it: one token of row 0, as SGLang's, and none, as vLLM's.
 
@@ -86,17 +86,16 @@ def make_step(
         page_size: tokens of a page.
         mode: decode: a query token each; verify: DRAFTS each; mixed: one or many.
         item: what a token holds; None: keys and values of each head.
-        heads: the query's; None: the sizes'.
         tail: what is behind the last token of a row's last page.
         prefix_only: the query tokens' items are not in the cache: NaN there.
         window: pages that are wholly before what the first query token sees are NaN.
-        seed: of everything.
     """
     sizes = SIZES[place]
     device = "cuda" if place == GPU else "cpu"
-    generator = torch.Generator().manual_seed(1000 * seed + page_size)
+    generator = torch.Generator(device).manual_seed(page_size)
+    drawn = {"generator": generator, "device": device}
     item = item or (2, sizes.heads_kv, sizes.dim)
-    draw = lambda *shape: torch.randn(*shape, generator=generator).to(sizes.dtype)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, **drawn).to(sizes.dtype)  # noqa: E731
 
     before, queries = lengths(sizes, page_size), [1] * sizes.requests
     if mode == "verify":
@@ -115,28 +114,26 @@ def make_step(
 
     pool, width = live + 4, -(-sizes.tokens // page_size)
     pages = pool * width + 8
-    scattered = (torch.randperm(pages - 1, generator=generator)[: pool * width] + 1).view(pool, width)
-    slots = (scattered[..., None] * page_size + torch.arange(page_size)).view(pool, -1)
+    scattered = (torch.randperm(pages - 1, **drawn)[: pool * width] + 1).view(pool, width)
+    slots = (scattered[..., None] * page_size + torch.arange(page_size, device=device)).view(pool, -1)
     slots[0] = 0  # the padding row
     dense = draw(pool, width * page_size, *item)
-    paged = torch.full((pages * page_size, *item), NAN, dtype=sizes.dtype)
+    paged = torch.full((pages * page_size, *item), NAN, dtype=sizes.dtype, device=device)
     paged[:page_size] = dense[0, :page_size]
     dense[0] = dense[0, :page_size].repeat(width, *[1] * len(item))
     if page_size == 1:
         dense[0] = dense[0, :1]
-    rows = 1 + torch.randperm(pool - 1, generator=generator)[:live]
+    rows = 1 + torch.randperm(pool - 1, **drawn)[:live]
     for row, n, q in zip(rows.tolist(), lens, queries, strict=False):
         end = n - q if prefix_only else n
         begin = 0 if window is None else max(n - q + 1 - window, 0) // page_size * page_size
         paged[slots[row, begin:end]] = dense[row, begin:end]
         paged[slots[row, end : -(-end // page_size) * page_size]] = tail
-    rows = torch.cat([rows, torch.zeros(len(padding), dtype=torch.int64)])
+    rows = torch.cat([rows, torch.zeros(len(padding), dtype=torch.int64, device=device)])
     new = [dense[row, n - q : n] for row, n, q in zip(rows.tolist(), lens, queries, strict=True) if n >= q]
-    query = draw(sum(queries), heads or sizes.heads, item[-1])
-    cache = Cache(dense.to(device), paged.view(pages, page_size, *item).to(device), slots.int().to(device))
-    return Step(
-        mode, cache, page_size, rows.to(device), lens, queries, query.to(device), torch.cat(new).to(device)
-    )  # fmt: skip
+    query = draw(sum(queries), sizes.heads, item[-1])
+    cache = Cache(dense, paged.view(pages, page_size, *item), slots.int())
+    return Step(mode, cache, page_size, rows, lens, queries, query, torch.cat(new))
 
 
 def build(step: Step, spec: BackendSpec | str, prefix_only: bool = False, **options: Any) -> xkv.Metadata:
