@@ -67,10 +67,10 @@ def cases() -> Iterator[Case]:
     for page_size in (1, 16, 64):
         for mode in MODES:
             for window in ("layer", "view"):
-                skipped = NO_NVIDIA if mode == "decode" and page_size == 1 else ""
+                pages = mode == "decode"
                 yield Case(
-                    "unified", "aiter_unified", page_size, mode, FINITE, {"path": "2d"}, window,
-                    no_nvidia=skipped,
+                    "unified", "aiter_unified", page_size, mode, FINITE if pages or page_size == 64 else NAN,
+                    {"path": "2d"}, window, no_nvidia=NO_NVIDIA if pages and page_size == 1 else "",
                 )  # fmt: skip
     for version in ("v1", "v2"):
         for page_size in (1, 16, 32):
@@ -84,10 +84,11 @@ def cases() -> Iterator[Case]:
         for mode in MODES:
             # its kernel for one query token loads whole pages
             yield Case("chunked", "aiter_unified", page_size, mode, FINITE, {"prefill_only": False})
+        yield Case("chunked", "aiter_unified", page_size, "mixed", FINITE, {"prefill_only": False}, "view")
         for window in ("", "view"):
             yield Case(
-                "chunked", "aiter_unified", page_size, "mixed", FINITE if window else NAN,
-                {"prefill_only": True}, window, prefix_only=True,
+                "chunked", "aiter_unified", page_size, "mixed", NAN, {"prefill_only": True}, window,
+                prefix_only=True,
             )  # fmt: skip
     for spec in ("aiter_mla", "aiter_batch_prefill"):
         for mode in ("verify", "mixed"):
