@@ -40,11 +40,21 @@ def make_cache(page_size: int, *item: int) -> Cache:
     return Cache(dense, paged, slots.view(ROWS, TOKENS).int())
 
 
-def lengths(part: int = 0) -> list[int]:
-    """Prompts of a trace, those that fit, and lengths on either side of a page's end."""
+def prompts() -> list[int]:
+    """Lengths of a trace's prompts."""
     file = next(filter(Path.is_file, (at / "mooncake_conversation.jsonl" for at in TRACES)), None)
     trace = read_trace(file, limit=1000) if file else synthetic_trace(1000, seed=0)
-    drawn = [request.input_len for request in trace if request.input_len <= TOKENS]
+    return [request.input_len for request in trace]
+
+
+def trace_lengths(n: int, tokens: int) -> list[int]:
+    """So many of them, what is longer cut to the rest that whole tables of these tokens leave of it."""
+    return [1 + (length - 1) % tokens for length in prompts()[:n]]
+
+
+def lengths(part: int = 0) -> list[int]:
+    """Prompts of a trace, those that fit, and lengths on either side of a page's end."""
+    drawn = [length for length in prompts() if length <= TOKENS]
     edges = [5, 63 + part % 2, 65, TOKENS - part]
     return edges + drawn[part * BATCH :][: BATCH - len(edges)]
 
@@ -70,14 +80,25 @@ def build(
     return rows, lens, meta
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The last ``len(query)`` tokens of a dense sequence, each over itself and what precedes it."""
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *,
+    scale: float = SCALE, window: int | None = None, slopes: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The last ``len(query)`` tokens of a dense sequence, each over itself and what precedes it.
+
+    With a window, each over that many tokens, itself included; with slopes, one a head, ALiBi's bias.
+    """
     query, keys, values = query.float(), keys.float(), values.float()
     group = query.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
-    scores = torch.einsum("qhd,khd->hqk", query, keys) * SCALE
+    scores = torch.einsum("qhd,khd->hqk", query, keys) * scale
     position = torch.arange(len(keys), device=keys.device)
-    hidden = position > position[-len(query) :, None]
+    own = position[-len(query) :, None]
+    hidden = position > own
+    if window is not None:
+        hidden |= position <= own - window
+    if slopes is not None:
+        scores += slopes[:, None, None] * (position - own)
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
 
 

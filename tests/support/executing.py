@@ -21,6 +21,7 @@ from typing import Any
 
 import building
 import fences
+import pytest
 import torch
 from compiling import specialized
 
@@ -30,9 +31,10 @@ from xkv.cli.kernels.compiling import intercepted, plugged
 from xkv.expanded import Expansion
 from xkv.kernel.entry import xkv_build
 from xkv.kernel.group import xkv_build_group
-from xkv.launch import chosen, expanded
+from xkv.launch import chosen, expanded, launch
 from xkv.launch.group import GroupInputs, GroupKernel, GroupPart, fill, part_words
 from xkv.launch.verify import WRITTEN
+from xkv.metadata.parts import GroupLaunches
 from xkv.params import Build, View
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
@@ -128,6 +130,25 @@ def _run(kernel: Any, args: Sequence[Any], grid: tuple[int, ...], where: Platfor
     num_warps = options.pop("num_warps")
     assert not options, f"options that the executor does not know: {options}"
     return executor().run(kernel, signature, constexprs, values, grid, where.arch, num_warps)
+
+
+def execute_launches(where: Platform, monkeypatch: pytest.MonkeyPatch) -> list[list[Build]]:
+    """Executes, as on such a GPU, every launch that xkv makes from now on, and lists their builds."""
+    found: list[list[Build]] = []
+
+    def run(build: Build) -> None:
+        build = dataclasses.replace(build)  # builders fill theirs again
+        execute(build, launch.tuned(build, where), where)
+        found.append([build])
+
+    def run_group(self: GroupLaunches, known: Any, builds: list[Build], inputs: GroupInputs) -> None:
+        execute_group(known.parts, inputs, self._max_batch_size, where)
+        found.append(builds)
+
+    monkeypatch.setenv("XKV_ARCH", where.arch)
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(GroupLaunches, "_launch", run_group)
+    return found
 
 
 def check(build: Build, row: Tuning, where: Platform) -> Any:
