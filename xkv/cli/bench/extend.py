@@ -21,7 +21,7 @@ from ...platforms.specs import BackendSpec
 from . import kernels, timing
 
 PAGES, QUICK_PAGES = (1, 16, 64, 128), (1, 64)
-BATCHES, QUICK_BATCHES = (1, 16, 64, 256, 512), (1, 256)
+BATCHES, QUICK_BATCHES = (1, 16, 64, 256, 512), (1, 64, 256, 512)
 CONTEXTS, QUICK_CONTEXTS = (2048, 32 << 10, 128 << 10, 1_000_000), (2048, 128 << 10)
 _LEAST_ROWS, _LEAST_WARPS = (1, 4, 32), (1, 4)  # of the kernels that are tried
 _BYTES = 24 << 30  # of all sources and tables of a point
