@@ -156,7 +156,9 @@ def check(case: Case, place: str) -> None:
 
 def compare(case: Case, out: torch.Tensor, step: Step, place: str) -> None:
     values = SIZES[place].latent[0] if case.is_mla else None
-    assert_attends(out, step, values, WINDOW if case.window else None, case.has_slopes)
+    # the chunked decode kernel multiplies queries and keys in bf16: an H200's scores are off by up to 2 %
+    atol = 3e-2 if case.read == "chunked" and not case.options["prefill_only"] else 8e-3
+    assert_attends(out, step, values, WINDOW if case.window else None, case.has_slopes, atol)
 
 
 @pytest.mark.kernel

@@ -168,6 +168,7 @@ def assert_attends(
     values: int | None = None,
     window: int | None = None,
     has_slopes: bool = False,
+    atol: float = 8e-3,
 ) -> None:
     """Holds what a kernel wrote to attention over the dense rows, those that pad the batch included.
 
@@ -177,6 +178,7 @@ def assert_attends(
         values: MLA: the first entries of an item that are its value; None: items are keys and values.
         window: tokens that a query token sees.
         has_slopes: whether the kernel was given `slopes`.
+        atol: how far an entry may be off beside 1.6 % of it: bf16 keeps 8 bits of probabilities and results.
     """
     bias = slopes(step) if has_slopes else None
     scale = step.query.shape[-1] ** -0.5
@@ -188,9 +190,8 @@ def assert_attends(
         keys, content = item.unbind(1) if values is None else (item[:, None], item[:, None, :values])
         asked = slice(begins[b], begins[b] + q)
         want = attend(step.query[asked], keys, content, scale=scale, window=window, slopes=bias)
-        # bf16 keeps 8 bits of the probabilities and of the result
         torch.testing.assert_close(
-            out[asked].float(), want, rtol=1.6e-2, atol=8e-3, msg=lambda text, b=b, n=n, q=q: (
+            out[asked].float(), want, rtol=1.6e-2, atol=atol, msg=lambda text, b=b, n=n, q=q: (
                 f"row {b}, {n} tokens, {q} of them the query's: {text}"
             ),
         )  # fmt: skip
