@@ -1037,7 +1037,7 @@ MUTATIONS = [
         "a draft's own pages are kept", EXTENSION,
         "        end = tl.minimum(end, row.branch_start)\n",
         "        end = end\n",
-        "branches read pages of the step before", "equals_a_build",
+        "branches read pages of the step before", "own_pages_move",
         EXTENSION_TESTS,
     ),
     Mutation(
@@ -1072,21 +1072,21 @@ MUTATIONS = [
         "sinks of an extension", EXTENSION,
         "tl.maximum(tl.maximum(entry, row.sink_items), row.items - LAST_ENTRIES)",
         "tl.maximum(entry, row.items - LAST_ENTRIES)",
-        "a window's first pages are those of its sinks", "equals_a_build",
+        "a window's first pages are those of its sinks", "sinks_stay",
         EXTENSION_TESTS,
     ),
     Mutation(
         "padding of an extension", EXTENSION,
         "is_there = (items >= 0) & (items <= end) &",
         "is_there = (items >= 0) &",
-        "ids of rejected tokens in the padding", "equals_a_build",
+        "ids of rejected tokens in the padding", "padding_is",
         EXTENSION_TESTS,
     ),
     Mutation(
         "padding that an extension lacks", EXTENSION,
         "& (padded_end(items, view, policy) >= padding_end)",
         "",
-        "the tile behind a row is stale", "equals_a_build",
+        "the tile behind a row is stale", "padding_is",
         EXTENSION_TESTS,
     ),
     Mutation(

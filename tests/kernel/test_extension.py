@@ -240,6 +240,45 @@ def test_drafts_that_were_rejected(more: int, options: dict[str, int], device: s
         lens = lens + torch.tensor([rng.randint(1, 5), rng.randint(1, 5)], device=device)
 
 
+def test_a_drafts_own_pages_move(device: str) -> None:
+    """A branch that needs a page more has all of its pages elsewhere, the one that it began on too."""
+    builder, source = builder_of(device, 32, draft=xkv.DraftTree(topk=3, num_steps=8, step=8, page_size=32))
+    builder.build(*vectors(device, [2], [32 + 20]))  # 20 + 8 tokens: one page
+    table = builder.extend(*vectors(device, [2], [32 + 26])).page_table  # 26 + 8: two
+    for branch in range(3):
+        assert table[branch, :3].tolist() == [int(source[2, x]) // 32 for x in own_pages(branch)]
+
+
+def own_pages(branch: int) -> tuple[int, int, int]:
+    """Where the prefix's whole page and the two of a branch begin."""
+    return 0, 32 + branch * 64, 64 + branch * 64
+
+
+def test_sinks_stay(device: str) -> None:
+    """Of a window shorter than the tokens that an extension always writes."""
+    builder, source = builder_of(device, sliding_window=5, sink_tokens=8)
+    for length in range(100, 110):
+        view = (builder.extend if length > 100 else builder.build)(*vectors(device, [1], [length])).window
+        begins = [0, 4, *range((length - 5) // 4 * 4, length, 4)]
+        assert view.page_table[0, : len(begins)].tolist() == [int(source[1, x]) // 4 for x in begins]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((31, 1), (33, 1)), ((90, 40), (51, 1)), ((60, 1), (40, 1))],
+    ids=["a token past its padding", "drafts that were rejected", "shorter"],
+)
+def test_padding_is_a_builds(before: tuple[int, int], after: tuple[int, int], device: str) -> None:
+    """Up to the next multiple of 32 entries, which are more than an extension always writes."""
+    source = torch.arange(1, 1 + WIDTH, dtype=torch.int32, device=device).view(1, WIDTH)
+    builder = xkv.MetadataBuilder(OWN, source, max_batch_size=1, max_context_len=WIDTH, page_size=1)
+    builder._views[0].out.fill_(NEVER)  # as ids of a longer request may lie there
+    for step, (length, queries) in ((builder.build, before), (builder.extend, after)):
+        table = step(*vectors(device, [0], [length]), query_lens=queries).page_table
+    end = -(-after[0] // 32) * 32
+    assert table[0, :end].tolist() == [*range(1, 1 + after[0]), *[OWN.pad_id] * (end - after[0])]
+
+
 def test_a_row_that_was_empty(device: str) -> None:
     """And has one entry all the same, for a backend of no empty rows; it is right once the row has grown."""
     source = torch.arange(ROWS * WIDTH, dtype=torch.int32, device=device).view(ROWS, WIDTH)
