@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 import re
-import subprocess
-import tempfile
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
+
+from xkv.cli.kernels.resources import cubin_text
 
 _LABEL = {"cuda": re.compile(r"^(\.L_x_\d+):"), "hip": re.compile(r"^(\.LBB\d+_\d+):")}
 _INSTRUCTION = {
@@ -75,7 +75,7 @@ def count(kernel: Any, has_tiles: bool = True) -> Kernel:
         ValueError: its assembly has no loop that loads and stores: a compiler newer than this reader.
     """
     vendor = kernel.metadata.target.backend
-    text = _sass(kernel.asm["cubin"]) if vendor == "cuda" else kernel.asm["amdgcn"]
+    text = cubin_text("nvdisasm", "-c", kernel.asm["cubin"]) if vendor == "cuda" else kernel.asm["amdgcn"]
     blocks = _blocks(text, vendor)
     if not has_tiles:
         ends = {n for n, block in enumerate(blocks) if any(map(_ENDS.match, block.names[-1:]))}
@@ -92,16 +92,6 @@ def count(kernel: Any, has_tiles: bool = True) -> Kernel:
         raise ValueError("the assembly has no loop that loads and stores: newer than ci/model_counts.py?")
     # that of leftover tiles comes after a search for them
     return min(found, key=lambda each: each.before.instructions)
-
-
-def _sass(cubin: bytes) -> str:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _blocks(text: str, vendor: str) -> list[_Block]:

@@ -70,7 +70,7 @@ NVIDIA = """
 
 
 def kernel_of(vendor: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(model_counts, "_sass", lambda cubin: text)
+    monkeypatch.setattr(model_counts, "cubin_text", lambda *_: text)
     target = SimpleNamespace(backend=vendor)
     return SimpleNamespace(metadata=SimpleNamespace(target=target), asm={"cubin": b"", "amdgcn": text})
 

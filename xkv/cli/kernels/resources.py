@@ -63,7 +63,7 @@ def read(kernel: Any) -> Resources:
 
 def _nvidia(kernel: Any) -> Resources:
     ptx, cubin = kernel.asm["ptx"], kernel.asm["cubin"]
-    used = _numbers(r"\b(REG|STACK|LOCAL):(\d+)", _cuobjdump(cubin), 3)
+    used = _numbers(r"\b(REG|STACK|LOCAL):(\d+)", cubin_text("cuobjdump", "--dump-resource-usage", cubin), 3)
     threads = _numbers(r"\.(reqntid) (\d+)", ptx, 1)["reqntid"]
     return Resources(
         warp_size=threads // kernel.metadata.num_warps, threads=threads,
@@ -75,13 +75,14 @@ def _nvidia(kernel: Any) -> Resources:
     )  # fmt: skip
 
 
-def _cuobjdump(cubin: bytes) -> str:
+def cubin_text(tool: str, option: str, cubin: bytes) -> str:
+    """What one of NVIDIA's tools, which come with Triton, prints of a cubin: "cuobjdump" or "nvdisasm"."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        command = [getattr(knobs.nvidia, tool).path, option, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
