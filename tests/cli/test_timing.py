@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,3 +186,11 @@ def test_on_the_gpu() -> None:
     assert timing.launches(x.add_, 1) == 1
     assert all(0 < us < math.inf for us in timing.host_rounds({"": x.add_}, [1], 3)[""])
     assert 0 < timing.copy_gb_s() < math.inf
+
+
+def test_amds_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(timing, "_AMD_DRIVER", tmp_path / "version")
+    assert timing._driver() == "unknown"
+    (tmp_path / "version").write_text("6.14.14\n")
+    assert timing._driver() == "6.14.14"

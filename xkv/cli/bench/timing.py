@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ _MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
 _STREAM_FILLS = 16  # 3 ms: the host queues 24 pairs of launches in about 1 ms, and whole steps in a few
 _ALONE = "the kernels before"  # among the names of calls
 _COPY = 1 << 30  # bytes
+_AMD_DRIVER = Path("/sys/module/amdgpu/version")
 _COPIES, _WARM_COPIES = 40, 5
 # An engine has dozens. With up to three graphs of 48 nodes in a process, an H200's driver (580) launched each
 # node in 1.18 us, with more in 1.52: without these, a process's first point was as much as 0.4 us faster.
@@ -241,6 +243,8 @@ def versions() -> dict[str, str]:
 
 
 def _driver() -> str:
+    if torch.version.hip:  # a kernel's own amdgpu has no version, AMD's package has
+        return _AMD_DRIVER.read_text().strip() if _AMD_DRIVER.is_file() else "unknown"
     if shutil.which("nvidia-smi") is None:
         return "unknown"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
