@@ -16,6 +16,7 @@ from benching import TINY
 
 import xkv
 from xkv.cli.bench import inputs, timing
+from xkv.cli.bench import machine as bench_machine
 from xkv.cli.bench.workloads import WORKLOADS, Workload
 from xkv.cli.tune import command, results, sweep
 from xkv.cli.tune import rows as tune_rows
@@ -222,7 +223,7 @@ def test_main(rig: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     monkeypatch.setattr(detect, "platform", lambda: HOPPER)
     monkeypatch.setattr(sweep, "Sweep", lambda classes, where, predecessor, stream: rig)
     machine = {"gpu": "H100", "torch": "2.11", "triton": "3.6"}
-    monkeypatch.setattr(timing, "versions", lambda: machine)
+    monkeypatch.setattr(bench_machine, "versions", lambda: machine)
     file = tmp_path / "tune.json"
     flags = ["--num-page-per-block", "16,32", "--num-warps", "4", "--programs-per-cu", "2"]
     flags += ["--batch-block", "16", "--access-patterns", "strided_far", "--keep", "1"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xkv.cli.bench import timing
+from xkv.cli.bench import machine, timing
 from xkv.cli.bench.predecessor import PREDECESSORS
 from xkv.platforms import detect
 
@@ -190,7 +190,7 @@ def test_on_the_gpu() -> None:
 
 def test_amds_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr(timing, "_AMD_DRIVER", tmp_path / "version")
-    assert timing._driver() == "unknown"
+    monkeypatch.setattr(machine, "_AMD_DRIVER", tmp_path / "version")
+    assert machine._driver() == "unknown"
     (tmp_path / "version").write_text("6.14.14\n")
-    assert timing._driver() == "6.14.14"
+    assert machine._driver() == "6.14.14"

@@ -13,7 +13,7 @@ from benching import LEASTS, TINY, US
 
 import xkv
 from xkv.cli import bench
-from xkv.cli.bench import inputs, least, predecessor, providers, session, timing, workloads
+from xkv.cli.bench import inputs, least, machine, predecessor, providers, session, timing, workloads
 from xkv.cli.bench.cases import OURS
 from xkv.cli.bench.sglang import Plugin, SGLang
 from xkv.cli.bench.workloads import Workload
@@ -83,5 +83,5 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         lambda self, size, **options: SimpleNamespace(replay=lambda: self.build(**options)),
     )  # fmt: skip
     names = ("gpu", "driver", "toolkit", "xkv", "torch", "triton", "python")
-    monkeypatch.setattr(timing, "versions", lambda: dict.fromkeys(names, "made up"))
+    monkeypatch.setattr(machine, "versions", lambda: dict.fromkeys(names, "made up"))
     return seen

@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 
 import xkv
-from xkv.cli.bench import timing
+from xkv.cli.bench import machine, timing
 from xkv.cli.bench.cases import Case
 from xkv.cli.bench.inputs import Inputs, make_inputs, make_sources
 from xkv.cli.bench.predecessor import PREDECESSORS
@@ -102,7 +102,7 @@ def main() -> int:
                 point = f"{shape.backend}, page {shape.page_size} of {shape.source_page_size}"
                 rows.append([point, load.name, name, us, us / base, host_us])
                 record.append({"shape": shape, "load": load.name, "what": name, "us": us, "host_us": host_us})
-    print(timing.versions())
+    print(machine.versions())
     headers = ["backend", "workload", "what", "device us", "of the table", "host us"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
     if len(sys.argv) > 1:

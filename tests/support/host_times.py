@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 
 from xkv import KVIndices, MetadataBuilder, build_kv_indices, build_page_table, build_slot_mapping
-from xkv.cli.bench import timing
+from xkv.cli.bench import machine, timing
 from xkv.cli.bench.cases import KV_INDICES, Case
 from xkv.cli.bench.inputs import Inputs, make_inputs, make_sources
 from xkv.cli.bench.sglang import SGLang
@@ -98,7 +98,7 @@ def main() -> int:
         for name in made
     ]
     headers = ("host", "us, median", f"of {GRID}", "us, least", f"of {GRID}")
-    print(*(f"{name} {what}" for name, what in timing.versions().items()), sep=", ")
+    print(*(f"{name} {what}" for name, what in machine.versions().items()), sep=", ")
     print(tabulate(rows, headers, "simple", floatfmt=".2f"))
     for what, found in (("median", median), ("least", least)):
         print(f"{REPLAY} less {BARE}, {what}: {found[REPLAY] - found[BARE]:+.2f} us")

@@ -21,7 +21,7 @@ import triton
 from engine_texts import CACHE, Text, load
 from tabulate import tabulate
 
-from xkv.cli.bench import timing
+from xkv.cli.bench import machine, timing
 from xkv.cli.bench.cases import Case
 from xkv.cli.bench.inputs import Inputs, Step, make_inputs, make_sources
 from xkv.cli.bench.predecessor import PREDECESSORS
@@ -286,7 +286,7 @@ def main() -> int:
                 [point.name, load_.name, *device, ratios[-1], *host, "equal" if same else "DIFFERENT"]
             )
             print(rows[-1], flush=True)
-    print(timing.versions(), f"geometric mean {statistics.geometric_mean(ratios):.2f}")
+    print(machine.versions(), f"geometric mean {statistics.geometric_mean(ratios):.2f}")
     head = ["call site", "workload", "theirs us", "xkv us", "ratio", "theirs host", "xkv host", ""]
     print(tabulate(rows, head, tablefmt="github", floatfmt=".2f"))
     if len(sys.argv) > 1:

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from vllm_engine import ROOT, distribution, folder, installed, modules
 
 import xkv
-from xkv.cli.bench import timing
+from xkv.cli.bench import machine, timing
 
 DEVICE = torch.device("cuda")
 BLOCK = 16
@@ -194,7 +194,7 @@ def main() -> int:
     head = ["step", "theirs", *us, "plugin", *us, "op", *us, ""]
     x = torch.zeros(256, dtype=torch.int32, device=DEVICE)
     (add,) = timing.host_rounds({"": x.add_}, [1], ROUNDS).values()
-    print(timing.versions(), f"torch add_ {statistics.median(add):.1f} us of host")
+    print(machine.versions(), f"torch add_ {statistics.median(add):.1f} us of host")
     print(tabulate(rows, head, tablefmt="github"))
     return int(any(row[-1] != "equal" for row in rows))
 

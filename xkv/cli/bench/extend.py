@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...metadata.builder import MetadataBuilder
 from ...platforms.specs import BackendSpec
-from . import kernels, timing
+from . import kernels, machine, timing
 
 PAGES, QUICK_PAGES = (1, 16, 64, 128), (1, 64)
 BATCHES, QUICK_BATCHES = (1, 16, 64, 256, 512), (1, 64, 256, 512)
@@ -160,12 +160,12 @@ def run(rounds: int, quick: bool, out: Path | None) -> list[str]:
          each["device_us"]["extend"] / each["device_us"]["least"], *each["host_us"].values()]
         for each in record
     ]  # fmt: skip
-    print(timing.versions())
+    print(machine.versions())
     head = [
         "requests x tokens", "extend us", "build us", "least us", "build/extend", "extend/least",
         "extend host", "build host",
     ]  # fmt: skip
     print(tabulate(rows, head, tablefmt="github", floatfmt=".2f"))
     if out is not None:
-        out.write_text(json.dumps({"versions": timing.versions(), "points": record}, indent=1) + "\n")
+        out.write_text(json.dumps({"versions": machine.versions(), "points": record}, indent=1) + "\n")
     return [f"{each['point']}: {name}" for each in record for name in each["wrong"]]

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 from ... import dispatch
-from . import compiles, least, oracle, providers, timing
+from . import compiles, least, machine, oracle, providers, timing
 from .cases import LEAST, OURS, Case
 from .inputs import Inputs, make_inputs, make_sources
 from .predecessor import PREDECESSORS
@@ -115,7 +115,7 @@ class Session:
         self._sources = make_sources([*(load for _, load in self.points), *compiled], plan.device)
         self.record = Record(
             Setting(
-                **timing.versions(), l2="cold" if plan.cold else "warm", predecessor=plan.predecessor,
+                **machine.versions(), l2="cold" if plan.cold else "warm", predecessor=plan.predecessor,
                 issued="stream" if plan.stream else "graph", rounds=plan.rounds,
                 copy_gb_s=round(timing.copy_gb_s(), 1),
                 date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), command=command,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import ops
 from ...shard import Shard
-from . import loading, timing
+from . import loading, machine, timing
 from .predecessor import PREDECESSORS
 
 SGLANG = "sglang/kernels/ops/attention/dsa/transform_index.py"
@@ -220,11 +220,11 @@ def run(folders: Sequence[Path], rounds: int, quick: bool, out: Path | None) -> 
              us["xkv"] / copied, found["host_us"].get("xkv")]
         )  # fmt: skip
     head = ["chosen", "SGLang", "vLLM", "xkv, starts", "xkv", "best/xkv", "xkv/copy", "xkv host"]
-    print(timing.versions(), f"copies {speed:.0f} GB/s")
+    print(machine.versions(), f"copies {speed:.0f} GB/s")
     print(tabulate(rows, head, tablefmt="github", floatfmt=".2f", missingval="-"))
     ratios = [row[5] for row in rows if row[5] is not None]
     if ratios:
         print(f"the better of both / xkv: geometric mean {statistics.geometric_mean(ratios):.2f}")
     if out is not None:
-        out.write_text(json.dumps({"versions": timing.versions(), "points": record}, indent=1) + "\n")
+        out.write_text(json.dumps({"versions": machine.versions(), "points": record}, indent=1) + "\n")
     return [f"{each['point']}: {name}" for each in record for name in each["wrong"]]

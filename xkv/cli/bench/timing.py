@@ -9,19 +9,13 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
-import platform
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-
-from ... import __version__
 
 T = TypeVar("T")
 Calls = Mapping[str, Callable[[T], object]]
@@ -33,7 +27,6 @@ _MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
 _STREAM_FILLS = 16  # 3 ms: the host queues 24 pairs of launches in about 1 ms, and whole steps in a few
 _ALONE = "the kernels before"  # among the names of calls
 _COPY = 1 << 30  # bytes
-_AMD_DRIVER = Path("/sys/module/amdgpu/version")
 _COPIES, _WARM_COPIES = 40, 5
 # An engine has dozens. With up to three graphs of 48 nodes in a process, an H200's driver (580) launched each
 # node in 1.18 us, with more in 1.52: without these, a process's first point was as much as 0.4 us faster.
@@ -228,25 +221,3 @@ def copy_gb_s() -> float:
 def _event() -> Any:
     event: Any = torch.cuda.Event
     return event(enable_timing=True)
-
-
-def versions() -> dict[str, str]:
-    """What a record of timings names: the GPU, its driver, and the versions of what ran."""
-    import triton
-
-    toolkit = torch.version.cuda or torch.version.hip or "none"
-    return {
-        "gpu": torch.cuda.get_device_name(), "driver": _driver(), "toolkit": toolkit,
-        "xkv": __version__, "torch": torch.__version__, "triton": triton.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip
-
-
-def _driver() -> str:
-    if torch.version.hip:  # a kernel's own amdgpu has no version, AMD's package has
-        return _AMD_DRIVER.read_text().strip() if _AMD_DRIVER.is_file() else "unknown"
-    if shutil.which("nvidia-smi") is None:
-        return "unknown"
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return (said.splitlines() or ["unknown"])[0]

@@ -87,7 +87,7 @@ def _measure(args: argparse.Namespace) -> int:
     where = detect.platform()  # says so where torch is missing
     import torch
 
-    from ..bench import timing
+    from ..bench import machine
     from . import compiling, sweep
 
     if not torch.cuda.is_available():
@@ -98,7 +98,7 @@ def _measure(args: argparse.Namespace) -> int:
     compiling.precompile(work, args.jobs)
     rig = sweep.Sweep(classes, where, args.predecessor, args.stream)
     record: results.Record = {
-        **timing.versions(), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **machine.versions(), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "platform": str(where), "command": shlex.join(sys.argv), "rows": [], "left_out": rig.left_out,
         "wrong": rig.wrong, "classes": [],
     }  # fmt: skip
