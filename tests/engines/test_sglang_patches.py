@@ -113,7 +113,7 @@ def test_patched_cutlass_mla(patched: Path, device: str) -> None:
     def step(path: Path, **more: Any) -> Any:
         backend = Backend(device, 128)
         backend.cuda_graph_kv_indices = torch.ones(6, 9, dtype=torch.int32, device=device)
-        backend.cuda_graph_mla_workspace = None
+        backend.cuda_graph_mla_workspace = backend.xkv_rids = None
         for name, make in more.items():
             setattr(backend, name, make(backend))
         run = method(
