@@ -29,36 +29,23 @@ def platform(arch: str, seed: int) -> Platform:
     return Platform("hip", arch, 64, UNITS[arch] if seed % 2 else 1)
 
 
-class _UnknownError(Exception):
-    """The executor does not know an instruction: there is no verdict."""
-
-
 @kinds
 @arches
 def test_chosen_positions(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where = platform(arch, 1)
 
     def run(build: Any, *_: Any) -> None:
-        if not build.num_tokens:
-            return
-        try:
+        if build.num_tokens:
             executing.execute_chosen(build, where)
-        except RuntimeError as error:
-            if "Failed to compile ds_swizzle" not in str(error):
-                raise
-            raise _UnknownError from error
 
     monkeypatch.setattr(chosen, "run", run)
     executed = 0
     for seed in range(CASES):
         where = platform(arch, seed)
         call = test_chosen.Call(seed, kind, hostile=seed % 3 > 0, device="cpu")
-        try:
-            test_chosen.assert_as_defined(call)
-            executed += call.tokens > 0
-        except _UnknownError:
-            continue
-    assert executed >= CASES // 3
+        test_chosen.assert_as_defined(call)
+        executed += call.tokens > 0
+    assert executed >= CASES // 2
 
 
 @pytest.mark.parametrize("kind", ["decode", "verify", "mixed"])

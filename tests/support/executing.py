@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import building
+import emulator_gaps
 import fences
 import pytest
 import torch
@@ -52,6 +53,7 @@ def executor() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    emulator_gaps.teach()
     return module
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import emulator_gaps
 import executing
 import numpy as np
 import torch
@@ -124,7 +123,6 @@ def _emulate(
     constexprs = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
     arrays = {name: _array(x) if isinstance(x, torch.Tensor) else x for name, x in values.items()}
     executor = executing.executor()
-    emulator_gaps.teach()
     # the emulator has the results of 32x32 matrix instructions in other registers than a GPU
     given = {name: options[name] for name in (*AMD_OPTIONS, "num_stages") if name in options}
     with _compiling(given | {"matrix_instr_nonkdim": 16}):
