@@ -12,9 +12,9 @@ import pytest
 import sglang_calls
 import torch
 import vllm_calls
-from building import whole
 from engine_texts import CACHE, ROOT, Text, first_and_last, load
 
+from xkv.cli.check.memory import whole
 from xkv.integrations.patching import replacing
 from xkv.integrations.sglang import draft
 from xkv.integrations.sglang import table as sglang

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import sglang_standins
 import torch
-from building import guarded, paged_source, whole
+from building import paged_source
 from conftest import GPUS
 from recorded import Recorded, arguments, on_gpu
 from sglang_calls import CALLS, assert_same, newest, original, twin
 
+from xkv.cli.check.memory import guarded, whole
 from xkv.integrations import cached_calls
 from xkv.integrations.patching import replacing
 from xkv.integrations.sglang import (

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import vllm_steps
-from building import guarded, guarded_1d
 from compiling import GPUS
 from vllm_batches import BIG, Batch, block_tables, both, fill, random_kernel_test
 from vllm_engine import with_plugin
 
+from xkv.cli.check.memory import guarded, guarded_1d
 from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.patching import replacing
 from xkv.integrations.vllm import kernels, table

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
 from conftest import GPUS
 from test_vllm_kernels import ints, pointers
 
 from xkv.cli.check import values
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d, whole
 from xkv.integrations.vllm import indices, step, tables
 
 pytestmark = pytest.mark.kernel

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
 from compiling import GPUS, need
 from conftest import INTERPRETED
 from launchers import Compiled, Launcher, Nested
 from recorded import Recorded, arguments, on_gpu
 
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d, whole
 from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.vllm import earlier, indices, kernels, launching, tables
 from xkv.launch import triton_launcher

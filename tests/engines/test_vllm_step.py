@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from building import guarded_1d, whole
 from compiling import GPUS, need
 from test_vllm_kernels import ARCHES
 from vllm_batches import BIG, Batch, block_tables, fill, random_kernel_test
 from vllm_engine import folder, with_plugin
 
+from xkv.cli.check.memory import guarded_1d, whole
 from xkv.cli.kernels.compiling import plugged
 from xkv.integrations.patching import replacing
 from xkv.integrations.vllm import kernels, step, table

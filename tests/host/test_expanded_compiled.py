@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, whole
 from conftest import INTERPRETED
 from torch.library import opcheck
 
 import xkv
 from xkv import Shard, Status
+from xkv.cli.check.memory import SENTINEL, whole
 
 I32, I64 = torch.int32, torch.int64
 pytestmark = [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
 
 import xkv
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d, whole
 from xkv.expanded import MAX_TOKENS, MAX_WIDTH
 from xkv.params import INT32_MAX, MAX_BATCH
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, guarded_1d, whole
 from op_arguments import BATCH, CSR, I32, I64, SLOTS, TABLE, TOKENS, assert_right, call, ids
 
 import xkv
 from xkv import Reason, Status
+from xkv.cli.check.memory import SENTINEL, guarded_1d, whole
 
 MAPS = {
     "token_map": ({"token_map"}, None),

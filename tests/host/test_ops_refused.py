@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
 from op_arguments import (
     ALL,
     CSR,
@@ -28,6 +27,7 @@ from op_arguments import (
 
 import xkv
 from xkv import KVIndices, Status
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d, whole
 
 Change = dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]
 

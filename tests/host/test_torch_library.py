@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from building import SENTINEL, whole
 from conftest import INTERPRETED
 from dispatcher import Recorder
 from packaging.version import Version
@@ -17,6 +16,7 @@ from torch.library import opcheck
 
 import xkv
 from xkv import Reason, Status
+from xkv.cli.check.memory import SENTINEL, whole
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

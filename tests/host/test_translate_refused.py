@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d, whole
 from conftest import INTERPRETED
 from dispatcher import Recorder
 from op_arguments import contents, status_with, tensors_in
@@ -17,6 +16,7 @@ from torch.library import opcheck
 
 import xkv
 from xkv import Reason, Shard, Status
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d, whole
 
 I32, I64 = torch.int32, torch.int64
 TOKENS, K, BATCH, ROWS, WIDTH = 3, 4, 2, 5, 8

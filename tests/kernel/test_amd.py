@@ -21,7 +21,7 @@ from cases import CASES, Case, make
 
 import xkv
 from xkv import dispatch, rocm
-from xkv.cli.check import hostile
+from xkv.cli.check import hostile, memory
 from xkv.cli.check.families import Family, families
 from xkv.cli.kernels.compiling import compiled
 from xkv.launch import grid, launch
@@ -115,7 +115,7 @@ def test_every_row_balanced(n: int, form: int, arch: str) -> None:
     build = make(case, form, P, source_page_size, I32, "cpu")
     if form == SLOTS:
         build.query_lens = build.seq_lens.clone()
-        build.views[0].out = building.guarded_1d(int(build.seq_lens.sum()), I32, "cpu")
+        build.views[0].out = memory.guarded_1d(int(build.seq_lens.sum()), I32, "cpu")
     assert grid.make_schedule(build, row, where).balance
     executing.check(build, row, where)
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import executing
 import pytest
-import test_chosen
-import test_expanded
 from test_amd import UNITS, arches
 
+from xkv.cli.check import chosen_call, expanded_call
+from xkv.cli.check.chosen_call import ChosenCall
+from xkv.cli.check.expanded_call import ExpandedCall
 from xkv.launch import chosen, expanded
 from xkv.platforms.detect import Platform
 
@@ -20,7 +21,7 @@ pytestmark = [
         not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
     ),
 ]
-kinds = pytest.mark.parametrize("kind", ["one each", "token_to_req", "query_start_loc"])
+kinds = pytest.mark.parametrize("kind", chosen_call.KINDS)
 CASES = 6
 
 
@@ -42,13 +43,13 @@ def test_chosen_positions(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch)
     executed = 0
     for seed in range(CASES):
         where = platform(arch, seed)
-        call = test_chosen.Call(seed, kind, hostile=seed % 3 > 0, device="cpu")
-        test_chosen.assert_as_defined(call)
+        call = ChosenCall(seed, kind, hostile=seed % 3 > 0, device="cpu")
+        call.check()
         executed += call.tokens > 0
     assert executed >= CASES // 2
 
 
-@pytest.mark.parametrize("kind", ["decode", "verify", "mixed"])
+@pytest.mark.parametrize("kind", expanded_call.KINDS)
 @arches
 def test_query_tokens(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where = platform(arch, 1)
@@ -60,5 +61,5 @@ def test_query_tokens(arch: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(expanded, "run", run)
     for seed in range(CASES):
         where = platform(arch, seed)
-        test_expanded.assert_as_defined(test_expanded.Call(seed, kind, hostile=seed % 3 > 0, device="cpu"))
+        ExpandedCall(seed, kind, hostile=seed % 3 > 0, device="cpu").check()
     assert ran

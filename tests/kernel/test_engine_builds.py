@@ -12,7 +12,7 @@ import torch
 
 import xkv
 from xkv import reference
-from xkv.cli.check import oracle
+from xkv.cli.check import memory, oracle
 from xkv.cli.check.oracle_parts import rank_positions
 from xkv.launch import launch
 from xkv.params import CSR, OUTPUTS, TABLE, Build, View
@@ -49,13 +49,13 @@ class Made:
         return [n if self.rng.random() < 0.7 else self.rng.choice(odd) for n in sane]
 
     def view(self, form: int, room: int, *names: str, **more: Any) -> View:
-        sums = {name: building.guarded_1d(self.batch + OUTPUTS[name], I32, self.device) for name in names}
+        sums = {name: memory.guarded_1d(self.batch + OUTPUTS[name], I32, self.device) for name in names}
         if form == TABLE:
-            return View(building.guarded(self.batch, room, room + 3, I32, self.device), **sums, **more)
-        return View(building.guarded_1d(room, I32, self.device), **sums, **more)
+            return View(memory.guarded(self.batch, room, room + 3, I32, self.device), **sums, **more)
+        return View(memory.guarded_1d(room, I32, self.device), **sums, **more)
 
     def status(self) -> torch.Tensor:
-        return building.guarded_1d(1, I64, self.device).fill_((1 << 63) - 1)
+        return memory.guarded_1d(1, I64, self.device).fill_((1 << 63) - 1)
 
 
 def local_lengths(rng: random.Random, device: str) -> Build:
@@ -151,7 +151,7 @@ def step(rng: random.Random, device: str) -> Build:
     return Build(
         made.source, made.row(), made.ints(made.upto(made.tokens)), TABLE, made.page_size, 1, made.page_size,
         tuple(views), report_missing=False, writes_ids=has_tables, out_cache_loc=made.ints(slots),
-        window_out_cache_loc=building.guarded_1d(room, I64, device),
+        window_out_cache_loc=memory.guarded_1d(room, I64, device),
         num_out_tokens=rng.choice([None, 0, rng.randint(0, count + 3)]),
     )  # fmt: skip
 
@@ -162,11 +162,11 @@ def check_slots(run: Any, build: Build) -> None:
     assert slots is not None
     want = building.twin(build, "cpu")
     size, first = slots.shape[0], slots.storage_offset()
-    around = building.whole(slots).cpu().clone()
+    around = memory.whole(slots).cpu().clone()
     want.window_out_cache_loc = around[first : first + size]
     run(build)
     oracle.run(want)
-    assert torch.equal(building.whole(slots).cpu(), around)
+    assert torch.equal(memory.whole(slots).cpu(), around)
     building.assert_same(build, want)
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,7 +265,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--hostile", "200", "--device", "cpu", "--seed", "7"]) == 0
     found = results(capsys.readouterr().out)
     ops = ("build_page_table", "build_kv_indices", "build_slot_mapping")
-    names = (*ops, *dispatch.specs_of("cpu"), SGLANG, VLLM, LENGTHS)
+    sparse = ("translate_positions", "expand_queries")
+    names = (*ops, *dispatch.specs_of("cpu"), SGLANG, VLLM, LENGTHS, *sparse)
     assert list(found) == [*(f"hostile {name}" for name in names), "total"]
     assert found["total"][0] >= 200
     assert {result for _, result in found.values()} == {"pass"}
@@ -282,6 +284,27 @@ def test_command_on_an_op_that_raises(
     out = capsys.readouterr().out
     assert {k for k, v in results(out).items() if v[1] == "FAIL"} == {"hostile build_slot_mapping", "total"}
     assert "RuntimeError: no such kernel\nTo see it again, run:\n\n# xkv" in out
+
+
+@pytest.mark.usefixtures("by_reference")
+@pytest.mark.parametrize("op", ["translate_positions", "expand_queries"])
+def test_command_on_a_wrong_entry(
+    op: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = getattr(ops, op)
+
+    def broken(*args: Any, **more: Any) -> Any:
+        found = honest(*args, **more)
+        for x in [found] if isinstance(found, torch.Tensor) else found:
+            if x is not None and x.numel():
+                x[(0,) * x.dim()] += 1
+        return found
+
+    monkeypatch.setattr(ops, op, broken)
+    assert main(["check", "--hostile", "100", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert {k for k, v in results(out).items() if v[1] == "FAIL"} == {f"hostile {op}", "total"}
+    assert "Traceback" not in out
 
 
 @pytest.mark.parametrize("count", ["0", "-3"])

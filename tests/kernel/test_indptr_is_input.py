@@ -11,6 +11,7 @@ from compiling import GPUS, need, specialization
 
 import xkv
 from xkv import dispatch, reference
+from xkv.cli.check import memory
 from xkv.cli.kernels.compiling import compiled
 from xkv.cli.kernels.resources import read
 from xkv.cli.kernels.variants import meta, plain
@@ -39,7 +40,7 @@ def stream(rng: random.Random, device: str, *, hostile: bool = False) -> Build:
         begins = [rng.choice([x, x, -1, -(2**31), 2**31 - 1]) for x in begins]
     ints = lambda x: torch.tensor(x, dtype=rng.choice([torch.int32, torch.int64]), device=device)  # noqa: E731
     room = at - rng.choice([0, 0, 9]) if at > 9 else at
-    view = View(building.guarded_1d(room, torch.int32, device), kv_indptr=ints(begins))
+    view = View(memory.guarded_1d(room, torch.int32, device), kv_indptr=ints(begins))
     rows = [rng.randrange(4) for _ in range(batch)]
     return Build(
         source, ints(rows), ints(lens), CSR, 1, 1, 1, (view,), report_missing=False, indptr_is_input=True
@@ -64,7 +65,7 @@ def test_stream_by_definition() -> None:
     for _ in range(40):
         build = stream(rng, "cpu")
         view = build.views[0]
-        want = building.whole(view.out).tolist()
+        want = memory.whole(view.out).tolist()
         for b, begin in enumerate(view.kv_indptr.tolist()):
             for j in range(build.seq_lens[b]):
                 if begin + j < view.out.shape[0]:
@@ -73,7 +74,7 @@ def test_stream_by_definition() -> None:
                     )
         indptr = view.kv_indptr.clone()
         reference.run(build)
-        assert building.whole(view.out).tolist() == want
+        assert memory.whole(view.out).tolist() == want
         assert torch.equal(view.kv_indptr, indptr)
 
 
@@ -82,14 +83,14 @@ def test_leading_zeros_of_tables_are_the_callers(device: str) -> None:
     rng = random.Random(3)
     source = building.paged_source(rng, 4, 100, 16, 1, torch.int32, device)
     rows, lens = torch.tensor([1, 3], device=device), torch.tensor([100, 17], device=device)
-    sums = [building.guarded_1d(3, torch.int32, device) for _ in range(2)]
-    view = View(building.guarded(2, 7, 9, torch.int32, device), cu_seqlens_k=sums[0], cu_seqlens_q=sums[1])
+    sums = [memory.guarded_1d(3, torch.int32, device) for _ in range(2)]
+    view = View(memory.guarded(2, 7, 9, torch.int32, device), cu_seqlens_k=sums[0], cu_seqlens_q=sums[1])
     build = Build(source, rows, lens, TABLE, 16, 1, 16, (view,), query_len=4, indptr_is_input=True)
     want = building.twin(build)
     launch.run(build)
     reference.run(want)
     building.assert_same(build, want)
-    assert [x.tolist() for x in sums] == [[building.SENTINEL, 100, 117], [building.SENTINEL, 4, 8]]
+    assert [x.tolist() for x in sums] == [[memory.SENTINEL, 100, 117], [memory.SENTINEL, 4, 8]]
 
 
 @pytest.mark.compile

@@ -8,12 +8,12 @@ from pathlib import Path
 import building
 import pytest
 import torch
-from building import SENTINEL, guarded, guarded_1d
 from cases import CASES, make
 from test_kernel import NAMES, ROWS, check
 
 import xkv
 from xkv import Reason, reference
+from xkv.cli.check.memory import SENTINEL, guarded, guarded_1d
 from xkv.launch import grid, launch
 from xkv.params import CSR, SLOTS, TABLE, Build, View
 from xkv.platforms.detect import Platform

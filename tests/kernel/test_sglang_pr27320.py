@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xkv
+from xkv.cli.check import memory
 
 WIDTH = 200  # tokens of a row
 
@@ -39,16 +40,16 @@ def test_equals_the_serial_kernel(data: st.DataObject, page_size: int) -> None:
     source = building.paged_source(
         data.draw(st.randoms(use_true_random=False)), 6, WIDTH, page_size, 1, torch.int32, device
     )
-    want = building.guarded(batch, WIDTH, WIDTH + 5, torch.int32, "cpu")
+    want = memory.guarded(batch, WIDTH, WIDTH + 5, torch.int32, "cpu")
     serial(source.tolist(), rows, lens, starts, want, page_size)
-    got = building.guarded(batch, WIDTH, WIDTH + 5, torch.int32, device)
+    got = memory.guarded(batch, WIDTH, WIDTH + 5, torch.int32, device)
     start = torch.tensor(starts, dtype=torch.int64, device=device)
     xkv.build_page_table(
         source, torch.tensor(rows, dtype=torch.int64, device=device),
         torch.tensor(lens, dtype=torch.int64, device=device), page_size=page_size, out=got,
         kv_start=start, seq_lens_delta=start,  # its lengths count from the start
     )  # fmt: skip
-    assert torch.equal(building.whole(got).cpu(), building.whole(want))
+    assert torch.equal(memory.whole(got).cpu(), memory.whole(want))
 
 
 @pytest.mark.parametrize("page_size", [1, 32, 64])
@@ -58,10 +59,10 @@ def test_every_length(page_size: int, device: str) -> None:
     pages = torch.randperm(WIDTH + 1, generator=generator)[: WIDTH // page_size + 1]
     row = (pages[:, None] * page_size + torch.arange(page_size)).flatten()[:WIDTH].to(torch.int32)
     lens = torch.arange(WIDTH + 1)
-    want = building.guarded(WIDTH + 1, WIDTH, WIDTH, torch.int32, "cpu")
+    want = memory.guarded(WIDTH + 1, WIDTH, WIDTH, torch.int32, "cpu")
     serial([row.tolist()], [0] * (WIDTH + 1), lens.tolist(), [0] * (WIDTH + 1), want, page_size)
-    got = building.guarded(WIDTH + 1, WIDTH, WIDTH, torch.int32, device)
+    got = memory.guarded(WIDTH + 1, WIDTH, WIDTH, torch.int32, device)
     xkv.build_page_table(
         row[None].to(device), (lens * 0).to(device), lens.to(device), page_size=page_size, out=got
     )
-    assert torch.equal(building.whole(got).cpu(), building.whole(want))
+    assert torch.equal(memory.whole(got).cpu(), memory.whole(want))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import building
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from test_kernel import ROWS, check
 from triton.runtime import interpreter
 
 import xkv
+from xkv.cli.check import memory
 from xkv.kernel import entry, extension
 from xkv.launch import launch
 from xkv.params import CSR, TABLE, Build, View
@@ -135,7 +135,7 @@ def test_an_expanded_source_and_what_lies_behind_it() -> None:
 def given_sums(begins: list[int], lens: list[int]) -> Build:
     """A stream whose rows begin where an engine says."""
     source, rows = torch.arange(800, dtype=torch.int32).view(2, 400), torch.arange(len(lens)) % 2
-    view = View(building.guarded_1d(700, torch.int32, "cpu"), kv_indptr=torch.tensor(begins))
+    view = View(memory.guarded_1d(700, torch.int32, "cpu"), kv_indptr=torch.tensor(begins))
     return Build(
         source, rows, torch.tensor(lens), CSR, 1, 1, 1, (view,), report_missing=False, indptr_is_input=True
     )
@@ -146,7 +146,7 @@ def test_rows_that_claim_one_word() -> None:
     build = given_sums([3, 1], [4, 5])
     launch.launch(build, ROWS[0], xkv.platform("cpu"))
     found = build.views[0].out.tolist()
-    assert (found[1:3], found[6:8]) == ([400, 401], [3, building.SENTINEL])
+    assert (found[1:3], found[6:8]) == ([400, 401], [3, memory.SENTINEL])
     assert all(found[at] in (at - 3, 399 + at) for at in (3, 4, 5))
 
 
@@ -173,7 +173,7 @@ def test_needed_entries_alone_are_read(
     """Each of them, and none beside: not the stale tail of a row, nor a page's other tokens."""
     monkeypatch.setattr(launch, "tuned", lambda build, where: row)
     rows, width = 5, 1 + 700 // unit
-    source = building.guarded(rows, width, width + 3, torch.int32, "cpu").copy_(
+    source = memory.guarded(rows, width, width + 3, torch.int32, "cpu").copy_(
         torch.arange(rows * width).view(rows, width) * page_size
     )
     index = torch.tensor([0, 3, 3, 1, 99, 0])

@@ -13,6 +13,7 @@ import torch
 
 import xkv
 from xkv import reference
+from xkv.cli.check import memory
 from xkv.launch import launch
 from xkv.params import CAPACITY_MAX, CSR, INT32_MAX, SLOTS, TABLE, Build, View
 from xkv.status import Reason
@@ -56,15 +57,15 @@ def test_batches(form: int, batch: int) -> None:
     generator = torch.Generator().manual_seed(batch)
     lens = torch.randint(400, (batch,), generator=generator).cuda()
     rows = torch.randint(9, (batch,), generator=generator).cuda()
-    ints = lambda n: building.guarded_1d(n, I32, "cuda")  # noqa: E731
+    ints = lambda n: memory.guarded_1d(n, I32, "cuda")  # noqa: E731
     for page_size in (1,) if form == SLOTS else (1, 64):
         build = Build(pages(9, 400), rows, lens, form, page_size, 1, page_size, ())
         build.status = torch.full((1,), (1 << 63) - 1, device="cuda")
         if form == TABLE:
-            out = building.guarded(batch, 400 // page_size + 1, 410, I32, "cuda")
+            out = memory.guarded(batch, 400 // page_size + 1, 410, I32, "cuda")
             view = View(out, cache_seqlens=ints(batch), cu_seqlens_k=ints(batch + 1))
         else:
-            view = View(building.guarded_1d(batch * 400, I32, "cuda"))
+            view = View(memory.guarded_1d(batch * 400, I32, "cuda"))
         if form == CSR:
             view.kv_indptr, view.kv_last_page_len = ints(batch + 1), ints(batch)
         if form == SLOTS:

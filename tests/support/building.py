@@ -14,32 +14,11 @@ import torch
 from xkv.cli.check import values
 from xkv.cli.check.case import Case
 from xkv.cli.check.families import I32, I64, Family
-from xkv.cli.check.memory import SENTINEL, Memory, Spec
+from xkv.cli.check.memory import Spec, guarded, whole
 from xkv.cli.check.sizes import Sizes
 from xkv.launch.verify import WRITTEN, WRITTEN_ONCE
 from xkv.params import CSR, OUTPUTS, SLOTS, TABLE, Build, View
 from xkv.shard import Shard
-
-
-def guarded(rows: int, width: int, stride: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A ``[rows, width]`` view with that row stride, between guard words in a storage of SENTINELs."""
-    return _alone(Spec((rows, width), dtype, stride - width), device)
-
-
-def guarded_1d(size: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A ``[size]`` view between guard words in a storage of SENTINELs."""
-    return _alone(Spec((size,), dtype), device)
-
-
-def _alone(spec: Spec, device: str) -> torch.Tensor:
-    x = Memory({"": spec}, device).tensors[""]
-    whole(x).fill_(SENTINEL)
-    return x
-
-
-def whole(x: torch.Tensor) -> torch.Tensor:
-    """The storage of which x is a view, guard words included."""
-    return torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
 def outputs(build: Build) -> dict[str, torch.Tensor]:

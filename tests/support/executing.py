@@ -28,6 +28,7 @@ from compiling import specialized
 
 from xkv import dispatch, reference
 from xkv.chosen import ChosenTokens
+from xkv.cli.check import memory
 from xkv.cli.kernels.compiling import intercepted, plugged
 from xkv.expanded import Expansion
 from xkv.kernel.entry import xkv_build
@@ -177,7 +178,7 @@ def _guarded_view(view: View) -> View:
 
 def _guarded(x: torch.Tensor) -> torch.Tensor:
     if x.dim() == 1:
-        out = building.guarded_1d(x.shape[0], x.dtype, "cpu")
+        out = memory.guarded_1d(x.shape[0], x.dtype, "cpu")
     else:
-        out = building.guarded(x.shape[0], x.shape[1], x.stride(0), x.dtype, "cpu")
+        out = memory.guarded(x.shape[0], x.shape[1], x.stride(0), x.dtype, "cpu")
     return out.copy_(x)

@@ -9,12 +9,12 @@ from typing import Any
 import building
 import pytest
 import torch
-from building import guarded, guarded_1d, whole
 
 import xkv
 from xkv import KVIndices, Status, Violation
 from xkv.cli.check import oracle
 from xkv.cli.check.families import OPS
+from xkv.cli.check.memory import guarded, guarded_1d, whole
 from xkv.params import Build, View
 
 I32, I64 = torch.int32, torch.int64

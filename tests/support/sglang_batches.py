@@ -6,7 +6,9 @@ import random
 from typing import Any, NamedTuple
 
 import torch
-from building import guarded, paged_source
+from building import paged_source
+
+from xkv.cli.check.memory import guarded
 
 
 class Call(NamedTuple):

@@ -11,9 +11,9 @@ import sglang_parallel_calls
 import sglang_sparse_calls
 import sglang_step_calls
 import torch
-from building import guarded, guarded_1d, whole
 from sglang_batches import Batch, Call, any_pages
 
+from xkv.cli.check.memory import guarded, guarded_1d, whole
 from xkv.integrations.patching.replacing import Kernel, Launch
 
 

@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 import torch
-from building import guarded, guarded_1d
 from sglang_batches import Batch, Call
 
+from xkv.cli.check.memory import guarded, guarded_1d
 from xkv.shard import Shard
 
 

@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 import torch
-from building import guarded
 from sglang_batches import Call
+
+from xkv.cli.check.memory import guarded
 
 
 def _table(rng: random.Random, rows: int, width: int, device: str) -> torch.Tensor:

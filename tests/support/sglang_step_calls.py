@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 import torch
-from building import guarded, guarded_1d
 from sglang_batches import Call, any_pages
+
+from xkv.cli.check.memory import guarded, guarded_1d
 
 
 def graph_metadata(rng: random.Random, device: str) -> Call:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from building import guarded, whole
 from conftest import GPUS
+
+from xkv.cli.check.memory import guarded, whole
 
 BIG = 24 if GPUS else 3  # how much larger batches are on a GPU than in the interpreter
 

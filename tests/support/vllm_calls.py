@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
-from building import guarded, guarded_1d
+
+from xkv.cli.check.memory import guarded, guarded_1d
 
 
 class Call(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,11 +15,13 @@ from ...integrations.vllm import indices, lengths
 from ...launch import op_calls
 from ...platforms import detect, tuning
 from ...platforms.specs import BackendSpec
-from . import values
+from . import chosen_call, expanded_call, values
 from .builder_case import BuilderCase
 from .case import Case, MismatchError, captured
+from .chosen_call import ChosenCall
 from .engine_rows import OF_RANKS, STEPS
 from .engine_step_case import StepCase
+from .expanded_call import ExpandedCall
 from .families import Family, backend_families, families
 from .op_case import OpCase
 from .plugin_case import PluginCase
@@ -28,6 +30,7 @@ from .rank_case import RankCase
 from .selftest import Checks
 from .sizes import Sizes
 
+SparseCall = type[ChosenCall] | type[ExpandedCall]
 _PER_SIZES = 8  # cases that differ in data alone
 
 
@@ -38,15 +41,41 @@ def groups(
 
     With a spec, those of this backend alone.
     """
-    found = families(detect.platform(device).vendor) if spec is None else backend_families(spec)
-    each = -(-count // len(found))
+    if spec is None:
+        found, sparse = families(detect.platform(device).vendor), sparse_calls
+    else:
+        found, sparse = backend_families(spec), {}
+    each = -(-count // (len(found) + len(sparse)))
 
     def group(title: str) -> Checks:
         for family in found:
             if family.group == title:
                 yield from checks(family, each, seed, device, small)
 
-    return [(f"hostile {title}", group(title)) for title in dict.fromkeys(family.group for family in found)]
+    titles = dict.fromkeys(family.group for family in found)
+    return [
+        *((f"hostile {title}", group(title)) for title in titles),
+        *((f"hostile {title}", of_calls(*sparse[title], each, seed, device)) for title in sparse),
+    ]
+
+
+sparse_calls: Mapping[str, tuple[SparseCall, Sequence[str]]] = {
+    "translate_positions": (ChosenCall, chosen_call.KINDS),
+    "expand_queries": (ExpandedCall, expanded_call.KINDS),
+}
+"""The ops of sparse attention: no `Build`, and a definition of their own."""
+
+
+def of_calls(made: SparseCall, kinds: Sequence[str], count: int, seed: int, device: str) -> Checks:
+    """Random calls of such an op, as many of each kind."""
+    for number in range(count):
+        for kind in kinds:
+            call = partial(made, seed * count + number, kind, hostile=True, device=device)
+            yield f"{kind}, seed {seed}, case {number}", partial(_check_call, call)
+
+
+def _check_call(made: Callable[[], ChosenCall | ExpandedCall]) -> None:
+    made().check()
 
 
 def checks(family: Family, count: int, seed: int, device: str, small: bool, apart: bool = False) -> Checks:

@@ -137,3 +137,31 @@ def _alone(place: Place, device: str) -> Tensor:
     extent = 1 + sum((n - 1) * s for n, s in sizes) if all(place.shape) else 0
     whole = torch.empty(extent, dtype=place.dtype, device=device)
     return whole.as_strided(place.shape, place.stride)
+
+
+def guarded(rows: int, width: int, stride: int, dtype: torch.dtype, device: str) -> Tensor:
+    """A ``[rows, width]`` view with that row stride, between guard words in a storage of SENTINELs."""
+    return _guarded(Spec((rows, width), dtype, stride - width), device)
+
+
+def guarded_1d(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """A ``[size]`` view between guard words in a storage of SENTINELs."""
+    return _guarded(Spec((size,), dtype), device)
+
+
+def _guarded(spec: Spec, device: str) -> Tensor:
+    x = Memory({"": spec}, device).tensors[""]
+    whole(x).fill_(SENTINEL)
+    return x
+
+
+def whole(x: Tensor) -> Tensor:
+    """The storage of which x is a view, guard words included."""
+    return torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+
+
+def outside(x: Tensor) -> Tensor:
+    """Which words of x's storage are not its own."""
+    found = torch.ones_like(whole(x), dtype=torch.bool)
+    torch.as_strided(found, x.shape, x.stride(), x.storage_offset()).fill_(False)
+    return found
