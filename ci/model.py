@@ -24,9 +24,12 @@ import model_times
 from tabulate import tabulate
 
 from xkv import dispatch
+from xkv.chosen import ChosenTokens
 from xkv.cli.kernels import resources, units
-from xkv.cli.kernels.compiling import compiled
+from xkv.cli.kernels.compiling import compiled, compiled_chosen
 from xkv.cli.kernels.units import UNITS, Unit
+from xkv.cli.kernels.variants import meta
+from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES, ChosenClass
 from xkv.cli.tune.compiling import build_for
 from xkv.cli.tune.points import Point, coarse
 from xkv.cli.tune.rows import CLASSES, SWEPT, TIE, Class, Row, candidates, ranked, source
@@ -170,6 +173,25 @@ def shown(model: Model, each: Class, mark: str, row: Tuning, mean: float | None)
     ]  # fmt: skip
 
 
+def shown_chosen(model: Model, each: ChosenClass) -> list[Any]:
+    """The row in use of translations of chosen positions: all that a program does, for each position."""
+    where = model.unit.platform
+    row = dispatch.chosen_row(where, each.tokens[0], each.whole_rows)
+    build = ChosenTokens(
+        meta(256, 4096), meta(4096, 2048), meta(4096, 2048), source_page_size=64, block_stride=64,
+        token_to_req=meta(4096), seq_lens=meta(256), compact=each.whole_rows,
+        counts=meta(4096) if each.whole_rows else None,
+    )  # fmt: skip
+    found = compiled_chosen(build, row, where)
+    work, lanes = model_counts.count(found, has_tiles=False).before, row.num_warps * where.warp_size
+    fields = [row.block, row.num_warps, *[None] * (len(SWEPT) - 4)]
+    return [
+        "*", each.name, *fields, work.instructions * lanes / row.block, work.vector * lanes / row.block,
+        (work.loads + work.stores) * row.num_warps * 1e3 / row.block, None,
+        units.programs(resources.read(found), model.unit) * row.num_warps, None,
+    ]  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Counts, ranks and prints; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -196,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if of_class and scores:
             comparison.append(compared(each, base, counted, of_class[each.name]))
         print(f"{each.name}: {len(tried)} rows", file=sys.stderr, flush=True)
+    if not of_class:
+        rows += [shown_chosen(model, each) for each in CHOSEN_CLASSES]
     head = [
         "", "class", *SWEPT[:-2], "lane instructions", "vector", "accesses / 1000", "useful", "warps",
         "of best",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES
 from xkv.cli.tune.rows import CLASSES, Class
 from xkv.launch.grid import Schedule
 from xkv.platforms.tuning import Tuning
@@ -218,7 +219,9 @@ def test_the_command(
     assert "rank correlation" in out
     assert out.count("Tuning(") == len(NAMES) - 1  # an extension's rows are counted, not ranked
     assert model.main(["gfx942"]) == 0
-    assert "rank correlation" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rank correlation" not in out
+    assert all(each.name in out for each in CHOSEN_CLASSES)
 
 
 NAMES = ("strided_near, batch any", "extension, batch <= 256")

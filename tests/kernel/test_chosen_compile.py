@@ -11,9 +11,8 @@ from triton.compiler import CompiledKernel
 
 from xkv import dispatch
 from xkv.chosen import ChosenTokens
-from xkv.cli.kernels.compiling import plugged
+from xkv.cli.kernels.compiling import compiled_chosen
 from xkv.cli.kernels.variants import meta
-from xkv.launch import chosen
 from xkv.platforms.tuning import ChosenTuning
 from xkv.shard import Shard
 
@@ -37,10 +36,7 @@ def translation(kind: str, dtype: torch.dtype = I32) -> ChosenTokens:
 
 
 def compiled(arch: str, build: ChosenTokens, tuning: ChosenTuning, *, aligned: bool) -> CompiledKernel:
-    kernel, where = chosen.chosen_kernel(), GPUS[arch]
-    with plugged(kernel, where):
-        args = [*chosen.arguments(build), chosen.config(build, tuning, where, aligned=aligned)]
-        made: CompiledKernel = kernel.warmup(*args, grid=(1,), **chosen.options(build, tuning, where))
+    made: CompiledKernel = compiled_chosen(build, tuning, GPUS[arch], aligned=aligned)
     return made
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.runtime import jit
 
+from ...chosen import ChosenTokens
 from ...kernel.entry import xkv_build
-from ...launch import launch
+from ...launch import chosen, launch
 from ...params import Build
 from ...platforms.detect import Platform
-from ...platforms.tuning import Tuning
+from ...platforms.tuning import ChosenTuning, Tuning
 
 
 class _Driver:
@@ -82,3 +83,11 @@ def compiled(build: Build, row: Tuning, where: Platform) -> Any:
         return type(xkv_build).run(xkv_build, *args, grid=None, warmup=True, **options)
 
     return intercepted(build, row, where, run)
+
+
+def compiled_chosen(build: ChosenTokens, row: ChosenTuning, where: Platform, *, aligned: bool = True) -> Any:
+    """The same of a translation of chosen positions, whose tensors begin at 16 bytes or do not."""
+    kernel = chosen.chosen_kernel()
+    with plugged(kernel, where):
+        args = [*chosen.arguments(build), chosen.config(build, row, where, aligned=aligned)]
+        return kernel.warmup(*args, grid=(1,), **chosen.options(build, row, where))
