@@ -284,6 +284,8 @@ def test_backends(spec: str, P: int, launches: list[Build], real: bool, arch: st
         wanted = {*builder.spec.outputs, "out"}
         if build.views[0].kv_start is not None:  # where the start lies in its page
             wanted.add("kv_start_offset")
+        if builder.extends:
+            wanted.add("record")
         assert {name.split(".")[1] for name in building.outputs(build) if "." in name} == wanted
 
 
