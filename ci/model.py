@@ -30,9 +30,10 @@ from xkv.cli.kernels.compiling import compiled, compiled_chosen
 from xkv.cli.kernels.units import UNITS, Unit
 from xkv.cli.kernels.variants import meta
 from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES, ChosenClass
+from xkv.cli.tune.classes import CLASSES, SWEPT, Class, widened
 from xkv.cli.tune.compiling import build_for
 from xkv.cli.tune.points import Point, coarse
-from xkv.cli.tune.rows import CLASSES, SWEPT, TIE, Class, Row, candidates, ranked, source
+from xkv.cli.tune.rows import TIE, Row, candidates, ranked, source
 from xkv.launch.grid import Schedule, make_schedule
 from xkv.params import CSR, LAST_ENTRIES, SLOTS, Build
 from xkv.platforms.tuning import Tuning
@@ -199,15 +200,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measured", type=Path, metavar="FILE", help="what ci/tune.py --json wrote there")
     args = parser.parse_args(argv)
     model = Model(args.arch)
+    lanes = model.unit.platform.warp_size
     of_class = {} if args.measured is None else measured(args.measured)
     rows: list[list[Any]] = []
     comparison: list[list[Any]] = []
     best: list[Row] = []
     for each in CLASSES:
+        grid = widened(each, lanes).grid
         if of_class and each.name not in of_class:
             continue
         base = model.in_use(each)
-        tried = list(of_class[each.name]) if of_class else candidates(base, each.grid)
+        tried = list(of_class[each.name]) if of_class else candidates(base, grid, lanes)
         counted = model.times(each, list(dict.fromkeys([base, *tried])))
         scores = {score.row: score.mean for score in ranked(counted)} if each.kind != "extension" else {}
         rows.append(shown(model, each, "*", base, scores.get(base)))

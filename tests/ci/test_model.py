@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES
-from xkv.cli.tune.rows import CLASSES, Class
+from xkv.cli.tune.classes import CLASSES, Class
 from xkv.launch.grid import Schedule
 from xkv.platforms.tuning import Tuning
 

@@ -18,8 +18,9 @@ import xkv
 from xkv.cli.bench import inputs, timing
 from xkv.cli.bench import machine as bench_machine
 from xkv.cli.bench.workloads import WORKLOADS, Workload
-from xkv.cli.tune import command, results, sweep
+from xkv.cli.tune import classes, command, results, sweep
 from xkv.cli.tune import rows as tune_rows
+from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES
 from xkv.cli.tune.points import Point
 from xkv.launch import launch
 from xkv.params import CSR, SLOTS, TABLE
@@ -40,26 +41,26 @@ def test_classes() -> None:
     But for extensions, which need room for more tokens, and slots, which have one class.
     """
     others = {"query_tokens", "extension"}
-    assert [(each.access_pattern, each.max_batch) for each in tune_rows.CLASSES] == [
+    assert [(each.access_pattern, each.max_batch) for each in classes.CLASSES] == [
         (row.access_pattern, row.max_batch) for row in xkv.cuda.TUNING["sm90"]
     ]
     for pattern in set(get_args(AccessPattern)) - others:
-        small, large = (each for each in tune_rows.CLASSES if each.access_pattern == pattern)
+        small, large = (each for each in classes.CLASSES if each.access_pattern == pattern)
         assert {load.name for load in small.loads} == {"1 x 128K", "1 x 1M", "8 x 8K in 1M"}
         assert sorted([*small.loads, *large.loads]) == sorted(
             load for load in WORKLOADS if "ops" in load.suites
         )
-    (slots,) = (each for each in tune_rows.CLASSES if each.access_pattern == "query_tokens")
+    (slots,) = (each for each in classes.CLASSES if each.access_pattern == "query_tokens")
     assert sorted(slots.loads) == sorted(load for load in WORKLOADS if "ops" in load.suites)
-    extensions = [each for each in tune_rows.CLASSES if each.access_pattern == "extension"]
+    extensions = [each for each in classes.CLASSES if each.access_pattern == "extension"]
     assert [sorted({load.batch for load in each.loads}) for each in extensions] == [[8], [32], [256], [512]]
-    assert set(tune_rows.SWEPT) | {"access_pattern", "max_batch", "provenance"} == {
+    assert set(classes.SWEPT) | {"access_pattern", "max_batch", "provenance"} == {
         field.name for field in dataclasses.fields(Tuning)
     }
 
 
-@pytest.mark.parametrize("each", tune_rows.CLASSES, ids=lambda each: each.name)
-def test_candidates(each: tune_rows.Class) -> None:
+@pytest.mark.parametrize("each", classes.CLASSES, ids=lambda each: each.name)
+def test_candidates(each: classes.Class) -> None:
     base = dataclasses.replace(
         A, access_pattern=each.access_pattern, max_batch=each.max_batch, num_page_per_block=8
     )
@@ -73,6 +74,25 @@ def test_candidates(each: tune_rows.Class) -> None:
         same = {name: getattr(base, name) for name in each.grid}
         assert dataclasses.replace(row, **same) == base
     assert tune_rows.candidates(base, each.grid) == rows
+
+
+@pytest.mark.parametrize("each", [*classes.CLASSES, *CHOSEN_CLASSES], ids=lambda each: each.name)
+def test_candidates_of_wide_warps(each: classes.AnyClass) -> None:
+    """Half as many warps and smaller tiles too, but no more entries than the registers of a lane hold."""
+    wide = classes.widened(each, 64)
+    assert classes.widened(each, 32) == each
+    where = Platform("hip", "gfx942", 64, 304)
+    base = sweep.in_use(each, where)
+    rows = tune_rows.candidates(base, wide.grid, 64)
+    assert len(set(rows)) == len(rows) > 6
+    for row in rows[1:]:
+        if isinstance(row, Tuning):
+            assert row.num_warps * 64 * max(row.programs_per_cu, row.balanced_per_cu) <= 2048
+            assert max(row.num_page_per_block, row.balanced_num_page_per_block) <= 4 * 64 * row.num_warps
+            assert not row.pdl_on_streams
+        else:
+            assert row.block <= 4 * 64 * row.num_warps
+    assert {max(n // 2, 1) for n in each.grid["num_warps"]} <= set(wide.grid["num_warps"])
 
 
 def test_candidates_of_two_values() -> None:
@@ -120,8 +140,8 @@ def test_source() -> None:
 
 
 def test_values() -> None:
-    assert tune_rows.values("4,8") == (4, 8)
-    assert tune_rows.values("true,false") == (True, False)
+    assert classes.values("4,8") == (4, 8)
+    assert classes.values("true,false") == (True, False)
     args = command.parser().parse_args(
         ["--num-warps", "1,2", "--access-patterns", "contiguous", "--tiles-per-program", "2"]
     )
@@ -135,7 +155,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> sweep.Sweep:
     monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
     monkeypatch.setattr(timing, "in_place", in_place)
-    return sweep.Sweep(tune_rows.CLASSES[:2], HOPPER, stream=True, device="cpu")
+    return sweep.Sweep(classes.CLASSES[:2], HOPPER, stream=True, device="cpu")
 
 
 def in_place(
@@ -281,7 +301,7 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 @pytest.mark.gpu
 def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_rows, "WORKLOADS", TINY)
-    rig = sweep.Sweep(tune_rows.CLASSES[:1], xkv.platform())
+    rig = sweep.Sweep(classes.CLASSES[:1], xkv.platform())
     found = rig.times([A, B], POINTS, 3, math.inf)
     assert (rig.wrong, rig.left_out) == ([], [])
     for us in found.values():

@@ -10,7 +10,7 @@ import pytest
 
 import xkv
 from xkv.cli.bench import inputs, timing
-from xkv.cli.tune import chosen, chosen_rows, command, points, results, rows, sweep
+from xkv.cli.tune import chosen, chosen_rows, classes, command, points, results, rows, sweep
 from xkv.cli.tune.chosen import ChosenPoint
 from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES
 from xkv.platforms.detect import Platform
@@ -106,17 +106,17 @@ def test_flags() -> None:
     """A flag of a field that only these rows have changes only their classes."""
     args = command.parser().parse_args(["--block", "64", "--num-warps", "1", "--access-patterns", "chosen"])
     assert args.access_patterns == ["chosen"]
-    plain, these = (command._with_flags(each, args) for each in (rows.CLASSES[0], CHOSEN_CLASSES[0]))
+    plain, these = (command._with_flags(each, args) for each in (classes.CLASSES[0], CHOSEN_CLASSES[0]))
     assert these.grid == CHOSEN_CLASSES[0].grid | {"block": (64,), "num_warps": (1,)}
-    assert plain.grid == rows.CLASSES[0].grid | {"num_warps": (1,)}
+    assert plain.grid == classes.CLASSES[0].grid | {"num_warps": (1,)}
 
 
 @pytest.mark.gpu
 def test_on_the_gpu() -> None:
     """Every kind of launch that a sweep has, compiled."""
-    each = next(each for each in rows.CLASSES if each.kind == "extension")
-    slots = next(each for each in rows.CLASSES if each.access_pattern == "query_tokens")
-    mapped = next(each for each in rows.CLASSES if each.kind == "map")
+    each = next(each for each in classes.CLASSES if each.kind == "extension")
+    slots = next(each for each in classes.CLASSES if each.access_pattern == "query_tokens")
+    mapped = next(each for each in classes.CLASSES if each.kind == "map")
     where = xkv.platform()
     for one in (each, slots, mapped):
         rig = sweep.Sweep([one], where)

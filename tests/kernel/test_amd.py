@@ -6,10 +6,12 @@ A wrong address ends the process. Run with ``-n 2``: xdist then names the case a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from xkv.metadata.parts import GroupLaunches
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
+from xkv.shard import Shard
 
 pytestmark = [
     pytest.mark.compile,
@@ -80,18 +83,22 @@ def launched(build: Build, arch: str, real: bool) -> tuple[Build, Tuning, Platfo
     return build, launch.tuned(build, where) if real else SMALL, where
 
 
+SIZES = [(1, 1, I64), (16, 1, I32), (64, 1, I64), (64, 16, I32), (16, 64, I32)]
+
+
+def curated() -> Iterator[Any]:
+    """Every case in every form; of global sources those of slots alone, as ops make others a rank's own."""
+    for name, case in CASES.items():
+        shard: Shard | None = case.fields.get("shard")
+        for form, (P, S, dtype) in itertools.product(case.forms, SIZES):
+            if S == 1 or shard is None or shard.source == "local":
+                label = f"{name}-{FORMS[form]}-{P}-{S}-{str(dtype).removeprefix('torch.')}"
+                yield pytest.param(name, form, P, S, dtype, id=label)
+
+
 @arches
 @rows
-@pytest.mark.parametrize(
-    ("P", "S", "dtype"),
-    [(1, 1, I64), (16, 1, I32), (64, 1, I64), (64, 16, I32), (16, 64, I32)],
-    ids=lambda x: str(x).removeprefix("torch."),
-)
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [(name, form) for name, case in CASES.items() for form in case.forms],
-    ids=lambda x: FORMS.get(x, x) if isinstance(x, int) else x,
-)
+@pytest.mark.parametrize(("name", "form", "P", "S", "dtype"), list(curated()))
 def test_curated(
     name: str, form: int, P: int, S: int, dtype: torch.dtype, real: bool, arch: str
 ) -> None:  # fmt: skip

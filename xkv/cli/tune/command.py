@@ -15,9 +15,9 @@ from typing import get_args
 
 from ...platforms import detect
 from ...platforms.tuning import AccessPattern
-from . import chosen_rows, results, rows
-from .chosen_rows import CHOSEN_CLASSES, ChosenClass
-from .rows import CLASSES, SWEPT, Class
+from . import chosen_rows, classes, results, rows
+from .chosen_rows import CHOSEN_CLASSES
+from .classes import CLASSES, SWEPT, AnyClass, Class
 
 _FLAGS = tuple(dict.fromkeys([*SWEPT, *chosen_rows.SWEPT]))
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for field in _FLAGS:
         flag = "--" + field.replace("_", "-")
-        add(flag, metavar="N,N", type=rows.values, help="in place of each class's own values")
+        add(flag, metavar="N,N", type=classes.values, help="in place of each class's own values")
     return made
 
 
@@ -76,7 +76,7 @@ def _read(file: Path) -> int:
     return _finish(record)
 
 
-def _with_flags(each: Class | ChosenClass, args: argparse.Namespace) -> Class | ChosenClass:
+def _with_flags(each: AnyClass, args: argparse.Namespace) -> AnyClass:
     """The class with the values that the command line has for fields of its rows."""
     fields = SWEPT if isinstance(each, Class) else chosen_rows.SWEPT
     flags = {name: value for name in fields if (value := getattr(args, name)) is not None}
@@ -92,20 +92,27 @@ def _measure(args: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         return _fail("rows are measured on a GPU, and there is none")
-    every: tuple[Class | ChosenClass, ...] = (*CLASSES, *CHOSEN_CLASSES)
-    classes = [_with_flags(each, args) for each in every if each.access_pattern in args.access_patterns]
-    work = [(rows.candidates(sweep.in_use(each, where), each.grid), sweep.fine(each)) for each in classes]
+    every: tuple[AnyClass, ...] = (*CLASSES, *CHOSEN_CLASSES)
+    asked = [
+        _with_flags(classes.widened(each, where.warp_size), args)
+        for each in every
+        if each.access_pattern in args.access_patterns
+    ]
+    work = [
+        (rows.candidates(sweep.in_use(each, where), each.grid, where.warp_size), sweep.fine(each))
+        for each in asked
+    ]
     compiling.precompile(work, args.jobs)
-    rig = sweep.Sweep(classes, where, args.predecessor, args.stream)
+    rig = sweep.Sweep(asked, where, args.predecessor, args.stream)
     record: results.Record = {
         **machine.versions(), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "platform": str(where), "command": shlex.join(sys.argv), "rows": [], "left_out": rig.left_out,
         "wrong": rig.wrong, "classes": [],
     }  # fmt: skip
     end = time.perf_counter() + args.minutes * 60
-    for n, each in enumerate(classes):
+    for n, each in enumerate(asked):
         base = sweep.in_use(each, where)
-        stages = sweep.sweep(each, rig, base, args, (end - time.perf_counter()) / (len(classes) - n))
+        stages = sweep.sweep(each, rig, base, args, (end - time.perf_counter()) / (len(asked) - n))
         if stages[-1]:  # else all of them are wrong, and named below
             found = results.entry(each.name, base, stages)
             record["classes"].append(found)

@@ -18,7 +18,7 @@ from ..bench.cases import OURS, Case
 from ..bench.inputs import Inputs, Step
 from ..bench.sglang import Plugin, SGLang
 from ..bench.workloads import Workload
-from .rows import Class
+from .classes import Class
 
 Buffers = Mapping[str, Tensor]
 Difference = Callable[[Callable[[], None]], str]
@@ -33,7 +33,7 @@ class Point(NamedTuple):
         size: tokens of a page; of slots, query tokens of the whole batch, about.
         form: TABLE, CSR or SLOTS.
         source_page_size: tokens of a source entry.
-        kind: "" or, as in `rows.Class`, what else the launch does.
+        kind: "" or, as in `classes.Class`, what else the launch does.
     """
 
     load: Workload

@@ -30,10 +30,9 @@ from . import chosen, points
 from . import rows as tune_rows
 from .chosen import ChosenPoint
 from .chosen_rows import ChosenClass
+from .classes import AnyClass, Class
 from .points import Point, Prepared
-from .rows import Class, Row
-
-AnyClass = Class | ChosenClass
+from .rows import Row
 
 _COARSE_ROUNDS = 5
 _COARSE_SHARE = 0.5  # of a class's time
@@ -55,6 +54,7 @@ class Sweep:
     Attributes:
         wrong: what a row built that it should not have, a sentence each; such a row is out.
         left_out: the rows and points that there was no time for, or whose times were lost in noise.
+        warp_size: lanes of a warp.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Sweep:
         self.left_out: list[str] = []
         self._where, self._before, self._stream = where, PREDECESSORS[predecessor], stream
         self._device = device
+        self.warp_size = where.warp_size
         loads = [load for each in classes if isinstance(each, Class) for load in each.loads]
         self._sources = inputs.make_sources(loads, device)
 
@@ -171,7 +172,7 @@ def sweep(
         What `Sweep.times` gave, of the coarse stage and of the other.
     """
     begin = time.perf_counter()
-    rows = tune_rows.candidates(base, each.grid)
+    rows = tune_rows.candidates(base, each.grid, rig.warp_size)
     first = rig.times(rows, coarse(each), _COARSE_ROUNDS, begin + share * _COARSE_SHARE)
     rows = tune_rows.finalists(tune_rows.ranked(first), base, args.keep)
     return first, rig.times(rows, fine(each), args.rounds, begin + share)
