@@ -32,6 +32,11 @@ from .sizes import Sizes
 
 SparseCall = type[ChosenCall] | type[ExpandedCall]
 _PER_SIZES = 8  # cases that differ in data alone
+# the ops of sparse attention, which have no `Build` and a definition of their own
+_SPARSE: Mapping[str, tuple[SparseCall, Sequence[str]]] = {
+    "translate_positions": (ChosenCall, chosen_call.KINDS),
+    "expand_queries": (ExpandedCall, expanded_call.KINDS),
+}
 
 
 def groups(
@@ -42,7 +47,7 @@ def groups(
     With a spec, those of this backend alone.
     """
     if spec is None:
-        found, sparse = families(detect.platform(device).vendor), sparse_calls
+        found, sparse = families(detect.platform(device).vendor), _SPARSE
     else:
         found, sparse = backend_families(spec), {}
     each = -(-count // (len(found) + len(sparse)))
@@ -57,13 +62,6 @@ def groups(
         *((f"hostile {title}", group(title)) for title in titles),
         *((f"hostile {title}", of_calls(*sparse[title], each, seed, device)) for title in sparse),
     ]
-
-
-sparse_calls: Mapping[str, tuple[SparseCall, Sequence[str]]] = {
-    "translate_positions": (ChosenCall, chosen_call.KINDS),
-    "expand_queries": (ExpandedCall, expanded_call.KINDS),
-}
-"""The ops of sparse attention: no `Build`, and a definition of their own."""
 
 
 def of_calls(made: SparseCall, kinds: Sequence[str], count: int, seed: int, device: str) -> Checks:
