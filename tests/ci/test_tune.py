@@ -152,7 +152,7 @@ def test_values() -> None:
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> sweep.Sweep:
     """On the CPU, in little; a row's time is its NUM_PAGE_PER_BLOCK."""
-    monkeypatch.setattr(tune_rows, "WORKLOADS", (*TINY, MANY))
+    monkeypatch.setattr(classes, "WORKLOADS", (*TINY, MANY))
     monkeypatch.setattr(inputs, "LAUNCHES", 2)
     monkeypatch.setattr(timing, "in_place", in_place)
     return sweep.Sweep(classes.CLASSES[:2], HOPPER, stream=True, device="cpu")
@@ -300,7 +300,7 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
 @pytest.mark.gpu
 def test_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_rows, "WORKLOADS", TINY)
+    monkeypatch.setattr(classes, "WORKLOADS", TINY)
     rig = sweep.Sweep(classes.CLASSES[:1], xkv.platform())
     found = rig.times([A, B], POINTS, 3, math.inf)
     assert (rig.wrong, rig.left_out) == ([], [])
