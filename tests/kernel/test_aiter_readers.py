@@ -14,12 +14,13 @@ import aiter_kernels as aiter
 import executing
 import pytest
 import torch
-from foreign import ARCH, EMULATED, GPU, INTERPRETER, NO_EXECUTOR
+from foreign import EMULATED, GPU, INTERPRETER, launches
 from poisoned import FINITE, MODES, NAN, SIZES, Step, assert_attends, build, make_step, slopes
 
 import xkv
 from xkv.params import Build
-from xkv.platforms.detect import Platform
+
+__all__ = ["launches"]  # the fixture of both readers
 
 NO_NVIDIA = "a tl.dot over 1 key: Triton's NVIDIA back end requires 16"
 WINDOW = 21
@@ -214,24 +215,14 @@ def check_spoilt(case: Case, spoil: str, place: str) -> None:
         compare(case, out, step, place)
 
 
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[Build]]:
-    """What xkv launches, which is executed as gfx942 machine code: that of an MI300X."""
-    return executing.execute_launches(Platform("hip", ARCH, 64, 304), monkeypatch)
-
-
-@pytest.mark.compile
-@pytest.mark.slow
-@pytest.mark.skipif(not executing.PLACE, reason=NO_EXECUTOR)
+@executing.machine_code
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_machine_code(case: Case, launches: list[list[Build]]) -> None:
     check(case, EMULATED)
     assert len(launches) == 1
 
 
-@pytest.mark.compile
-@pytest.mark.slow
-@pytest.mark.skipif(not executing.PLACE, reason=NO_EXECUTOR)
+@executing.machine_code
 @pytest.mark.parametrize(("case", "spoil"), list(spoilt()), ids=str)
 def test_machine_code_over_a_spoilt_table(case: Case, spoil: str, launches: list[list[Build]]) -> None:
     check_spoilt(case, spoil, EMULATED)

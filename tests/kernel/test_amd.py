@@ -34,13 +34,7 @@ from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 from xkv.shard import Shard
 
-pytestmark = [
-    pytest.mark.compile,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
-    ),
-]
+pytestmark = executing.MACHINE_CODE
 
 I32, I64 = torch.int32, torch.int64
 UNITS = {"gfx942": 304, "gfx950": 256}  # compute units of MI300X and MI355X

@@ -17,13 +17,7 @@ from xkv.launch.verify import WRITTEN
 from xkv.metadata.parts import make_parts
 from xkv.platforms.detect import Platform
 
-pytestmark = [
-    pytest.mark.compile,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
-    ),
-]
+pytestmark = executing.MACHINE_CODE
 
 TABLE = dispatch.specs_of("hip")["aiter_unified"]
 CASES: dict[str, tuple[xkv.BackendSpec, int, dict[str, Any]]] = {

@@ -14,13 +14,7 @@ from xkv.cli.check.expanded_call import ExpandedCall
 from xkv.launch import chosen, expanded
 from xkv.platforms.detect import Platform
 
-pytestmark = [
-    pytest.mark.compile,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not executing.PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
-    ),
-]
+pytestmark = executing.MACHINE_CODE
 kinds = pytest.mark.parametrize("kind", chosen_call.KINDS)
 CASES = 6
 

@@ -14,12 +14,13 @@ import executing
 import pytest
 import sglang_kernels as sglang
 import torch
-from foreign import ARCH, EMULATED, GPU, INTERPRETER, NO_EXECUTOR
+from foreign import EMULATED, GPU, INTERPRETER, launches
 from poisoned import SIZES, Step, assert_attends, build, make_step
 
 import xkv
 from xkv.params import Build
-from xkv.platforms.detect import Platform
+
+__all__ = ["launches"]  # the fixture of both readers
 
 WINDOW = 21
 
@@ -114,15 +115,7 @@ def test_a_spoilt_table_is_found(case: Case, spoil: str, device: str) -> None:
         compare(case, out, step, place)
 
 
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[Build]]:
-    """What xkv launches, which is executed as gfx942 machine code: that of an MI300X."""
-    return executing.execute_launches(Platform("hip", ARCH, 64, 304), monkeypatch)
-
-
-@pytest.mark.compile
-@pytest.mark.slow
-@pytest.mark.skipif(not executing.PLACE, reason=NO_EXECUTOR)
+@executing.machine_code
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_machine_code(case: Case, launches: list[list[Build]]) -> None:
     check(case, EMULATED)

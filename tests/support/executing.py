@@ -42,6 +42,17 @@ from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import Tuning
 
 PLACE = os.environ.get("XKV_AMD_EXECUTOR", "")
+MACHINE_CODE = [
+    pytest.mark.compile,
+    pytest.mark.slow,
+    pytest.mark.skipif(not PLACE, reason="needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"),
+]
+"""The marks of tests that execute it."""
+
+
+def machine_code(test: Any) -> Any:
+    """Marks a test so, in a file that has others."""
+    return functools.reduce(lambda marked, mark: mark(marked), MACHINE_CODE, test)
 
 
 @functools.cache

@@ -20,13 +20,16 @@ from typing import Any
 
 import executing
 import numpy as np
+import pytest
 import torch
 import triton
 from triton.backends.amd.compiler import HIPBackend
 from triton.runtime.jit import KernelInterface
 
+from xkv.params import Build
+from xkv.platforms.detect import Platform
+
 GPU, INTERPRETER, EMULATED = "gpu", "interpreter", "emulated"
-NO_EXECUTOR = "needs XKV_AMD_EXECUTOR, a file that executes AMD machine code"
 ARCH = "gfx942"
 # What Triton's AMD back end alone takes.
 AMD_OPTIONS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
@@ -40,6 +43,12 @@ TYPES = {
     torch.int8: "i8",
     torch.bool: "i1",
 }
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[Build]]:
+    """What xkv launches, which is executed as gfx942 machine code: that of an MI300X."""
+    return executing.execute_launches(Platform("hip", ARCH, 64, 304), monkeypatch)
 
 
 def imported(name: str, folders: Mapping[str, Path], standins: Mapping[str, Mapping[str, Any]]) -> ModuleType:
