@@ -15,6 +15,7 @@ from ...draft import DraftTree
 from ...metadata.options import SlotMapping
 from ...params import SLOTS, Build
 from ...shard import Shard
+from ...status import Status
 from . import oracle
 from .families import I32, I64, Family
 from .memory import Memory, Spec
@@ -150,6 +151,12 @@ class Case(ABC):
         if not torch.equal(got, memory.image):
             wrong = (got != memory.image).nonzero().flatten()
             raise MismatchError(f"{memory.differs(int(wrong[0]), got)} ({len(wrong)} words differ)")
+
+
+def word_of(status: Status) -> int | None:
+    """What a status word says, as an oracle has it: row * 256 + reason, or None. Syncs."""
+    found = status.read()
+    return None if found is None else found.row * 256 + found.reason
 
 
 def placed(arguments: Mapping[str, Any], t: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ... import ops
 from ...params import ID_MAX, INT32_MAX
 from ...shard import Shard
 from ...status import Reason, Status
-from .case import MismatchError
+from .case import MismatchError, word_of
 from .families import I32, I64
 from .memory import guarded, guarded_1d, outside, whole
 
@@ -225,8 +225,7 @@ class ChosenCall:
             if not torch.equal(x.cpu(), wanted):
                 at = tuple((x.cpu() != wanted).nonzero()[0].tolist())
                 self._fail(f"{name}{list(at)} is {int(x[at])}, not {int(wanted[at])}")
-        found = self.status.read()
-        if (None if found is None else found.row * 256 + found.reason) != word:
+        if (found := word_of(self.status)) != word:
             self._fail(f"the status word says {found}, not {word}")
         beside = outside(self.out)
         if not torch.equal(whole(self.out)[beside], around[beside]):

@@ -13,7 +13,7 @@ from ...expanded import ExpandedQueries
 from ...params import INT32_MAX
 from ...shard import Shard
 from ...status import Reason, Status
-from .case import MismatchError
+from .case import MismatchError, word_of
 from .families import I32, I64
 from .memory import guarded, guarded_1d, outside, whole
 
@@ -161,10 +161,8 @@ class ExpandedCall:
             allowed = self.allowed(token)
             if row not in allowed:
                 self._fail(f"query token {token} has {row}, not {' or '.join(map(str, allowed))}")
-        if self.status is not None:
-            found = self.status.read()
-            if (None if found is None else found.row * 256 + found.reason) != self.word():
-                self._fail(f"the status word says {found}, not {self.word()}")
+        if self.status is not None and (found := word_of(self.status)) != (word := self.word()):
+            self._fail(f"the status word says {found}, not {word}")
         for name, x, before in zip(NAMES, self.out, around, strict=True):
             if x is not None and before is not None:
                 beside = outside(x[: self.num_tokens])
