@@ -29,6 +29,7 @@ from xkv.cli.kernels import resources, units
 from xkv.cli.kernels.compiling import compiled, compiled_chosen
 from xkv.cli.kernels.units import UNITS, Unit
 from xkv.cli.kernels.variants import meta
+from xkv.cli.tune import sweep
 from xkv.cli.tune.chosen_rows import CHOSEN_CLASSES, ChosenClass
 from xkv.cli.tune.classes import CLASSES, SWEPT, Class, widened
 from xkv.cli.tune.compiling import build_for
@@ -104,8 +105,7 @@ class Model:
 
     def in_use(self, each: Class) -> Tuning:
         """The class's row in use."""
-        row = dispatch.tuning_row(self.unit.platform, each.access_pattern, each.max_batch or 1 << 16)
-        return dataclasses.replace(row, max_batch=each.max_batch, provenance="counted")
+        return dataclasses.replace(_tuning(sweep.in_use(each, self.unit.platform)), provenance="counted")
 
     def times(self, each: Class, rows: Sequence[Row]) -> Times:
         """Microseconds by row and point, where a sweep's first stage tries all rows; none of extensions.

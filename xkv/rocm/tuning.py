@@ -4,7 +4,7 @@ Derived from sm90's rows, not measured. Tiles are as large as registers allow: a
 registers per item of a lane, of about 100. Wavefronts are twice as wide as warps, so that a small tile needs
 half as many. There are 304 (MI300X) or 256 (MI355X) compute units instead of sm90's 132, so each gets half
 the programs. Where counting instructions, bytes and waves separates rows by 5 % and more on either arch, the
-row is one that it prefers on both: ci/model.py, docs/amd.md.
+row is one that it prefers on both: ci/model.py, docs/counting.md.
 """
 
 from ..platforms.tuning import ChosenTuning, Tuning
