@@ -9,10 +9,11 @@ jobs, which run side by side, so that none waits for another's:
 * Leftover tiles (``scheduler.py``; BALANCE): the programs past the batch divide the remaining tiles of longer
   rows evenly, so that the cost follows the live tokens, however skewed the lengths are.
 
-An extension (``extension.py``) has sums, and programs that write what is new in several rows each. Slots of
-query tokens whose rows can be told from their index have tiles of tokens (``query_tokens.py``).
-``tiles.py`` loads, translates and stores a tile; loads are prefetched one tile ahead. ``rows.py`` computes
-what a row shows, ``args.py`` groups the arguments, and `xkv.params.Build` describes them.
+An extension (``extension.py``) has sums, and two kinds of programs of several rows each: those of the last
+entries, and those of what the rows' records say that they lack. Slots of query tokens whose rows can be told
+from their index have tiles of tokens (``query_tokens.py``). ``tiles.py`` loads, translates and stores a tile;
+loads are prefetched one tile ahead. ``rows.py`` computes what a row shows, ``args.py`` groups the arguments,
+and `xkv.params.Build` describes them.
 """
 
 import triton

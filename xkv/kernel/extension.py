@@ -3,10 +3,10 @@
 A record is four int32 words for each row of a table: its source row, the position that begins its first shown
 page, its past, and its entries. Record 0 is the table's: how many rows the last build wrote.
 
-A program has C.EXTENDS rows. It writes the last entries of each, whatever the record says, so that no store
-waits for a record; a step adds few. Where the record lacks entries before these, the row is written from
-there on, or whole if the record does not fit. Records are read and replaced by the program that has the row:
-no program reads one that another writes.
+Of C.EXTENDS rows each, one program writes the last entries, whatever the record says; a step adds few.
+Another one reads the records: where one lacks entries before these, it writes the row from there on, or whole
+if the record does not fit. Then it replaces the records. So no entry waits for a record, which left L2 while
+the model ran, and no program reads a record that another writes.
 """
 
 import triton
@@ -160,22 +160,31 @@ def _pad_row(b, begin, end, view, policy, C: tl.constexpr):
 
 
 @triton.jit
-def extend_rows(program, req, view, policy, C: tl.constexpr):
-    """Writes what is new in the rows of a program."""
+def _write_last(program, req, view, policy, C: tl.constexpr):
+    """Writes the last entries of the rows of a program."""
     T: tl.constexpr = _of_several_rows(C)
     j = tl.arange(0, T.NUM_PAGE_PER_BLOCK)
     b = program * C.EXTENDS + j // LAST_ENTRIES
+    row = load_row(b, b < req.batch, req, view, policy, C)
+    first = _first_of_last(row, req, C)
+    part = _from_entry(first + j % LAST_ENTRIES - j, row, C)  # so that lane j has its own entry
+    entries = load_entries(0, part, req, view, policy, T)
+    first_error = j * 0 + INT32_MAX
+    first_error = store_tile(Tile(b, 0, part, entries, part.known), first_error, req, view, policy, T)
+    if C.REDUCE_STATUS and policy.status_ptr is not None:
+        report_first(policy, first_error)
+
+
+@triton.jit
+def _write_unknown(program, req, view, policy, C: tl.constexpr):
+    """Writes what the records say that the rows of a program lack, and replaces the records."""
+    j = tl.arange(0, C.EXTENDS)
+    b = program * C.EXTENDS + j
     mask = b < req.batch
     record = _load_record(b, mask, view)
     row = load_row(b, mask, req, view, policy, C)
     first = _first_of_last(row, req, C)
-    part = _from_entry(first + j % LAST_ENTRIES - j, row, C)  # so that lane j has its own entry
-    entries = load_entries(0, part, req, view, policy, T)
     known, items = _known_entries(b, record, row, req, C)
-    no_error = j * 0 + INT32_MAX
-    first_error = store_tile(Tile(b, 0, part, entries, part.known), no_error, req, view, policy, T)
-    if C.REDUCE_STATUS and policy.status_ptr is not None:
-        report_first(policy, first_error)
     lacks = known < first
     end, padding_end = first + LAST_ENTRIES, first
     if C.HAS_PADDING:  # behind the last entries it is there, unless it ended before or ids were there
@@ -186,7 +195,7 @@ def extend_rows(program, req, view, policy, C: tl.constexpr):
     lacks = lacks & mask
     if tl.max(lacks.to(tl.int32), 0) > 0:
         for n in range(C.EXTENDS):
-            is_row = j == n * LAST_ENTRIES
+            is_row = j == n
             if tl.max((is_row & lacks).to(tl.int32), 0) > 0:
                 known_n, first_n = _value_of(is_row, known), _value_of(is_row, first)
                 _write_before(program * C.EXTENDS + n, known_n, first_n, req, view, policy, C)
@@ -194,4 +203,14 @@ def extend_rows(program, req, view, policy, C: tl.constexpr):
                     padding_end_n = _value_of(is_row, padding_end)
                     _pad_row(program * C.EXTENDS + n, first_n + LAST_ENTRIES, padding_end_n, view, policy, C)
     tl.debug_barrier()  # every thread of the program has read the records
-    store_records(b, mask & (j % LAST_ENTRIES == 0), row, req, view, C)
+    store_records(b, mask, row, req, view, C)
+
+
+@triton.jit
+def extend_rows(program, req, view, policy, C: tl.constexpr):
+    """Writes what is new in the rows of a program."""
+    num_programs = (req.batch + C.EXTENDS - 1) // C.EXTENDS
+    if program < num_programs:
+        _write_last(program, req, view, policy, C)
+    else:
+        _write_unknown(program - num_programs, req, view, policy, C)

@@ -89,7 +89,7 @@ def make_schedule(build: Build, tuning: Tuning, target: Platform, batch: int | N
 
 def _program_rows(batch: int, tuning: Tuning, pattern: AccessPattern) -> int:
     """Rows of programs that have the rows of a batch: as many, but in an extension."""
-    return -(-batch // tuning.tiles_per_program) if pattern == "extension" else batch
+    return 2 * -(-batch // tuning.tiles_per_program) if pattern == "extension" else batch
 
 
 def schedule_sizes(
