@@ -22,11 +22,12 @@ from xkv.integrations.sglang import (
     draft,
     kv_indices,
     load,
+    metadata,
     page_tables,
     steps,
     table,
 )
-from xkv.params import Build
+from xkv.params import INT32_MAX, Build
 
 pytest_plugins = ("sglang_fixture",)
 ROWS = {row.name: row for row in table.KERNELS}
@@ -65,6 +66,23 @@ def test_page_sizes_that_theirs_has_not(page_size: int, device: str) -> None:
             want[out.storage_offset() + b * 8 + j] = ids[rows[b], j * page_size] // page_size
     assert page_tables.create_flashmla_kv_indices_triton((3, 1), *args, PAGED_SIZE=page_size)
     assert torch.equal(whole(out), want)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("rows", [20, 64], ids=["fit", "do not"])
+def test_sums_of_what_fits_in_int32_and_of_what_does_not(rows: int, device: str) -> None:
+    """The source says which; its rows are the same memory, which a step without tables does not read."""
+    tokens, batch = 1 << 26, min(rows, 40)
+    ids = torch.empty(1, tokens, dtype=torch.int32, device=device).expand(rows, tokens)
+    index, lens = torch.arange(batch, device=device), torch.full((batch,), tokens, device=device)
+    seqlens, sums = (torch.zeros(batch + n, dtype=torch.int32, device=device) for n in (0, 1))
+    assert metadata.update_trtllm_mha_graph_metadata_kernel(
+        (1,), index, lens, ids, None, None, None, seqlens, sums, None, None, None, None, batch, 0, 1, 0, 0, 0,
+        0, 0, 0, PAGE_SIZE=64, HAS_SWA=False, HAS_SWA_OUT=False, Q_MODE=0, PAGE_BLOCK=512, BS_BLOCK=64,
+        SKIP_PAGE_TABLE=1,
+    )  # fmt: skip
+    assert seqlens.tolist() == [tokens] * batch
+    assert sums.tolist() == [min(b * tokens, INT32_MAX) for b in range(batch + 1)]
 
 
 def _flashmla(**change: Any) -> bool:

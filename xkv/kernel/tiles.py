@@ -211,8 +211,11 @@ def write_row_tiles(first_tile, end, stride, first_error, req, view, policy, C: 
 
 @triton.jit
 def translate_slots(pid, num_programs, req, view, C: tl.constexpr):
-    """Writes the slots of ``out_cache_loc`` in the view's pool, and zeros from ``loc_len`` on."""
-    for at in range(pid * C.BATCH_BLOCK, req.loc_out_len, num_programs * C.BATCH_BLOCK):
+    """Writes the slots of ``out_cache_loc`` in the view's pool, and zeros from ``loc_len`` on.
+
+    The last program writes the first of them, as the first one has the sums.
+    """
+    for at in range((num_programs - 1 - pid) * C.BATCH_BLOCK, req.loc_out_len, num_programs * C.BATCH_BLOCK):
         i = at + tl.arange(0, C.BATCH_BLOCK)
         is_given = i < req.loc_len
         slot = tl.load(req.loc_ptr + i, mask=is_given, other=-1).to(tl.int64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...launch.cache import fits_int32
-from ...params import CAPACITY_MAX, LENGTH_MAX, NO_IDS, TABLE, Build, View
+from ...params import CAPACITY_MAX, INT32_MAX, LENGTH_MAX, NO_IDS, TABLE, Build, View
 from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
@@ -79,6 +79,12 @@ _NAMES = (
 )
 
 
+def _sums_fit(batch: int, source_size: tuple[int, ...], page_size: int) -> bool:
+    """Whether the lengths of a batch add up to an int32: of all rows, so that it does not change with it."""
+    rows, tokens = source_size
+    return max(batch, rows) * (tokens + page_size) <= INT32_MAX
+
+
 def _sizes(*given: Any) -> LaunchSizes | None:
     t, batch, n = StepTensors(*given[:_TENSORS]), given[_TENSORS], StepNumbers(*given[_TENSORS + 1 :])
     found = source_sizes(t.ids, n.stride, 1)
@@ -123,7 +129,7 @@ def _sizes(*given: Any) -> LaunchSizes | None:
             return None
         more |= {"loc_len": max(n.num_locs, 0), "loc_out_len": n.num_swa_locs}
     names = (*SIZES[:5], *more)
-    fixed = (n.page_size, n.missing, n.zero_tail, n.zero_first)
+    fixed = (n.page_size, n.missing, n.zero_tail, n.zero_first, _sums_fit(batch, found, n.page_size))
     return LaunchSizes(fixed, names, (n.stride, *found, batch, n.more, *more.values()), row_items)
 
 
@@ -143,14 +149,15 @@ def _build(*given: Any) -> Build | None:
         out2 = table(t.out2, batch, n.out2_stride)[:, : n.pages]
         views.append(View(out2, page_map=None if t.swa_v2p is None else t.swa_v2p.view(-1)))
     views[-1].token_map = None if t.swa_map is None else t.swa_map.view(-1)
+    ids = source(t.ids, n.stride)
     return Build(
-        source(t.ids, n.stride), vector(t.rows, batch), vector(t.lens, batch), TABLE, n.page_size, 1,
+        ids, vector(t.rows, batch), vector(t.lens, batch), TABLE, n.page_size, 1,
         n.page_size, tuple(views), seq_lens_delta=n.more, query_lens=vector_or_none(t.qlens, batch),
         query_len=n.query_len, missing_id=n.missing, report_missing=False,
         indptr_is_input=not n.zero_first, writes_ids=t.out is not None, pad_value=0 if n.zero_tail else None,
         out_cache_loc=None if t.locs is None else t.locs.view(-1),
         window_out_cache_loc=None if t.locs is None else vector_or_none(t.swa_locs, n.num_swa_locs),
-        num_out_tokens=n.num_locs,
+        num_out_tokens=n.num_locs, sums_fit=_sums_fit(batch, ids.shape, n.page_size),
     )  # fmt: skip
 
 
