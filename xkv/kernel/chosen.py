@@ -24,56 +24,46 @@ def _write_tile(token, at, c, C: tl.constexpr):
 
 
 @triton.jit
-def _store_count(token, count, c):
-    if c.counts_ptr is not None:
-        if c.dummy is not None:
-            count = tl.maximum(count, 1)
-        tl.store(c.counts_ptr + token, count)
+def _pack(token, at, count, page, valid, c, C: tl.constexpr):
+    """Writes a tile's ids behind the ``count`` before them. Returns how many there are with them.
+
+    Each position has a place of its own: the n-th with an id is the n-th of the row, the n-th without one the
+    n-th from the row's end. So what is behind the ids is written too, and no store waits for their number.
+    """
+    j = at + tl.arange(0, C.BLOCK)
+    found = valid.to(tl.int32)
+    num_found = count + tl.cumsum(found, 0)
+    before = num_found - found
+    place = tl.where(valid, before, c.k - 1 - (j - before))
+    missing = c.missing_id.to(page.dtype)
+    if c.dummy is not None:  # a position without an id has the first place only if no other has one
+        missing = tl.where(place == 0, c.dummy.to(page.dtype), missing)
+    out = c.out_ptr + token.to(tl.int64) * c.out_stride + place
+    tl.store(out, tl.where(valid, page, missing), mask=in_row(at, c, C), eviction_policy="evict_first")
+    return tl.max(num_found, 0)
 
 
 @triton.jit
-def _missing(j, c):
-    return (j * 0 + c.missing_id).to(c.out_ptr.dtype.element_ty)
+def _store_in_place(token, at, count, page, valid, c, C: tl.constexpr):
+    """Writes a tile's ids, each at its position's place, given how many there are with those behind them."""
+    value = tl.where(valid, page, c.missing_id.to(page.dtype))
+    if c.dummy is not None:  # in the first place, if there is no id
+        is_first = at + tl.arange(0, C.BLOCK) == 0
+        value = tl.where(is_first & (count == 0), c.dummy.to(page.dtype), value)
+    store_ids(token, at, value, in_row(at, c, C), c, C)
 
 
 @triton.jit
-def _with_dummy(value, at_first, count, c):
-    """Returns the values, the first of which is the dummy if there is no id."""
-    if c.dummy is not None:
-        value = tl.where(at_first & (count == 0), c.dummy.to(value.dtype), value)
-    return value
-
-
-@triton.jit
-def _fill_rest(token, count, c, C: tl.constexpr):
-    """Writes what stands behind the packed ids of a query token whose positions are one tile."""
-    j = tl.arange(0, C.BLOCK)
-    value = _with_dummy(_missing(j, c), j == 0, count, c)
-    first = (count + 3) // 4  # in fours, so that a lane's are all of one side
-    store_ids(token, token * 0, value, (j // 4 >= first) & in_row(token * 0, c, C), c, C)
-    j = count + tl.arange(0, 4)
-    out = c.out_ptr + token.to(tl.int64) * c.out_stride
-    tl.store(out + j, _missing(j, c), mask=(j < first * 4) & (j < c.k))
-
-
-@triton.jit
-def _write_small_row(token, c, C: tl.constexpr):
-    """Writes all ids of a query token whose positions are one tile, and counts them."""
-    position = load_positions(token, token * 0, c, C)
-    row, length, reason = load_bounds(token, c, C)
+def _write_counted(token, at, count, row, length, reason, position, c, C: tl.constexpr):
+    """Writes one tile of a row whose ids are counted. Returns ``count`` with those of the tile."""
     page, valid, bad = translate(position, row, length, c, C)
     report_token(token, reason, bad, c)
-    found = valid.to(tl.int32)
-    count = tl.sum(found, 0)
     if C.COMPACT:
-        row_out = c.out_ptr + token.to(tl.int64) * c.out_stride
-        tl.store(row_out + (tl.cumsum(found, 0) - found), page, mask=valid)
-        _fill_rest(token, count, c, C)
+        count = _pack(token, at, count, page, valid, c, C)
     else:
-        value = tl.where(valid, page, c.missing_id.to(page.dtype))
-        value = _with_dummy(value, tl.arange(0, C.BLOCK) == 0, count, c)
-        store_ids(token, token * 0, value, in_row(token * 0, c, C), c, C)
-    _store_count(token, count, c)
+        count += tl.sum(valid.to(tl.int32), 0)
+        _store_in_place(token, at, count, page, valid, c, C)
+    return count
 
 
 @triton.jit
@@ -83,34 +73,22 @@ def _write_row(token, c, C: tl.constexpr):
     The tiles go from the first to the last where ids are packed, and the other way round where they are not:
     what is written at the first place may depend on the count.
     """
-    out = c.out_ptr + token.to(tl.int64) * c.out_stride
     num_tiles = (c.k + C.BLOCK - 1) // C.BLOCK
     at = num_tiles * 0
-    if not C.COMPACT:
+    if not C.ONE_TILE and not C.COMPACT:
         at = (num_tiles - 1) * C.BLOCK
     position = load_positions(token, at, c, C)
     row, length, reason = load_bounds(token, c, C)
-    count = token * 0
-    for n in range(0, num_tiles):
-        page, valid, bad = translate(position, row, length, c, C)
-        report_token(token, reason, bad, c)
-        found = valid.to(tl.int32)
-        if C.COMPACT:
-            tl.store(out + (count + tl.cumsum(found, 0) - found), page, mask=valid)
-            count += tl.sum(found, 0)
-        else:
-            count += tl.sum(found, 0)
-            value = tl.where(valid, page, c.missing_id.to(page.dtype))
-            value = _with_dummy(value, at + tl.arange(0, C.BLOCK) == 0, count, c)
-            store_ids(token, at, value, in_row(at, c, C), c, C)
-        at += C.BLOCK if C.COMPACT else -C.BLOCK
-        if n + 1 < num_tiles:
+    count = _write_counted(token, at, token * 0, row, length, reason, position, c, C)
+    if not C.ONE_TILE:
+        for _ in range(1, num_tiles):
+            at += C.BLOCK if C.COMPACT else -C.BLOCK
             position = load_positions(token, at, c, C)
-    if C.COMPACT:
-        for at in range(count, c.k, C.BLOCK):
-            j = at + tl.arange(0, C.BLOCK)
-            tl.store(out + j, _with_dummy(_missing(j, c), j == 0, count, c), mask=j < c.k)
-    _store_count(token, count, c)
+            count = _write_counted(token, at, count, row, length, reason, position, c, C)
+    if c.counts_ptr is not None:
+        if c.dummy is not None:
+            count = tl.maximum(count, 1)
+        tl.store(c.counts_ptr + token, count)
 
 
 # As in entry.py, only the last argument is specialized.
@@ -132,9 +110,7 @@ def xkv_translate(
         lens_ptr, lens_stride, shard_rank, counts_ptr, dummy, status_ptr,
     )  # fmt: skip
     token = tl.program_id(0)
-    if C.WHOLE_ROWS and C.ONE_TILE:
-        _write_small_row(token, c, C)
-    elif C.WHOLE_ROWS:
+    if C.WHOLE_ROWS:
         _write_row(token, c, C)
     else:
         _write_tile(token, tl.program_id(1) * C.BLOCK, c, C)

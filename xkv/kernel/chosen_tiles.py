@@ -58,11 +58,15 @@ def in_row(at, c, C: tl.constexpr):
 
 @triton.jit
 def load_positions(token, at, c, C: tl.constexpr):
-    """Loads the positions of the tile that begins at ``at``; -1 where there is none, also past int32."""
+    """Loads the positions of the tile that begins at ``at``; -1 where there is none, also past int32.
+
+    Positions and ids leave the caches first: each is accessed once, and entries of the source are read again.
+    """
     row = c.pos_ptr + token.to(tl.int64) * c.pos_stride
     if C.VEC_16B:
         row = tl.multiple_of(row, 16)
-    position = tl.load(row + at + tl.arange(0, C.BLOCK), mask=in_row(at, c, C), other=-1)
+    places = row + at + tl.arange(0, C.BLOCK)
+    position = tl.load(places, mask=in_row(at, c, C), other=-1, eviction_policy="evict_first")
     if position.dtype == tl.int64:
         position = tl.where((position >= 0) & (position <= INT32_MAX), position, -1).to(tl.int32)
     return position
@@ -70,18 +74,22 @@ def load_positions(token, at, c, C: tl.constexpr):
 
 @triton.jit
 def translate(position, row, length, c, C: tl.constexpr):
-    """Returns the ids of positions, which of them there are, and which have a token without an id."""
+    """Returns the ids of positions, which of them there are, and which have a token without an id.
+
+    Unsigned, what is negative is past every end, and a division by a power of two is one instruction alone.
+    """
+    position = position.to(tl.uint32, bitcast=True)
     # what the source has behind the row's end is loaded too, so that the load need not wait for the length
-    inside = (position >= 0) & (position < (c.src_tokens + C.UNIT - 1) // C.UNIT)
-    token = tl.where(inside, position, 0) * C.UNIT
+    inside = position < ((c.src_tokens + C.UNIT - 1) // C.UNIT).to(tl.uint32)
+    token = position * C.UNIT
     ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
     if C.SHARD_SIZE > 1:
-        inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank)
+        inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank.to(tl.uint32))
         if not C.SOURCE_IS_GLOBAL:
             token = token // ROUND * C.SHARD_INTERLEAVE + token % C.SHARD_INTERLEAVE
     src_row = c.src_ptr + row.to(tl.int64) * c.src_stride
     entry = tl.load(src_row + token // C.SOURCE_PAGE_SIZE, mask=inside, other=-1)
-    live = inside & (position < (length + C.UNIT - 1) // C.UNIT)
+    live = inside & (position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32))
     valid = live & (entry >= 0)
     if entry.dtype == tl.int64:
         valid = valid & (entry < ID_MAX)
@@ -92,7 +100,7 @@ def translate(position, row, length, c, C: tl.constexpr):
         page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # in the dtype of an entry
     else:
         UNITS: tl.constexpr = C.BLOCK_STRIDE // C.PAGE_SIZE
-        offset = token % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        offset = (token % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE).to(tl.int32)
         if c.out_ptr.dtype.element_ty == tl.int32:  # in 32 bits, of entries whose ids fit in them
             valid = valid & (entry <= INT32_MAX // UNITS)
             if UNITS & (UNITS - 1) != 0 or C.SOURCE_PAGE_SIZE // C.PAGE_SIZE != UNITS:
@@ -119,4 +127,4 @@ def store_ids(token, at, value, mask, c, C: tl.constexpr):
     row = c.out_ptr + token.to(tl.int64) * c.out_stride
     if C.VEC_16B:
         row = tl.multiple_of(row, 16)
-    tl.store(row + at + tl.arange(0, C.BLOCK), value, mask=mask)
+    tl.store(row + at + tl.arange(0, C.BLOCK), value, mask=mask, eviction_policy="evict_first")
