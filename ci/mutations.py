@@ -865,18 +865,19 @@ MUTATIONS = [
     ),
     Mutation(
         "chosen position behind its row", CHOSEN_TILES,
-        "live = inside & (position < (length + C.UNIT - 1) // C.UNIT)", "live = inside",
+        "live = inside & (position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32))", "live = inside",
         "attention reads the keys of tokens that are not there", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
         "chosen position behind the table", CHOSEN_TILES,
-        "inside = (position >= 0) & (position < (c.src_tokens + C.UNIT - 1) // C.UNIT)",
-        "inside = position >= 0", "an indexer's wild position reads another request's slots",
+        "inside = position < ((c.src_tokens + C.UNIT - 1) // C.UNIT).to(tl.uint32)",
+        "inside = position < (1 << 31)", "an indexer's wild position reads another request's slots",
         "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
         "chosen position of another rank", CHOSEN_TILES,
-        "inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank)", "pass",
+        "inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank.to(tl.uint32))",
+        "pass",
         "each rank attends to what all have", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
@@ -899,13 +900,17 @@ MUTATIONS = [
         "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
-        "packed ids begin anew", CHOSEN, "tl.store(out + (count + tl.cumsum(found, 0) - found), page",
-        "tl.store(out + (tl.cumsum(found, 0) - found), page", "a second tile's ids overwrite the first one's",
+        "packed ids begin anew", CHOSEN, "num_found = count + tl.cumsum(found, 0)",
+        "num_found = tl.cumsum(found, 0)", "a second tile's ids overwrite the first one's",
         "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
-        "entries behind packed ids", CHOSEN, "mask=(j < first * 4) & (j < c.k)", "mask=j < 0",
-        "up to three stale ids behind a row's own", "as_defined", CHOSEN_TESTS,
+        "entries behind packed ids", CHOSEN, "c.k - 1 - (j - before)", "c.k - 1 - j",
+        "stale ids behind a row's own", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "dummy of a row with ids", CHOSEN, "tl.where(place == 0, c.dummy", "tl.where(place < 8, c.dummy",
+        "an id that is not chosen among those behind the row's own", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
         "dummy not counted", CHOSEN, "count = tl.maximum(count, 1)", "count = count + 0",
@@ -1044,7 +1049,7 @@ MUTATIONS = [
         "last entries that begin too late", EXTENSION,
         "_settled(row.past, row, req, C) - LAST_TOKENS",
         "_settled(row.past, row, req, C) + LAST_TOKENS",
-        "new tokens have no page", "last_entries or equals_a_build",
+        "entries of other requests in the newest pages", "broken_promise",
         EXTENSION_TESTS,
     ),
     Mutation(
@@ -1063,8 +1068,15 @@ MUTATIONS = [
     ),
     Mutation(
         "lacking rows of a program but the first", EXTENSION,
-        "is_row = j == n * LAST_ENTRIES",
-        "is_row = j == n * 0",
+        "is_row = j == n\n",
+        "is_row = j == 0\n",
+        "rows that do not fit are stale", "does_not_fit",
+        EXTENSION_TESTS,
+    ),
+    Mutation(
+        "no program reads the last rows' records", "xkv/launch/grid.py",
+        "return 2 * -(-batch // tuning.tiles_per_program) if",
+        "return 2 * -(-batch // tuning.tiles_per_program) - 1 if",
         "rows that do not fit are stale", "does_not_fit",
         EXTENSION_TESTS,
     ),

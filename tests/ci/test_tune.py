@@ -195,7 +195,7 @@ def test_no_time(rig: sweep.Sweep) -> None:
     """The first row and point are always timed."""
     found = rig.times([A, B, C], POINTS, 3, -math.inf)
     assert found == {A: {NAMES[0]: 64.0}}
-    assert rig.left_out == [str(B), str(C), *NAMES[1:]]
+    assert rig.left_out == [f"{NAMES[0]}: 2 of 3 rows", *NAMES[1:]]
 
 
 @pytest.mark.interpret

@@ -19,12 +19,12 @@ from xkv.platforms.tuning import ChosenTuning
 HOPPER = Platform("cuda", "sm90", 32, 132)
 A = ChosenTuning(16, False, 32, 4, 1, 4, False, "swept")
 B = dataclasses.replace(A, block=64)
-POINTS = [ChosenPoint(2, 40, 64, False), ChosenPoint(2, 40, 64, True)]
-NAMES = ["2 x 40, page 64", "2 x 40, page 64, compact"]
+POINTS = [ChosenPoint(2, 40, 64, kind) for kind in ("", "compact", "shard")]
+NAMES = ["2 x 40, page 64", "2 x 40, page 64, compact", "2 x 40, page 64, shard"]
 
 
 def of(point: ChosenPoint, *those: ChosenTuning) -> list[ChosenTuning]:
-    return [dataclasses.replace(row, whole_rows=point.whole_rows) for row in those]
+    return [dataclasses.replace(row, whole_rows=bool(point.kind)) for row in those]
 
 
 def test_classes() -> None:
@@ -33,7 +33,8 @@ def test_classes() -> None:
         (row.max_tokens, row.whole_rows) for row in xkv.cuda.CHOSEN["sm90"]
     ]
     for each in CHOSEN_CLASSES:
-        assert {point.whole_rows for point in chosen.fine(each)} == {each.whole_rows}
+        kinds = {"compact", "shard"} if each.whole_rows else {""}
+        assert {point.kind for point in chosen.fine(each)} == kinds
         assert set(chosen.coarse(each)) < set(chosen.fine(each))
         served = {xkv.dispatch.chosen_row(HOPPER, n, each.whole_rows).max_tokens for n in each.tokens}
         assert served == {each.max_tokens}

@@ -59,20 +59,23 @@ _SM90 = (
         "best of each point, most 1.25 (256 x ~4K in 128K, page 1 of 16)",
     ),
     Tuning(
-        "mapped", 16, 512, 4, 8, 2, 2, 512, 1, 4, 16, True,
-        "not swept: tests/support/sglang_steps.py times it",
+        "mapped", 16, 256, 4, 8, 2, 8, 256, 1, 4, 16, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.059 of the "
+        "best of each point, most 1.45 (1 x 1M, page 1, map)",
     ),
     Tuning(
         "mapped", None, 512, 4, 8, 2, 2, 512, 1, 4, 256, True,
-        "not swept: tests/support/sglang_steps.py times it",
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.053 of the "
+        "best of each point, most 1.22 (256 x 8K in 1M, page 16, csr, map)",
     ),
     Tuning(
-        "query_tokens", None, 128, 4, 4, 1, 4, 128, 1, 1, 256, True,
-        "one token a thread: reasoned, not measured",
+        "query_tokens", None, 64, 1, 8, 1, 4, 128, 1, 1, 256, True,
+        "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, 1.008 of the "
+        "best of each point, most 1.02 (32 x 32K in 128K, 256 query tokens each)",
     ),
-    Tuning("extension", 16, 512, 4, 1, 4, 1, 512, 1, 1, 16, True, _BY_HAND),
-    Tuning("extension", 64, 512, 4, 1, 4, 1, 512, 1, 1, 64, True, _BY_HAND),
-    Tuning("extension", 256, 512, 4, 1, 4, 1, 512, 1, 1, 256, True, _BY_HAND),
+    Tuning("extension", 16, 512, 2, 1, 2, 1, 512, 1, 1, 16, True, _BY_HAND),
+    Tuning("extension", 64, 512, 2, 1, 2, 1, 512, 1, 1, 64, True, _BY_HAND),
+    Tuning("extension", 256, 512, 4, 1, 8, 1, 512, 1, 1, 256, True, _BY_HAND),
     Tuning("extension", None, 512, 8, 1, 8, 1, 512, 1, 1, 512, True, _BY_HAND),
 )
 # fmt: on
@@ -90,15 +93,16 @@ TUNING = {
 }
 
 _SPARSE = (
-    "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: of up to 8 rows tried in place on the points "
-    "of xkv bench --suite sparse"
+    "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, {} of the best of each point, "
+    "most {}"
 )
+_ALSO_SHARDS = "; with half as many warps a shard's ids take up to 1.3 times as long"
 _CHOSEN = (
-    ChosenTuning(16, False, 256, 4, 4, 256, True, _SPARSE),
-    ChosenTuning(256, False, 1024, 8, 4, 256, True, _SPARSE),
-    ChosenTuning(None, False, 2048, 8, 4, 256, True, _SPARSE),
-    ChosenTuning(256, True, 2048, 8, 8, 256, True, _SPARSE),
-    ChosenTuning(None, True, 2048, 8, 4, 256, True, _SPARSE),
+    ChosenTuning(16, False, 256, 4, 4, 256, True, _SPARSE.format("1.014", "1.04")),
+    ChosenTuning(256, False, 1024, 8, 4, 256, True, _SPARSE.format("1.012", "1.03")),
+    ChosenTuning(None, False, 2048, 8, 4, 256, True, _SPARSE.format("1.005", "1.03")),
+    ChosenTuning(256, True, 2048, 8, 8, 256, True, _SPARSE.format("1.016", "1.05")),
+    ChosenTuning(None, True, 2048, 8, 4, 256, True, _SPARSE.format("1.071", "1.19") + _ALSO_SHARDS),
 )
 CHOSEN = {"sm90": _CHOSEN, "sm100": _CHOSEN, "sm103": _CHOSEN, "sm120": _CHOSEN}
 

@@ -20,17 +20,17 @@ _NOBODY: dict[str, Any] = {"sglang": None, "vllm": None}
 
 
 class ChosenPoint(NamedTuple):
-    """Query tokens, positions of each, the source's page size, and whether ids are packed and counted."""
+    """Query tokens, positions of each, the source's page size, and the kind of a point of the suite."""
 
     tokens: int
     k: int
     page: int
-    whole_rows: bool
+    kind: str
 
     @property
     def of_bench(self) -> sparse.Point:
         """The same as a point of the suite."""
-        return sparse.Point(self.tokens, self.k, self.page, "compact" if self.whole_rows else "")
+        return sparse.Point(*self)
 
     @property
     def name(self) -> str:
@@ -40,13 +40,13 @@ class ChosenPoint(NamedTuple):
 
 def fine(each: ChosenClass) -> list[ChosenPoint]:
     """What the second stage times a class on."""
-    points = itertools.product(each.pages, each.chosen, each.tokens)
-    return [ChosenPoint(tokens, k, page, each.whole_rows) for page, k, tokens in points]
+    points = itertools.product(each.kinds, each.pages, each.chosen, each.tokens)
+    return [ChosenPoint(tokens, k, page, kind) for kind, page, k, tokens in points]
 
 
 def coarse(each: ChosenClass) -> list[ChosenPoint]:
     """What the first stage times it on."""
-    return [ChosenPoint(tokens, each.chosen[0], each.pages[0], each.whole_rows) for tokens in each.tokens]
+    return [ChosenPoint(tokens, each.chosen[0], each.pages[0], each.kinds[0]) for tokens in each.tokens]
 
 
 def prepare(point: ChosenPoint, device: str) -> Prepared:

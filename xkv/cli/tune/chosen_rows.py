@@ -41,6 +41,11 @@ class ChosenClass(NamedTuple):
         return PATTERN
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of `xkv.cli.bench.sparse`; engines pack what a rank has. The coarse stage uses the first."""
+        return ("shard", "compact") if self.whole_rows else ("",)
+
+    @property
     def name(self) -> str:
         """The name that is printed."""
         most = f"<= {self.max_tokens}" if self.max_tokens else "any"

@@ -87,7 +87,9 @@ def _of_kind(at: Inputs, point: Point) -> dict[str, Tensor]:
     if point.kind == "map":
         return {"page_map": at.ints(1).expand(POOL // point.size)}
     if point.kind == "extension":
-        return {"record": at.ints(1, RECORD_WORDS).expand(1 + at.batch, RECORD_WORDS)}
+        lens, sums = at.ints(1).expand(at.batch), at.ints(1).expand(at.batch + 1)
+        record = at.ints(1, RECORD_WORDS).expand(1 + at.batch, RECORD_WORDS)
+        return {"record": record, "cache_seqlens": lens, "cu_seqlens_k": sums}
     if point.form == SLOTS:
         count = at.batch * point.queries
         long = at.ints(1, dtype=torch.int64).expand(count)

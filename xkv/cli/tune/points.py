@@ -123,10 +123,17 @@ def _prepared(at: Inputs, builds: list[Build], more: int, difference: Difference
 
 
 def _extensions(at: Inputs, point: Point) -> Prepared:
-    """Each step has a table of its own, which a build has filled, and which every launch extends."""
+    """Each step has a table of its own, which a build has filled, and which every launch extends.
+
+    It writes lengths and their sums too, as a builder's does: with the sums over the batch a program has more
+    to do than with the last entries of its rows.
+    """
     builds = []
     for step in at.steps:
-        out = {"page_table": at.ints(at.batch, at.width), "record": at.ints(1 + at.batch, RECORD_WORDS)}
+        out = {
+            "page_table": at.ints(at.batch, at.width), "record": at.ints(1 + at.batch, RECORD_WORDS),
+            "cache_seqlens": at.ints(at.batch), "cu_seqlens_k": at.ints(at.batch + 1),
+        }  # fmt: skip
         builds.append(build_of(at, point, at.source, out, step))
         launch.run(dataclasses.replace(builds[-1], extends=False))
 
@@ -203,11 +210,15 @@ def build_of(at: Inputs, point: Point, source: Tensor, out: Buffers, step: Step)
             indptr_is_input=True,
         )  # fmt: skip
     if point.form == TABLE:
-        view = View(out["page_table"], record=out.get("record"))
+        view = View(
+            out["page_table"], record=out.get("record"), cache_seqlens=out.get("cache_seqlens"),
+            cu_seqlens_k=out.get("cu_seqlens_k"),
+        )  # fmt: skip
     else:
         view = View(out["kv_indices"], kv_indptr=out["kv_indptr"], kv_last_page_len=out["kv_last_page_len"])
     view.page_map = out.get("page_map")
     sizes = at.page_size, point.source_page_size, at.page_size
     return Build(
-        source, step.rows, step.lens, point.form, *sizes, (view,), extends=point.kind == "extension"
+        source, step.rows, step.lens, point.form, *sizes, (view,), extends=point.kind == "extension",
+        sums_fit=point.kind == "extension",
     )  # fmt: skip

@@ -94,10 +94,11 @@ class Sweep:
             ready: dict[Row, list[Launch]] = {}
             for row in list(times):
                 if first and ready and time.perf_counter() > deadline:
-                    self.left_out.append(str(row))
                     del times[row]
                     continue
                 ready[row] = [launched(build, row, self._where) for build in made.builds]
+            if first and len(ready) < len(rows):
+                self.left_out.append(f"{point.name}: {len(rows) - len(ready)} of {len(rows)} rows")
             for row in self._wrong(made, point, ready):
                 del times[row], ready[row]
             calls = {
