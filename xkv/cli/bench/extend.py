@@ -70,7 +70,8 @@ def drawn(point: Point, added: int, device: Any = "cuda") -> list[Inputs]:
     spec = BackendSpec(
         "bench", "table", (point.page,), point.page, ("cache_seqlens", "cu_seqlens_k", "cu_seqlens_q")
     )
-    width, found = point.context + added + _SPARE, list[Inputs]()
+    # whole pages of any size: else no row but the first begins at a multiple of 16 bytes, as an engine's do
+    width, found = -(-(point.context + added + _SPARE) // PAGES[-1]) * PAGES[-1], list[Inputs]()
     for _ in range(max(min(_MOST_INPUTS, _BYTES // point.bytes(added)), 2)):
         source = torch.arange(point.batch * width, dtype=torch.int32, device=device).view(point.batch, width)
         builder = MetadataBuilder(
