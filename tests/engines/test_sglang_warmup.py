@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from xkv.integrations.patching import importing
-from xkv.integrations.sglang import kv_indices, metadata, page_tables, triton_steps, warmup
+from xkv.integrations.sglang import context_parallel, kv_indices, metadata, page_tables, triton_steps, warmup
 from xkv.launch import compile, launch
 from xkv.params import Build
 
@@ -50,6 +50,7 @@ def signature(build: Build) -> Any:
         build.pad_value is not None,
         build.indptr_is_input,
         build.access_pattern,
+        build.shard and build.shard.size,
         *kinds,
     )
 
@@ -98,6 +99,36 @@ def mha_call(mapping: Any) -> None:
         )  # fmt: skip
 
 
+def rank_indices_call() -> None:
+    for start in (None, LENS.int()):
+        context_parallel.create_triton_kv_indices_for_dcp_triton(
+            (2,), IDS, ROWS, LENS.int(), torch.tensor([0, 70, 73], **INT32), start,
+            torch.empty(73, dtype=torch.int64), 256, 4, 1,
+        )  # fmt: skip
+
+
+def rank_table_call(page_size: int, v2p: Any) -> None:
+    context_parallel.create_mla_kv_page_table_for_dcp(
+        (2, 1), IDS, ROWS, LENS, torch.empty(2, 4, **INT32), v2p, 256, 4, page_size, 4, 3, 64, v2p is not None
+    )
+
+
+def ragged_call() -> None:
+    context_parallel.compact_dcp_verify_token_table_to_ragged(
+        (2,),
+        torch.empty(4, 8, **INT32),
+        LENS.int(),
+        torch.zeros(3, **INT32),
+        torch.empty(9, **INT32),
+        8,
+        2,
+        1,
+    )
+
+
+V2P = torch.arange(64)
+RANKS: dict[str, Any] = {"dcp_world_size": 4}
+VIRTUAL = {"kv_index_translator": SimpleNamespace(full_v2p_table=V2P)}
 CASES = [
     (backend("TritonAttnBackend", sliding_window_size=None), triton_call),
     (backend("TritonAttnBackend", sliding_window_size=8), lambda: stream_call(torch.int64)),
@@ -112,6 +143,13 @@ CASES = [
         backend("TRTLLMHAAttnBackend", page_size=64, token_to_kv_pool=SimpleNamespace(
             full_to_swa_index_mapping=torch.arange(2000))),
         lambda: mha_call(torch.arange(2000)),
+    ),
+    (backend("TritonAttnBackend", dcp_size=4), rank_indices_call),
+    (backend("AiterAttnBackend", **RANKS), lambda: rank_table_call(1, None)),
+    (backend("AiterAttnBackend", **RANKS), ragged_call),
+    (
+        backend("TRTLLMMLABackend", page_size=64, **VIRTUAL, **RANKS),
+        lambda: rank_table_call(64, V2P),
     ),
 ]  # fmt: skip
 
@@ -131,6 +169,19 @@ def test_flashinfer_s_table_is_in_what_updates_its_indices(warmed: list[Build]) 
     made = backend("FlashInferAttnBackend", indices_updater_decode=SimpleNamespace(req_to_token=IDS))
     del made.req_to_token
     assert warmup.warm(SimpleNamespace(attn_backend=made)) == 2
+
+
+def test_ranks_that_the_module_of_a_backend_knows(
+    warmed: list[Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = backend("TRTLLMMLABackend", page_size=64)
+    count = warmup.warm(SimpleNamespace(attn_backend=made))
+    module = ModuleType(type(made).__module__)
+    module.get_parallel = lambda: SimpleNamespace(dcp_size=2)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert warmup.warm(SimpleNamespace(attn_backend=made)) == count + 1
+    assert warmed[-1].shard is not None
+    assert warmed[-1].shard.size == 2
 
 
 def test_what_fails_is_said_and_the_engine_starts(

@@ -10,7 +10,9 @@ import pytest
 import torch
 from test_vllm_step import engine, runner_and_batch  # noqa: F401  (a fixture)
 
-from xkv.integrations.vllm import launching, warming
+from xkv.integrations.vllm import launching, lengths, warming
+from xkv.launch import compile, launch
+from xkv.params import Build
 
 
 @pytest.mark.interpret
@@ -48,6 +50,23 @@ def test_what_steps_launch_was_prepared(
     one.compute_slot_mapping(1, batch.query_start_loc, batch.positions[:1])
     assert {name for name, *_ in launched} == {"gather_and_slots", "gather_block_tables", "slot_mappings"}
     assert launched <= prepared
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_lengths_of_a_rank_were_compiled(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[Build] = []
+    monkeypatch.setattr(compile, "warm", lambda build, most: len(warmed.append(build) or warmed))
+    out, lens = (torch.zeros(8, dtype=torch.int32) for _ in "ab")
+    runner = SimpleNamespace(
+        block_tables=SimpleNamespace(cp_size=ranks, cp_rank=1, cp_interleave=2),
+        input_buffers=SimpleNamespace(dcp_local_seq_lens=out, seq_lens=lens),
+    )
+    warming.local_lengths(runner)
+    with launch.compile_only() as builds:
+        assert lengths.dcp_local_seq_lens((1,), out, lens, 4, 1, 2, 5, 8, 128)
+    kinds = [(build.shard, build.writes_ids, build.access_pattern) for build in (*warmed, *builds)]
+    assert len(kinds) == 1 + (ranks > 1)
+    assert len(set(kinds)) == 1
 
 
 def test_a_start_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,29 +1,23 @@
 """Compiling, as the engine starts, what its attention backends can ask of xkv's kernel.
 
 SGLang's model runner makes its attention backends once, after its memory pools and before it captures graphs.
-Right after that each backend is looked at: its class says which replaced kernels and steps it calls, its
-table of slots their dtypes. Whatever goes wrong here is logged, and the engine starts without it.
+Right after that each backend is looked at: its class says which replaced kernels and steps it calls
+(``needs.py``), its table of slots their dtypes. Whatever goes wrong here is logged, and the engine starts
+without it.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ... import switches
 from ..patching import importing, logs
-from . import steps
-from .kv_indices import indices, indices_and_sums
-from .page_tables import missing_id, tables
-from .steps import StepNumbers, StepTensors
+from .needs import NEEDS
 
 _RUNNER = "sglang.srt.model_executor.model_runner"
 _METHODS = ("init_attention_backends", "init_attention_backend")  # 0.5.16 and later; before
@@ -64,9 +58,9 @@ def warm(runner: Any) -> int:
     begin, count, done = time.perf_counter(), 0, []
     for backend in _backends(vars(runner), _DEPTH):
         for name in (cls.__name__ for cls in type(backend).__mro__ if cls.__module__.startswith(_WITHIN)):
-            if name in _NEEDS:
+            if name in NEEDS:
                 try:
-                    count += _NEEDS[name](_with_table(backend))
+                    count += NEEDS[name](_with_table(backend))
                     done.append(name)
                 except (
                     Exception
@@ -95,117 +89,3 @@ def _with_table(backend: Any) -> Any:
         getattr(backend, name, None) for name in ("indices_updater_decode", "indices_updater_prefill")
     )
     return next((x for x in updaters if hasattr(x, "req_to_token")), backend)
-
-
-def _new(backend: Any, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device=backend.req_to_token.device)
-
-
-def _ints(backend: Any, shape: int = 1) -> Tensor:
-    return _new(backend, torch.int32, shape)
-
-
-def _indices(backend: Any, out: torch.dtype) -> int:
-    """Token CSR at prefix sums that are read: from a row's start, and from elsewhere on."""
-    one, ids = _ints(backend), backend.req_to_token
-    count = 0
-    for start in (None, one):
-        inputs = (ids, one, one, start, start, None, _ints(backend, 2), _new(backend, out, 1))
-        count += indices.warm(inputs, 1, ids.stride(0), 1)
-    return count
-
-
-def _indices_and_sums(backend: Any) -> int:
-    ids, one = backend.req_to_token, _ints(backend)
-    two, wide, out = _ints(backend, 2), _new(backend, torch.int64, 2), _new(backend, torch.int64, 1)
-    # a sliding window's, and of what is left to the engine's own methods
-    count = _indices(backend, torch.int64)
-    for queries, qo_indptr in ((None, None), (one, wide)):  # steps that extend sum up their queries
-        count += indices_and_sums.warm((ids, one, one, queries, two, qo_indptr, out), 1, ids.stride(0))
-    if getattr(backend, "num_draft_tokens", None):  # drafts make their own int32 indices
-        count += _indices(backend, torch.int32)
-    return count
-
-
-def _tables(backend: Any, page_size: int, pad_value: int | None = None) -> int:
-    ids, one = backend.req_to_token, _ints(backend)
-    out = _new(backend, torch.int32, 1, 1)
-    return tables.warm(
-        (ids, one, one, None, None, None, out, None), 1, ids.stride(0), 1, page_size, 0, 0, pad_value
-    )
-
-
-def _lengths(backend: Any, page_size: int) -> int:
-    """A page table and its int32 lengths."""
-    ids, one = backend.req_to_token, _ints(backend)
-    out = _new(backend, torch.int32, 1, 1)
-    numbers = StepNumbers(ids.stride(0), page_size, 1, 1, missing=missing_id(page_size))
-    return steps.warm(StepTensors(ids, one, one, _ints(backend), out), numbers)
-
-
-def _trtllm_mla(backend: Any) -> int:
-    page = backend.page_size
-    return _tables(backend, page, -1) + _tables(backend, page) + _lengths(backend, page)
-
-
-def _windows(backend: Any) -> list[tuple[Tensor | None, Tensor | None]]:
-    """The maps to a window's pool, and its tables, that steps may have: none, and the backend's."""
-    mapping = getattr(getattr(backend, "token_to_kv_pool", None), "full_to_swa_index_mapping", None)
-    found: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
-    if isinstance(mapping, Tensor):
-        found.append((mapping, _new(backend, torch.int32, 1, 1)))
-    return found
-
-
-def _trtllm_mha(backend: Any) -> int:
-    """Page tables with lengths and sums, in the three ways that queries are counted; the window's beside."""
-    ids, one, two = backend.req_to_token, _ints(backend), _ints(backend, 2)
-    page, out, count = backend.page_size, _new(backend, torch.int32, 1, 1), 0
-    for token_map, out2 in _windows(backend):
-        for queries, cu_q in ((None, None), (one, two), (None, two)):
-            count += _step(backend, (out, out2, two, cu_q, queries, token_map), zero_first=False)
-        length = 0 if token_map is None else token_map.numel()
-        inputs = (ids, one, one, None, None, token_map, out, out2)
-        count += tables.warm(inputs, 1, ids.stride(0), 1, page, 0, length)
-    return count
-
-
-def _flash_attention(backend: Any) -> int:
-    """Page tables with lengths and sums of decoding and of extending by drafts; the window's beside."""
-    one, two, out, count = _ints(backend), _ints(backend, 2), _new(backend, torch.int32, 1, 1), 0
-    for token_map, out2 in _windows(backend):
-        for queries, cu_q in ((None, None), (one, two)):
-            count += _step(backend, (out, out2, two, cu_q, queries, token_map), zero_first=True)
-    return count
-
-
-def _step(backend: Any, optional: tuple[Tensor | None, ...], *, zero_first: bool) -> int:
-    """A step with these of `StepTensors`, from ``out`` on; with a window's, also with slots of new tokens."""
-    ids, page, count = backend.req_to_token, backend.page_size, 0
-    *_, token_map = optional
-    locs = _new(backend, torch.int64, 1)
-    missing = {missing_id(page), -1} if token_map is None else {-1}
-    for slots, each in itertools.product(
-        [()] if token_map is None else [(), (None, None, locs, locs)], missing
-    ):
-        tensors = StepTensors(ids, _ints(backend), _ints(backend), _ints(backend), *optional, *slots)
-        numbers = StepNumbers(
-            ids.stride(0), page, 1, 1, 1, 0, 1, 1, 1, each, zero_first=zero_first
-        )  # fmt: skip
-        count += steps.warm(tensors, numbers)
-    return count
-
-
-# by the class's name, what it and what it inherits from call of what is replaced; its bases' count, too
-_NEEDS: dict[str, Callable[[Any], int]] = {
-    "TritonAttnBackend": _indices_and_sums,
-    "WaveAttnBackend": lambda backend: _indices(backend, torch.int32),
-    "AiterAttnBackend": lambda backend: _indices(backend, torch.int32),
-    "FlashInferAttnBackend": lambda backend: _indices(backend, torch.int32),
-    "FlashInferMLAAttnBackend": lambda backend: _indices(backend, torch.int32),
-    "FlashMLABackend": lambda backend: _tables(backend, 64) + _lengths(backend, 64),
-    "CutlassMLABackend": lambda backend: _tables(backend, 128),
-    "TRTLLMMLABackend": _trtllm_mla,
-    "TRTLLMHAAttnBackend": _trtllm_mha,
-    "FlashAttentionBackend": _flash_attention,
-}

@@ -58,6 +58,12 @@ def _build(
 lengths = CachedCalls("rows_ptr lens_ptr seqlens_ptr", _sizes, _build)
 
 
+def warm(out: Tensor, seq_lens: Tensor, dcp_size: int, dcp_rank: int, cp_interleave: int) -> int:
+    """Compiles and loads what these calls need; returns how many kernels were not there before."""
+    rows = _rows_of(out.device, 0)
+    return 0 if rows is None else lengths.warm((rows, seq_lens, out), 1, dcp_size, dcp_rank, cp_interleave)
+
+
 def dcp_local_seq_lens(
     grid: Any, out_ptr: Any, seq_lens_ptr: Any, dcp_size: int, dcp_rank: int, cp_interleave: int,
     num_reqs: int, max_num_reqs: int, BLOCK_SIZE: int,

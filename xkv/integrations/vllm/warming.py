@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..patching import replacing
-from . import indices, step, tables
+from . import indices, lengths, step, tables
 from .launching import served
 
 _FLASHINFER = "vllm.v1.attention.backends.flashinfer"
@@ -21,7 +21,7 @@ _PAD = -1  # vLLM's PAD_SLOT_ID in every version that is known; another one comp
 def kernel_warmup(original: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
     """As vLLM's ``kernel_warmup`` of any version, and ours after it."""
     result = original(worker, *args, **kwargs)
-    for warm in (block_tables, slot_mapping, page_indices):
+    for warm in (block_tables, slot_mapping, page_indices, local_lengths):
         try:
             warm(worker.model_runner)
         except Exception as error:  # an engine of another layout has to start, too
@@ -81,3 +81,13 @@ def page_indices(runner: Any) -> None:
     if kernel is not None and replacing.replaced(kernel) and runner.device.type == "cuda":
         device = torch.empty(0, device=runner.device).get_device()  # of a device without a number, too
         indices.pages.prepare(device, (_I32, _I32, _I32), 3, indices.PAGES_CONSTEXPRS)
+
+
+def local_lengths(runner: Any) -> None:
+    """Model runner V2's lengths of a rank."""
+    made = getattr(runner, "block_tables", None)
+    if made is not None and getattr(made, "cp_size", 1) > 1:
+        buffers = runner.input_buffers
+        lengths.warm(
+            buffers.dcp_local_seq_lens, buffers.seq_lens, made.cp_size, made.cp_rank, made.cp_interleave
+        )
