@@ -17,7 +17,9 @@ from xkv.platforms.tuning import ChosenTuning
 from xkv.shard import Shard
 
 pytestmark = pytest.mark.compile
-WIDE = {"cuda": r"\b(ld|st)\.global\.v4\.b32", "hip": r"\b(?:global|buffer)_(load|store)_dwordx4"}
+WIDE = {
+    "cuda": r"\b(ld|st)\.global(\.\w+::\w+)*\.v4\.b32", "hip": r"\b(?:global|buffer)_(load|store)_dwordx4"
+}  # fmt: skip
 
 
 def translation(kind: str, dtype: torch.dtype = I32) -> ChosenTokens:

@@ -25,7 +25,7 @@ class ChosenConfig(KernelConfig):
 
 
 class Chosen(NamedTuple):
-    """The arguments; vectors as in `Request`."""
+    """The arguments; vectors in their own dtypes."""
 
     num_tokens: Any
     k: Any
@@ -40,13 +40,9 @@ class Chosen(NamedTuple):
     out_stride: Any
     missing_id: Any
     to_req_ptr: Any
-    to_req_stride: Any
     starts_ptr: Any
-    starts_stride: Any
     rows_ptr: Any
-    rows_stride: Any
     lens_ptr: Any
-    lens_stride: Any
     shard_rank: Any
     counts_ptr: Any
     dummy: Any

@@ -13,7 +13,6 @@ from ..chosen import ChosenTokens
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import ChosenTuning
 from . import compile
-from .compile import int32_words
 from .kept_calls import ALIGNED, KeptCalls, Known
 from .launch import compile_only_builds
 
@@ -149,8 +148,8 @@ def arguments(build: ChosenTokens) -> list[Any]:
         "pos_stride": build.positions.stride(0), "src_ptr": source, "src_stride": source.stride(0),
         "src_rows": source.shape[0], "src_tokens": build.max_tokens, "batch": build.batch,
         "out_ptr": build.out, "out_stride": build.out.stride(0), "missing_id": build.missing_id,
-        **int32_words("to_req", build.token_to_req), **int32_words("starts", build.query_start_loc),
-        **int32_words("rows", build.req_pool_indices), **int32_words("lens", build.seq_lens),
+        "to_req_ptr": build.token_to_req, "starts_ptr": build.query_start_loc,
+        "rows_ptr": build.req_pool_indices, "lens_ptr": build.seq_lens,
         "shard_rank": None if build.shard is None else int(build.shard.rank), "counts_ptr": build.counts,
         "dummy": build.dummy, "status_ptr": build.status,
     }  # fmt: skip

@@ -18,6 +18,7 @@ from .memory import guarded, guarded_1d, outside, whole
 
 KINDS = ("one each", "token_to_req", "query_start_loc")
 """How a query token's request is said."""
+_WIDE = 1 << 31, 1 << 32, (1 << 32) + 1, -(1 << 32), 1 << 40  # whose low halves look otherwise
 LENGTH_MAX = 1 << 28  # where the kernel cuts lengths
 
 
@@ -93,10 +94,7 @@ class ChosenCall:
             if given["query_start_loc"] is None and given["seq_lens"] is None:
                 self.batch = self.rows
         self.given = given
-        self.vectors = {
-            name: None if x is None else torch.tensor(x, dtype=rng.choice([I32, I64]), device=device)
-            for name, x in given.items()
-        }
+        self.vectors = {name: None if x is None else self._vector(x) for name, x in given.items()}
         self.out = guarded(
             self.tokens + rng.choice([0, 2]), self.k, self.k + pad, rng.choice([I32, I64]), device
         )
@@ -104,6 +102,11 @@ class ChosenCall:
             guarded_1d(self.tokens + rng.choice([0, 2]), I32, device) if rng.random() < 0.6 else None
         )
         self.status = Status(device)
+
+    def _vector(self, values: list[int]) -> Tensor:
+        x = torch.empty(len(values), dtype=self.rng.choice([I32, I64]), device=self.device)
+        limit = torch.iinfo(x.dtype)
+        return x.copy_(torch.tensor([min(max(v, limit.min), limit.max) for v in values]))
 
     def _filled(self, x: Tensor, values: list[list[int]]) -> Tensor:
         limit = torch.iinfo(x.dtype)
@@ -124,12 +127,12 @@ class ChosenCall:
 
     def _index(self, count: int) -> int:
         if self.hostile and self.rng.random() < 0.3:
-            return self.rng.choice([-1, -5, count, INT32_MAX])
+            return self.rng.choice([-1, -5, count, INT32_MAX, *_WIDE])
         return self.rng.randrange(max(count, 1))
 
     def _wild(self, value: int) -> int:
         if self.hostile and self.rng.random() < 0.2:
-            return self.rng.choice([-1, -INT32_MAX, INT32_MAX, value + 1000])
+            return self.rng.choice([-1, -INT32_MAX, INT32_MAX, value + 1000, *_WIDE])
         return value
 
     def request(self, token: int) -> int:
