@@ -31,7 +31,7 @@ from xkv.launch.group import GroupInputs
 from xkv.metadata.parts import GroupLaunches
 from xkv.params import CSR, SLOTS, TABLE, Build
 from xkv.platforms.detect import Platform
-from xkv.platforms.tuning import Tuning
+from xkv.platforms.tuning import AccessPattern, Tuning
 from xkv.shard import Shard
 
 pytestmark = executing.MACHINE_CODE
@@ -69,6 +69,11 @@ rows = pytest.mark.parametrize("real", [True, False], ids=["real", "small"])
 def check(build: Build, arch: str, real: bool) -> Any:
     """With the row that a launch takes on such a GPU, or with the small one."""
     return executing.check(*launched(build, arch, real))
+
+
+def small_row(kind: AccessPattern) -> Tuning:
+    """The small row of an access pattern."""
+    return dataclasses.replace(SMALL, access_pattern=kind)
 
 
 def launched(build: Build, arch: str, real: bool) -> tuple[Build, Tuning, Platform]:
@@ -211,7 +216,7 @@ def test_hostile(family: Family, real: bool, arch: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(launch, "run", run)
     monkeypatch.setattr(GroupLaunches, "_launch", run_group)
     if not real:
-        monkeypatch.setattr(dispatch, "tuning_row", lambda *_: SMALL)
+        monkeypatch.setattr(dispatch, "tuning_row", lambda _, kind, __: small_row(kind))
     for _, case in hostile.checks(family, 8, seed=int(real), device="cpu", small=True):
         case()
 
