@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +102,30 @@ def test_every_mode_of_a_warm_builder(backend: str) -> None:
     assert not counts
     assert not loads
     builder.check()
+
+
+@cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_warm_translation(compact: bool) -> None:
+    """Of other sizes, and of vectors of other dtypes."""
+    from xkv.cli.bench import compiles
+
+    source, rows = table("cuda"), torch.arange(3, device="cuda")
+    options: dict[str, Any] = {"compact": compact, "source_page_size": 16, "page_size": 1}
+
+    def translate(act: Any, tokens: int, lens: torch.dtype, to_req: torch.dtype) -> None:
+        positions = torch.arange(tokens * 64, dtype=torch.int32, device="cuda").view(tokens, 64) % 999
+        requests = torch.zeros(tokens, dtype=to_req, device="cuda")
+        act(source, positions, seq_lens=rows.to(lens), token_to_req=requests, **options)
+
+    translate(functools.partial(xkv.warmup, xkv.translate_positions), 3, torch.int64, torch.int64)
+    with compiles.counted() as counts, compiles.loaded() as loads:
+        for tokens in (1, 40, 300, 5000):
+            for lens, to_req in itertools.product((torch.int32, torch.int64), repeat=2):
+                translate(xkv.translate_positions, tokens, lens, to_req)
+    assert not counts
+    assert not loads
 
 
 @cuda

@@ -13,10 +13,12 @@ from xkv import dispatch
 from xkv.chosen import ChosenTokens
 from xkv.cli.kernels.compiling import compiled_chosen
 from xkv.cli.kernels.variants import meta
+from xkv.launch import chosen
 from xkv.platforms.tuning import ChosenTuning
 from xkv.shard import Shard
 
 pytestmark = pytest.mark.compile
+VECTORS = {f"{name}_stride" for name in ("to_req", "starts", "rows", "lens")}
 WIDE = {
     "cuda": r"\b(ld|st)\.global(\.\w+::\w+)*\.v4\.b32", "hip": r"\b(?:global|buffer)_(load|store)_dwordx4"
 }  # fmt: skip
@@ -70,3 +72,15 @@ def test_unaligned_and_wide(arch: str) -> None:
         kernel = compiled(arch, build, tuning, aligned=False)
         text = kernel.asm["ptx" if where.vendor == "cuda" else "amdgcn"]
         assert not re.search(WIDE[where.vendor], text)
+
+
+@pytest.mark.parametrize(("kind", "strides"), [("", [None] * 4), ("all", [None, 2, 2, 1])])
+def test_vectors_of_int32_alone_have_no_strides(kind: str, strides: list[int | None]) -> None:
+    """Nor instructions for the upper half of an int64."""
+    build, names = translation(kind), chosen.chosen_kernel().arg_names
+    found = dict(zip(names, chosen.arguments(build), strict=False))
+    assert [found[f"{name}_stride"] for name in ("to_req", "starts", "rows", "lens")] == strides
+    narrow = dict(zip(names, chosen.arguments(build, True), strict=False))
+    assert not [name for name, x in narrow.items() if name in VECTORS and x is not None]
+    wide = dict(zip(names, chosen.arguments(build, False), strict=False))
+    assert [name for name, x in wide.items() if name in VECTORS and x is not None]

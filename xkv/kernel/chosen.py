@@ -97,7 +97,7 @@ def xkv_translate(
     num_tokens: "i32", k: "i32", pos_ptr, pos_stride: "i64", src_ptr, src_stride: "i64", src_rows: "i32",
     src_tokens: "i32", batch: "i32", out_ptr, out_stride: "i64", missing_id: "i32",
     # without an annotation, as these may be None
-    to_req_ptr, starts_ptr, rows_ptr, lens_ptr,
+    to_req_ptr, to_req_stride, starts_ptr, starts_stride, rows_ptr, rows_stride, lens_ptr, lens_stride,
     shard_rank, counts_ptr, dummy, status_ptr, C: tl.constexpr,
 ):  # fmt: skip
     """Grid: (query tokens; tiles of one). `xkv.chosen.ChosenTokens` describes the arguments."""
@@ -106,8 +106,8 @@ def xkv_translate(
         tl.extra.cuda.gdc_launch_dependents()
     c = Chosen(
         num_tokens, k, pos_ptr, pos_stride, src_ptr, src_stride, src_rows, src_tokens, batch, out_ptr,
-        out_stride, missing_id, to_req_ptr, starts_ptr, rows_ptr,
-        lens_ptr, shard_rank, counts_ptr, dummy, status_ptr,
+        out_stride, missing_id, to_req_ptr, to_req_stride, starts_ptr, starts_stride, rows_ptr, rows_stride,
+        lens_ptr, lens_stride, shard_rank, counts_ptr, dummy, status_ptr,
     )  # fmt: skip
     token = tl.program_id(0)
     if C.WHOLE_ROWS:

@@ -25,7 +25,7 @@ class ChosenConfig(KernelConfig):
 
 
 class Chosen(NamedTuple):
-    """The arguments; vectors in their own dtypes."""
+    """The arguments; vectors as in `Request`, or without strides: all are int32."""
 
     num_tokens: Any
     k: Any
@@ -40,9 +40,13 @@ class Chosen(NamedTuple):
     out_stride: Any
     missing_id: Any
     to_req_ptr: Any
+    to_req_stride: Any
     starts_ptr: Any
+    starts_stride: Any
     rows_ptr: Any
+    rows_stride: Any
     lens_ptr: Any
+    lens_stride: Any
     shard_rank: Any
     counts_ptr: Any
     dummy: Any

@@ -4,23 +4,24 @@ import triton
 import triton.language as tl
 
 from .args import BAD_ID, BAD_LENGTH, BAD_ROW, ID_MAX, INT32_MAX
+from .rows import load_int, load_word
 from .shards import clip
 
 
 @triton.jit
 def _find_request(token, c, C: tl.constexpr):
-    """Returns the request of a query token; of none a number that no request has."""
+    """Returns the request of a query token, -1 for none."""
     if c.to_req_ptr is not None:
-        req = tl.load(c.to_req_ptr + token)
+        req = load_int(c.to_req_ptr, c.to_req_stride, token, token < c.num_tokens)
     elif c.starts_ptr is not None:
         # the requests that end at the token or before it
         req = token * 0
         for chunk in range(0, c.batch, C.BATCH_BLOCK):
             i = chunk + tl.arange(0, C.BATCH_BLOCK)
-            end = tl.load(c.starts_ptr + i + 1, mask=i < c.batch, other=0)
+            end = load_int(c.starts_ptr, c.starts_stride, i + 1, i < c.batch)
             req += tl.sum(((i < c.batch) & (end <= token)).to(tl.int32), 0)
         req = tl.where(req < c.batch, req, -1)  # behind the last request there is padding
-        begin = tl.load(c.starts_ptr + tl.maximum(req, 0), mask=req >= 0, other=0)
+        begin = load_int(c.starts_ptr, c.starts_stride, tl.maximum(req, 0), req >= 0)
         req = tl.where(begin <= token, req, -1)
     else:
         req = token
@@ -29,23 +30,20 @@ def _find_request(token, c, C: tl.constexpr):
 
 @triton.jit
 def load_bounds(token, c, C: tl.constexpr):
-    """Returns the source row of a query token, the length of that row, and why it was cut.
-
-    Vectors are loaded in their own dtype, and what is not the number of a row or a request is compared in it.
-    """
+    """Returns the source row of a query token, the length of that row, and why it was cut."""
     req = _find_request(token, c, C)
     is_request = (req >= 0) & (req < c.batch)
-    row = req
+    row, high = req, req * 0
     if c.rows_ptr is not None:
-        row = tl.load(c.rows_ptr + req, mask=is_request, other=0)
-    row_exists = is_request & (row >= 0) & (row < c.src_rows)
-    is_padding = (req < 0) | (is_request & (row < 0))
+        row, high, _ = load_word(c.rows_ptr, c.rows_stride, req, is_request)
+    row_exists = is_request & (high == 0) & (row >= 0) & (row < c.src_rows)
+    is_padding = (req < 0) | (is_request & (high < 0))
     reason = tl.where(row_exists | is_padding, 0, BAD_ROW)
-    length = c.src_tokens
+    length = req * 0 + c.src_tokens
     if c.lens_ptr is not None:
-        given = tl.load(c.lens_ptr + req, mask=is_request, other=0)
-        reason = tl.where(row_exists & ((given < 0) | (given > c.src_tokens)), BAD_LENGTH, reason)
-        length = clip(given, 0, c.src_tokens).to(tl.int32)
+        given = load_int(c.lens_ptr, c.lens_stride, req, is_request)
+        length = clip(given, 0, c.src_tokens)
+        reason = tl.where((reason == 0) & row_exists & (given != length), BAD_LENGTH, reason)
     return tl.where(row_exists, row, 0), tl.where(row_exists, length, 0), reason
 
 

@@ -20,11 +20,20 @@ from .shards import clip, local_length, whole_length
 
 @triton.jit
 def load_word(ptr, stride, i, mask):
-    """Loads an int32 (stride 1) or int64 (stride 2) as its low and high half, and the low half's sign."""
-    low = tl.load(ptr + i * stride, mask=mask, other=0)
-    high = tl.load(ptr + (i * stride + 1), mask=mask & (stride == 2), other=0)
-    sign = low >> 31
-    return low, tl.where(stride == 2, high, sign), sign
+    """Loads an int32 (stride 1) or int64 (stride 2) as its low and high half, and the low half's sign.
+
+    Without a stride it is an int32, as the kernel was compiled for.
+    """
+    if stride is None:
+        low = tl.load(ptr + i, mask=mask, other=0)
+        sign = low >> 31
+        high = sign
+    else:
+        low = tl.load(ptr + i * stride, mask=mask, other=0)
+        high = tl.load(ptr + (i * stride + 1), mask=mask & (stride == 2), other=0)
+        sign = low >> 31
+        high = tl.where(stride == 2, high, sign)
+    return low, high, sign
 
 
 @triton.jit

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import dispatch, reference
@@ -13,6 +15,7 @@ from ..chosen import ChosenTokens
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import ChosenTuning
 from . import compile
+from .compile import int32_words
 from .kept_calls import ALIGNED, KeptCalls, Known
 from .launch import compile_only_builds
 
@@ -66,19 +69,19 @@ def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor
 def warm(build: ChosenTokens) -> int:
     """Compiles and loads what translations like this one can need; returns how many kernels were not there.
 
-    Whatever the number of query tokens, and how positions and ids are aligned.
+    Whatever the number of query tokens, how positions and ids are aligned, and the dtypes of vectors.
     """
     before = compile.loaded()
     if build.req_to_token.is_cuda:
         target = platform(build.req_to_token.device)
-        for tokens in dispatch.chosen_sizes(target):
-            for aligned in (False, True):
-                tuning = dispatch.chosen_row(target, tokens, build.whole_rows)
-                compile.compiled(
-                    build.req_to_token.get_device(), chosen_kernel(),
-                    config(build, tuning, target, aligned=aligned), options(build, tuning, target),
-                    arguments(build),
-                )  # fmt: skip
+        both = (False, True)
+        for tokens, aligned, narrow in itertools.product(dispatch.chosen_sizes(target), both, both):
+            tuning = dispatch.chosen_row(target, tokens, build.whole_rows)
+            compile.compiled(
+                build.req_to_token.get_device(), chosen_kernel(),
+                config(build, tuning, target, aligned=aligned), options(build, tuning, target),
+                arguments(build, narrow),
+            )  # fmt: skip
     return compile.loaded() - before
 
 
@@ -140,16 +143,30 @@ def _config(*fields: Any) -> Any:
     return ChosenConfig(*fields)
 
 
-def arguments(build: ChosenTokens) -> list[Any]:
-    """Returns the kernel's arguments in order, without the constexpr."""
+def arguments(build: ChosenTokens, narrow: bool | None = None) -> list[Any]:
+    """Returns the kernel's arguments in order, without the constexpr.
+
+    Args:
+        build: the translation.
+        narrow: of one like it whose vectors are all int32, which have no strides, or are not; None: of this
+            one. A fifth of the instructions is saved, of a kernel that runs in every layer.
+    """
     source = build.req_to_token
+    vectors = {
+        "to_req": build.token_to_req, "starts": build.query_start_loc, "rows": build.req_pool_indices,
+        "lens": build.seq_lens,
+    }  # fmt: skip
+    if narrow is None:
+        narrow = all(x is None or x.dtype is torch.int32 for x in vectors.values())
+    words = {key: value for name, x in vectors.items() for key, value in int32_words(name, x).items()}
+    if narrow:
+        words |= dict.fromkeys([f"{name}_stride" for name in vectors])
     values = {
         "num_tokens": build.num_tokens, "k": build.k, "pos_ptr": build.positions,
         "pos_stride": build.positions.stride(0), "src_ptr": source, "src_stride": source.stride(0),
         "src_rows": source.shape[0], "src_tokens": build.max_tokens, "batch": build.batch,
         "out_ptr": build.out, "out_stride": build.out.stride(0), "missing_id": build.missing_id,
-        "to_req_ptr": build.token_to_req, "starts_ptr": build.query_start_loc,
-        "rows_ptr": build.req_pool_indices, "lens_ptr": build.seq_lens,
+        **words,
         "shard_rank": None if build.shard is None else int(build.shard.rank), "counts_ptr": build.counts,
         "dummy": build.dummy, "status_ptr": build.status,
     }  # fmt: skip
