@@ -30,9 +30,9 @@ def test_the_reference_as_defined(kind: str, hostile: bool, monkeypatch: pytest.
         ChosenCall(seed, kind, hostile=hostile, device="cpu").check()
 
 
-@pytest.mark.parametrize("what", ["out", "counts", "status", "outside"])
+@pytest.mark.parametrize("what", ["out", "counts", "status", "outside", "returned"])
 def test_what_differs_is_seen(what: str, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """An id, a count, a report that was cleared, a word behind a row."""
+    """An id, a count, a report that was cleared, a word behind a row, another tensor."""
     call = next(
         call for call in (ChosenCall(n, "one each", hostile=True, device=device) for n in range(100))
         if call.tokens and call.counts is not None and call.expected()[2] is not None
@@ -49,6 +49,8 @@ def test_what_differs_is_seen(what: str, monkeypatch: pytest.MonkeyPatch, device
             self.counts[0] += 1
         elif what == "status":
             self.status.clear()
+        elif what == "returned":
+            found = found.clone()
         else:
             whole(self.out)[self.out.storage_offset() + self.k] += 1
         return found

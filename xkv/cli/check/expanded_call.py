@@ -16,6 +16,7 @@ from ...status import Reason, Status
 from .case import MismatchError, word_of
 from .families import I32, I64
 from .memory import guarded, guarded_1d, outside, whole
+from .values import held
 
 KINDS = ("decode", "verify", "mixed")
 """How many query tokens the requests have."""
@@ -50,8 +51,10 @@ class ExpandedCall:
         if rng.random() < 0.15:
             self.num_tokens = rng.randint(0, starts[-1])
         first = rng.choice([0, 0, 0, 2])  # the tokens before it are of no request
-        self.starts = self._vector([self._wild(x + first) for x in starts], device)
-        self.lens = self._vector([self._wild(x) for x in lens], device)
+        self.starts, self.lens = (
+            held([self._wild(x) for x in given], rng.choice([I32, I64])).to(device)
+            for given in ([x + first for x in starts], lens)
+        )
         self.shard = None
         if rng.random() < 0.4:
             size = rng.choice([1, 2, 3, 8])
@@ -85,11 +88,6 @@ class ExpandedCall:
                 [-1, -INT32_MAX - 1, INT32_MAX, LENGTH_MAX, value + 9, value - 9, 1 << 40, -(1 << 62)]
             )
         return value
-
-    def _vector(self, values: list[int], device: str) -> Tensor:
-        limit = torch.iinfo(dtype := self.rng.choice([I32, I64]))
-        clipped = [min(max(x, limit.min), limit.max) for x in values]
-        return torch.tensor(clipped, dtype=dtype, device=device)
 
     def rows(self, token: int) -> list[tuple[int, int, int, int | None]]:
         """What a query token's row may be: (request, position, length, row of the table). Mostly one."""
@@ -156,7 +154,8 @@ class ExpandedCall:
     def check(self) -> None:
         """Makes the call; raises a MismatchError where something is not as defined."""
         around = [None if x is None else whole(x).clone() for x in self.out]
-        self.run()
+        if self.run() is not self.out:
+            self._fail("what is returned is not out")
         for token, row in enumerate(self.written()):
             allowed = self.allowed(token)
             if row not in allowed:

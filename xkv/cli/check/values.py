@@ -23,6 +23,12 @@ _ODD_IDS = [-1, -7, (1 << 31) - 1, (1 << 31) - 64, -(1 << 31)]
 _WIDE_IDS = [1 << 31, 1 << 32, 1 << 40, (1 << 47) - 1, 1 << 47, 1 << 62, (1 << 63) - 1, -(1 << 63)]
 
 
+def held(numbers: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype) -> torch.Tensor:
+    """Such numbers, those that the dtype cannot hold cut to what it can."""
+    limit = torch.iinfo(dtype)
+    return torch.tensor(numbers, dtype=torch.int64).clamp(limit.min, limit.max).to(dtype)
+
+
 def vector(
     rng: random.Random, most: Sequence[int], dtype: torch.dtype, heat: float, edge: int
 ) -> torch.Tensor:
