@@ -114,16 +114,8 @@ def rank_table_call(page_size: int, v2p: Any) -> None:
 
 
 def ragged_call() -> None:
-    context_parallel.compact_dcp_verify_token_table_to_ragged(
-        (2,),
-        torch.empty(4, 8, **INT32),
-        LENS.int(),
-        torch.zeros(3, **INT32),
-        torch.empty(9, **INT32),
-        8,
-        2,
-        1,
-    )
+    rows, sums, out = torch.empty(4, 8, **INT32), torch.zeros(3, **INT32), torch.empty(9, **INT32)
+    context_parallel.compact_dcp_verify_token_table_to_ragged((2,), rows, LENS.int(), sums, out, 8, 2, 1)
 
 
 V2P = torch.arange(64)

@@ -153,6 +153,11 @@ class LaunchCache:
         self._by_signature.clear()
 
 
+def sums_fit(rows: int, tokens: int, page_size: int) -> bool:
+    """Whether the lengths of so many rows, each with a page more, add up to an int32."""
+    return rows * (tokens + page_size) <= INT32_MAX
+
+
 def fits_int32(*sizes: int | None) -> bool:
     """Whether all of them fit: a larger one may have another type in the compiled kernel."""
     return all(x is None or x <= INT32_MAX for x in sizes)

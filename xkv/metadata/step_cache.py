@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import arguments, switches
 from ..launch import compile
+from ..launch.cache import sums_fit
 from ..params import INT32_MAX, ROW_MAX, TABLE, Build, View
 from ..status import Status
 from .buffers import Buffers, Metadata
@@ -163,7 +164,7 @@ def make_build(
         pad_value=spec.pad_id if spec.pad_to_tokens else None,
         pad_to_multiple_of=spec.pad_to_multiple_of(config.page_size), shard=config.shard, draft=config.draft,
         extends=extends and config.form == TABLE, status=status.word,
-        sums_fit=config.max_rows * (config.max_context_len + config.page_size) <= INT32_MAX,
+        sums_fit=sums_fit(config.max_rows, config.max_context_len, config.page_size),
     )  # fmt: skip
 
 

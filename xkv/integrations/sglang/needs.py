@@ -43,7 +43,7 @@ def _indices_and_sums(backend: Any) -> int:
         count += indices_and_sums.warm((ids, one, one, queries, two, qo_indptr, out), 1, ids.stride(0))
     if getattr(backend, "num_draft_tokens", None):  # drafts make their own int32 indices
         count += _indices(backend, torch.int32)
-    return count + _rank_s_indices(backend)
+    return count + _indices_of_a_rank(backend)
 
 
 def _ranks(backend: Any) -> int:
@@ -55,7 +55,7 @@ def _ranks(backend: Any) -> int:
     return 1 if parallel is None else int(getattr(parallel(), "dcp_size", 1))
 
 
-def _rank_s_indices(backend: Any) -> int:
+def _indices_of_a_rank(backend: Any) -> int:
     """Token CSR of a rank: from a row's start, and from elsewhere on."""
     ranks, ids, one, count = _ranks(backend), backend.req_to_token, _ints(backend), 0
     for start in (None, one) if ranks > 1 else ():
@@ -64,7 +64,7 @@ def _rank_s_indices(backend: Any) -> int:
     return count
 
 
-def _rank_s_tables(backend: Any, page_size: int) -> int:
+def _tables_of_a_rank(backend: Any, page_size: int) -> int:
     """Page tables of a rank, in a pool of virtual pages, too."""
     ranks, ids, one = _ranks(backend), backend.req_to_token, _ints(backend)
     if ranks < 2:
@@ -76,7 +76,7 @@ def _rank_s_tables(backend: Any, page_size: int) -> int:
 
 def _aiter(backend: Any) -> int:
     """CSR; of ranks also the table of a verification, and that table as CSR."""
-    count = _indices(backend, torch.int32) + _rank_s_tables(backend, 1)
+    count = _indices(backend, torch.int32) + _tables_of_a_rank(backend, 1)
     if _ranks(backend) > 1:
         one = _ints(backend)
         count += context_parallel.ragged.warm((_new(backend, torch.int32, 1, 1), one, one, one), 1, 1, 1)
@@ -102,7 +102,7 @@ def _lengths(backend: Any, page_size: int) -> int:
 def _trtllm_mla(backend: Any) -> int:
     page = backend.page_size
     count = _tables(backend, page, -1) + _tables(backend, page) + _lengths(backend, page)
-    return count + _rank_s_tables(backend, page)
+    return count + _tables_of_a_rank(backend, page)
 
 
 def _windows(backend: Any) -> list[tuple[Tensor | None, Tensor | None]]:

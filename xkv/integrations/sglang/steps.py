@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...launch.cache import fits_int32
-from ...params import CAPACITY_MAX, INT32_MAX, LENGTH_MAX, NO_IDS, TABLE, Build, View
+from ...launch.cache import fits_int32, sums_fit
+from ...params import CAPACITY_MAX, LENGTH_MAX, NO_IDS, TABLE, Build, View
 from ..cached_calls import SIZES, CachedCalls, LaunchSizes
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
@@ -82,7 +82,7 @@ _NAMES = (
 def _sums_fit(batch: int, source_size: tuple[int, ...], page_size: int) -> bool:
     """Whether the lengths of a batch add up to an int32: of all rows, so that it does not change with it."""
     rows, tokens = source_size
-    return max(batch, rows) * (tokens + page_size) <= INT32_MAX
+    return sums_fit(max(batch, rows), tokens, page_size)
 
 
 def _sizes(*given: Any) -> LaunchSizes | None:
