@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xkv.cli.bench import extend
+from xkv.cli.bench import extend, timing
 from xkv.cli.bench.extend import BATCHES, CONTEXTS, PAGES, Inputs, Point
 
 
@@ -62,3 +62,22 @@ def test_the_least_writes_a_step(page: int, rows: int, two: Callable[[Point], li
     assert record[::4].tolist() == seqlens.tolist() == one.lens.tolist()
     assert cu_k.tolist() == [0, *itertools.accumulate(one.lens.tolist())]
     assert cu_q.tolist() == list(range(6))
+
+
+@pytest.mark.kernel
+def test_a_host_that_is_held_up(
+    two: Callable[[Point], list[Inputs]], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replay adds a token, also those that are repeated: all fit in the table."""
+
+    def replays(calls: timing.Calls[Inputs], before: Callable[[Inputs], None], inputs: list[Inputs],
+                warm: object, rounds: int) -> dict[str, list[float]]:  # fmt: skip
+        for one, _ in itertools.product(inputs, range((len(calls) + 1) * (1 + rounds * timing.MOST_REPLAYS))):
+            before(one)
+        assert all(one.lens.max() < one.table.shape[1] for one in inputs)
+        return {name: [1.0] for name in calls}
+
+    monkeypatch.setattr(timing, "in_place", replays)
+    monkeypatch.setattr(timing, "host_rounds", lambda calls, inputs, rounds: {name: [1.0] for name in calls})
+    monkeypatch.setattr(extend, "drawn", functools.partial(extend.drawn, device=device))
+    assert extend.measured(Point(1, 120, 1), 9)["wrong"] == []

@@ -80,7 +80,7 @@ class Fake:
 def test_back_to_back(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU is busy until a replay is queued: if not, again with more before it, up to a limit."""
     gpu = Fake(monkeypatch, {"a": 0.002, "b": 0.5})
-    monkeypatch.setattr(timing, "_MOST_FILLS", 16)
+    monkeypatch.setattr(timing, "MOST_REPLAYS", 3)
     gpu.done = [True] * held_up + [False]
     warm = [torch.zeros(3, 4, dtype=torch.int64)[:, :3], torch.zeros(5, dtype=torch.int64)]
     calls = {"first": gpu.kernel("a"), "second": gpu.kernel("b")}
@@ -90,7 +90,7 @@ def test_back_to_back(cold: bool, held_up: int, monkeypatch: pytest.MonkeyPatch)
         before = ["flush 1048576"] * fills + ["read (3, 3)", "read (5,)"] if cold else [name] * fills
         return [*before, "mark", name, "mark"]
 
-    tries = (1, 4, 16)[0 if cold else 1 :]
+    tries = (1, 4, 16) if cold else (4, 16, 64)
     first = [each for n in tries[: held_up + 1] for each in once("a", n)]
     left = max(held_up - len(tries), 0)  # of the marks that say so: the next replays use them up
     rest = []

@@ -106,8 +106,8 @@ def measured(point: Point, rounds: int) -> dict[str, Any]:
         "extend": lambda one: one.builder.extend(one.rows, one.lens),
         "build": lambda one: one.builder.build(one.rows, one.lens),
     }
-    # a replay of each call and of the add alone in each round, and as many again before the first
-    inputs = drawn(point, (rounds + 2) * (len(calls) + len(least) + 2))
+    # replays of each call and of the add alone in each round, and one before the first
+    inputs = drawn(point, (rounds + 1) * timing.MOST_REPLAYS * (len(calls) + len(least) + 2))
     every: list[Callable[[Inputs], Any]] = [*calls.values(), *least.values()]
     for one, call in itertools.product(inputs[:2], every):
         call(one)

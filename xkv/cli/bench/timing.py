@@ -23,7 +23,7 @@ Calls = Mapping[str, Callable[[T], object]]
 # of up to 10 launches: more would fill the queue, and the host would wait for the GPU
 _CALLS = 100
 _FLUSH = 512 << 20  # bytes: more than any L2, and than the cache before an MI300's memory
-_MOST_FILLS = 1 << 10  # of so many bytes, which take a GPU 0.1 s and more
+MOST_REPLAYS = 5  # of one graph in one round: each time the fills are four times as many
 _STREAM_FILLS = 16  # 3 ms: the host queues 24 pairs of launches in about 1 ms, and whole steps in a few
 _ALONE = "the kernels before"  # among the names of calls
 _COPY = 1 << 30  # bytes
@@ -147,7 +147,7 @@ def back_to_back(
     for _ in range(rounds):
         for name, replay in play.items():
             fills = (_STREAM_FILLS if stream else 1) if cold else 4
-            while True:
+            for _ in range(MOST_REPLAYS):
                 for _ in range(fills):
                     if cold:
                         flush.zero_()
@@ -160,7 +160,7 @@ def back_to_back(
                 replay()
                 end.record()
                 # a host that was held up is given longer, up to where it is clearly not the fills
-                if not begin.query() or fills >= _MOST_FILLS:
+                if not begin.query():
                     break
                 fills *= 4
             marks[name].append((begin, end))
