@@ -17,7 +17,7 @@ from xkv.platforms.detect import Platform
 from xkv.platforms.tuning import ChosenTuning
 
 HOPPER = Platform("cuda", "sm90", 32, 132)
-A = ChosenTuning(16, False, 32, 4, 1, 4, False, "swept")
+A = ChosenTuning(16, False, 32, 4, 1, 1, True, 4, False, "swept")
 B = dataclasses.replace(A, block=64)
 POINTS = [ChosenPoint(2, 40, 64, kind) for kind in ("", "compact", "shard")]
 NAMES = ["2 x 40, page 64", "2 x 40, page 64, compact", "2 x 40, page 64, shard"]

@@ -24,6 +24,15 @@ def _write_tile(token, at, c, C: tl.constexpr):
 
 
 @triton.jit
+def _store_count(token, count, mask, c):
+    """Stores how many places of a query token the reader has to look at."""
+    if c.counts_ptr is not None:
+        if c.dummy is not None:
+            count = tl.maximum(count, 1)
+        tl.store(c.counts_ptr + token, count, mask=mask)
+
+
+@triton.jit
 def _pack(token, at, count, page, valid, c, C: tl.constexpr):
     """Writes a tile's ids behind the ``count`` before them. Returns how many there are with them.
 
@@ -38,8 +47,12 @@ def _pack(token, at, count, page, valid, c, C: tl.constexpr):
     missing = c.missing_id.to(page.dtype)
     if c.dummy is not None:  # a position without an id has the first place only if no other has one
         missing = tl.where(place == 0, c.dummy.to(page.dtype), missing)
-    out = c.out_ptr + token.to(tl.int64) * c.out_stride + place
-    tl.store(out, tl.where(valid, page, missing), mask=in_row(at, c, C), eviction_policy="evict_first")
+    # widened last: where lanes have vectors, places change lanes through shared memory, and not pointers
+    out = c.out_ptr + token.to(tl.int64) * c.out_stride + place.to(tl.int64)
+    tl.store(out, tl.where(valid, page, missing), mask=in_row(at, c, C), eviction_policy=C.EVICTION)
+    if not C.VEC_16B:  # the last lane of the last tile has the count; it need not wait for other warps
+        is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1
+        _store_count(token + (j - j), num_found, is_last, c)
     return tl.max(num_found, 0)
 
 
@@ -85,10 +98,8 @@ def _write_row(token, c, C: tl.constexpr):
             at += C.BLOCK if C.COMPACT else -C.BLOCK
             position = load_positions(token, at, c, C)
             count = _write_counted(token, at, count, row, length, reason, position, c, C)
-    if c.counts_ptr is not None:
-        if c.dummy is not None:
-            count = tl.maximum(count, 1)
-        tl.store(c.counts_ptr + token, count)
+    if C.VEC_16B or not C.COMPACT:
+        _store_count(token, count, None, c)
 
 
 # As in entry.py, only the last argument is specialized.

@@ -20,7 +20,8 @@ class ChosenConfig(KernelConfig):
     ONE_TILE: bool  # whether a query token's positions are one tile
     BLOCK: int  # positions of a tile
     BATCH_BLOCK: int  # requests that are looked at at a time
-    VEC_16B: bool  # whether each query token's positions and ids begin at a multiple of 16 bytes
+    VEC_16B: bool  # whether lanes have several positions one after the other; all begin at 16 bytes
+    EVICTION: str  # of positions and ids, as Triton calls it; "": like the rest
     USE_PDL: bool
 
 

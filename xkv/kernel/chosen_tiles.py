@@ -52,7 +52,7 @@ def in_row(at, c, C: tl.constexpr):
     """Returns which places of a tile a query token has."""
     k = c.k
     if C.VEC_16B:
-        k = k // 4 * 4  # as it is: so that Triton knows that each lane's places are all of one side
+        k = k >> 2 << 2  # as it is: so that Triton knows that each lane's places are all of one side
     return at + tl.arange(0, C.BLOCK) < k
 
 
@@ -60,13 +60,14 @@ def in_row(at, c, C: tl.constexpr):
 def load_positions(token, at, c, C: tl.constexpr):
     """Loads the positions of the tile that begins at ``at``; -1 where there is none, also past int32.
 
-    Positions and ids leave the caches first: each is accessed once, and entries of the source are read again.
+    Of many query tokens positions and ids leave the caches first: each is accessed once, and entries of the
+    source are read again.
     """
     row = c.pos_ptr + token.to(tl.int64) * c.pos_stride
     if C.VEC_16B:
         row = tl.multiple_of(row, 16)
     places = row + at + tl.arange(0, C.BLOCK)
-    position = tl.load(places, mask=in_row(at, c, C), other=-1, eviction_policy="evict_first")
+    position = tl.load(places, mask=in_row(at, c, C), other=-1, eviction_policy=C.EVICTION)
     if position.dtype == tl.int64:
         position = tl.where((position >= 0) & (position <= INT32_MAX), position, -1).to(tl.int32)
     return position
@@ -127,4 +128,4 @@ def store_ids(token, at, value, mask, c, C: tl.constexpr):
     row = c.out_ptr + token.to(tl.int64) * c.out_stride
     if C.VEC_16B:
         row = tl.multiple_of(row, 16)
-    tl.store(row + at + tl.arange(0, C.BLOCK), value, mask=mask, eviction_policy="evict_first")
+    tl.store(row + at + tl.arange(0, C.BLOCK), value, mask=mask, eviction_policy=C.EVICTION)

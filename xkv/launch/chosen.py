@@ -62,7 +62,7 @@ def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor
         build.req_to_token.get_device(), config(build, tuning, target), options(build, tuning, target),
         programs, values,
     )  # fmt: skip
-    aligned = ("pos_ptr", "out_ptr") if _is_aligned(build) else ()
+    aligned = ("pos_ptr", "out_ptr") if _has_vectors(build, tuning, target, _is_aligned(build)) else ()
     CALLS.launch(launch, programs, values, known, inputs, aligned)
 
 
@@ -123,9 +123,21 @@ def config(build: ChosenTokens, tuning: ChosenTuning, target: Platform, aligned:
     return _config(
         build.page_size, build.source_page_size, build.block_stride, build.unit, *ranks, build.compact,
         build.whole_rows, build.k <= block_of(build, tuning), block_of(build, tuning), tuning.batch_block,
-        _is_aligned(build) if aligned is None else aligned,
-        _uses_pdl(tuning, target),
+        _has_vectors(build, tuning, target, _is_aligned(build) if aligned is None else aligned),
+        "evict_first" if tuning.evict_first else "", _uses_pdl(tuning, target),
     )  # fmt: skip
+
+
+def _has_vectors(build: ChosenTokens, tuning: ChosenTuning, target: Platform, aligned: bool) -> bool:
+    """Whether lanes have several positions one after the other.
+
+    Where ids are packed these change lanes between two barriers, which costs more than two loads save.
+    """
+    shard = build.shard
+    ranks = shard.size if shard is not None and shard.source == "local" else 1
+    each_lane = block_of(build, tuning) // (options(build, tuning, target)["num_warps"] * target.warp_size)
+    pays = each_lane > 2 and build.source_page_size * ranks >= tuning.vectors_from
+    return aligned and (pays or not build.compact)
 
 
 def _is_aligned(build: ChosenTokens) -> bool:

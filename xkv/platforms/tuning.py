@@ -130,6 +130,10 @@ class ChosenTuning:
         num_warps: of a program with tiles of so many positions. A smaller tile has as many less, but not
             less than ``min_warps``.
         min_warps: see ``num_warps``.
+        vectors_from: tokens of an entry of the source from which on positions that are packed are loaded as
+            vectors, as others always are. Vectors change lanes through shared memory, which longer source
+            rows would have as a cache.
+        evict_first: whether positions and ids leave the caches first.
         batch_block: requests that a program looks at at a time; a power of two.
         pdl_on_streams: as in `Tuning`.
         provenance: likewise.
@@ -140,6 +144,8 @@ class ChosenTuning:
     block: int
     num_warps: int
     min_warps: int
+    vectors_from: int
+    evict_first: bool
     batch_block: int
     pdl_on_streams: bool
     provenance: str
@@ -158,6 +164,6 @@ CPU_ROWS = (
     Tuning("extension", None, 32, 4, 1, 4, 1, 32, 1, 1, 16, False, "interpreter only"),
 )
 CPU_CHOSEN = (
-    ChosenTuning(None, False, 32, 4, 1, 4, False, "interpreter only"),
-    ChosenTuning(None, True, 32, 4, 1, 4, False, "interpreter only"),
+    ChosenTuning(None, False, 32, 4, 1, 1, True, 4, False, "interpreter only"),
+    ChosenTuning(None, True, 32, 1, 1, 4, True, 4, False, "interpreter only"),
 )

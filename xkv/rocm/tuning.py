@@ -32,9 +32,9 @@ _CDNA = (
 TUNING = {"gfx942": _CDNA, "gfx950": _CDNA}
 
 _CDNA_CHOSEN = (
-    ChosenTuning(16, False, 256, 2, 2, 256, False, _REASONED),
-    ChosenTuning(None, False, 1024, 4, 2, 256, False, _REASONED),
-    ChosenTuning(None, True, 2048, 8, 2, 256, False, _REASONED),
+    ChosenTuning(16, False, 256, 2, 2, 1, False, 256, False, _REASONED),
+    ChosenTuning(None, False, 1024, 4, 2, 1, True, 256, False, _REASONED),
+    ChosenTuning(None, True, 2048, 8, 2, 4, True, 256, False, _REASONED),
 )
 CHOSEN = {"gfx942": _CDNA_CHOSEN, "gfx950": _CDNA_CHOSEN}
 

@@ -53,15 +53,18 @@ class ChosenClass(NamedTuple):
 
 
 _TILES: dict[str, tuple[Any, ...]] = {
-    "block": (128, 256, 512, 1024, 2048), "num_warps": (2, 4, 8), "min_warps": (2, 4), "batch_block": (256,),
+    "block": (128, 256, 512, 1024, 2048), "num_warps": (2, 4, 8), "min_warps": (2, 4), "vectors_from": (1,),
+    "evict_first": (False, True), "batch_block": (256,),
 }  # fmt: skip
 _WHOLE: dict[str, tuple[Any, ...]] = {
-    "block": (1024, 2048, 4096), "num_warps": (4, 8, 16), "min_warps": (2, 4, 8), "batch_block": (256,),
+    "block": (2048, 4096), "num_warps": (4, 8, 16), "min_warps": (4, 8), "vectors_from": (1, 4),
+    "evict_first": (False, True), "batch_block": (256,),
 }  # fmt: skip
 CHOSEN_CLASSES = (
     ChosenClass(16, False, (1, 16), _TILES),
     ChosenClass(256, False, (64, 256), _TILES),
     ChosenClass(None, False, (4096, 16384), _TILES),
-    ChosenClass(256, True, (1, 64, 256), _WHOLE),
+    ChosenClass(16, True, (1, 16), _WHOLE),
+    ChosenClass(256, True, (64, 256), _WHOLE),
     ChosenClass(None, True, (4096, 16384), _WHOLE),
 )
