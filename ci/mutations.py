@@ -913,6 +913,14 @@ MUTATIONS = [
         "an id that is not chosen among those behind the row's own", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
+        "count by each tile", CHOSEN, "is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1",
+        "is_last = j == at + C.BLOCK - 1", "one word is stored once a tile", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
+        "count of no lane", CHOSEN, "if not C.VEC_16B:  # the last", "if C.VEC_16B:  # the last",
+        "rows without vectors have no count", "as_defined", CHOSEN_TESTS,
+    ),
+    Mutation(
         "dummy not counted", CHOSEN, "count = tl.maximum(count, 1)", "count = count + 0",
         "a kernel that crashes on empty rows gets one", "as_defined", CHOSEN_TESTS,
     ),

@@ -85,3 +85,28 @@ def test_vectors_of_int32_alone_have_no_strides(kind: str, strides: list[int | N
     assert found(None) == strides
     assert found(True) == [None] * 4
     assert any(found(False))
+
+
+@pytest.mark.parametrize(("tokens", "k", "page", "ranks", "source", "compact", "vectors"), [
+    (4096, 2048, 64, 1, "", True, True), (4096, 512, 64, 1, "", True, True),
+    (4096, 2048, 1, 1, "", True, False), (4096, 2048, 1, 1, "", False, True),
+    (4096, 2048, 1, 8, "local", True, True), (4096, 2048, 1, 8, "global", True, False),
+    (64, 2048, 1, 1, "", True, True), (64, 512, 64, 1, "", True, False), (64, 512, 64, 1, "", False, True),
+])  # fmt: skip
+def test_packed_positions_change_lanes_as_integers_or_not_at_all(
+    tokens: int, k: int, page: int, ranks: int, source: str, compact: bool, vectors: bool
+) -> None:
+    """Vectors of packed positions change lanes, through shared memory, before they are stored."""
+    where = GPUS["sm90"]
+    need(where)
+    build = ChosenTokens(
+        meta(8, 4096), meta(tokens, k), meta(tokens, k), source_page_size=page, block_stride=page,
+        token_to_req=meta(tokens), compact=compact, counts=meta(tokens),
+        shard=Shard(ranks, 0, 1, source) if source else None,
+    )  # fmt: skip
+    tuning = dispatch.chosen_row(where, tokens, build.whole_rows)
+    assert chosen.config(build, tuning, where, aligned=True).VEC_16B is vectors
+    assert chosen.config(build, tuning, where, aligned=False).VEC_16B is False
+    moved = re.findall(r"ttg.convert_layout .*", compiled("sm90", build, tuning, aligned=True).asm["ttgir"])
+    assert bool(moved) is (compact and vectors)
+    assert not any("ptr" in each for each in moved)

@@ -93,17 +93,16 @@ TUNING = {
 }
 
 _SPARSE = (
-    "NVIDIA H200, 2026-11-29, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, {} of the best of each point, "
+    "NVIDIA H200, 2026-11-30, torch 2.11.0+cu130, Triton 3.6.0: ci/tune.py, {} of the best of each point, "
     "most {}"
 )
-_ALSO_SHARDS = "; with half as many warps a shard's ids take up to 1.3 times as long"
 _CHOSEN = (
-    ChosenTuning(16, False, 256, 4, 4, 1, False, 256, True, _SPARSE.format("1.014", "1.04")),
-    ChosenTuning(256, False, 1024, 8, 4, 1, True, 256, True, _SPARSE.format("1.012", "1.03")),
-    ChosenTuning(None, False, 2048, 8, 4, 1, True, 256, True, _SPARSE.format("1.005", "1.03")),
-    ChosenTuning(16, True, 2048, 16, 8, 1, False, 256, True, _SPARSE.format("1.016", "1.05")),
-    ChosenTuning(256, True, 2048, 16, 8, 1, True, 256, True, _SPARSE.format("1.016", "1.05")),
-    ChosenTuning(None, True, 2048, 8, 4, 4, True, 256, True, _SPARSE.format("1.071", "1.19") + _ALSO_SHARDS),
+    ChosenTuning(16, False, 128, 4, 4, 1, True, 256, True, _SPARSE.format("1.008", "1.03")),
+    ChosenTuning(256, False, 1024, 8, 8, 1, True, 256, True, _SPARSE.format("1.006", "1.01")),
+    ChosenTuning(None, False, 2048, 8, 4, 1, True, 256, True, _SPARSE.format("1.018", "1.06")),
+    ChosenTuning(16, True, 2048, 16, 8, 1, False, 256, True, _SPARSE.format("1.005", "1.02")),
+    ChosenTuning(256, True, 2048, 16, 8, 1, True, 256, True, _SPARSE.format("1.004", "1.01")),
+    ChosenTuning(None, True, 2048, 8, 4, 4, True, 256, True, _SPARSE.format("1.017", "1.07")),
 )
 CHOSEN = {"sm90": _CHOSEN, "sm100": _CHOSEN, "sm103": _CHOSEN, "sm120": _CHOSEN}
 

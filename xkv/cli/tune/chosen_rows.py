@@ -53,8 +53,8 @@ class ChosenClass(NamedTuple):
 
 
 _TILES: dict[str, tuple[Any, ...]] = {
-    "block": (128, 256, 512, 1024, 2048), "num_warps": (2, 4, 8), "min_warps": (2, 4), "vectors_from": (1,),
-    "evict_first": (False, True), "batch_block": (256,),
+    "block": (128, 256, 512, 1024, 2048), "num_warps": (2, 4, 8), "min_warps": (2, 4, 8),
+    "vectors_from": (1,), "evict_first": (False, True), "batch_block": (256,),
 }  # fmt: skip
 _WHOLE: dict[str, tuple[Any, ...]] = {
     "block": (2048, 4096), "num_warps": (4, 8, 16), "min_warps": (4, 8), "vectors_from": (1, 4),
