@@ -96,7 +96,7 @@ class Build:
     Attributes:
         req_to_token: the source, ``[rows, width]`` int32 or int64, inner stride 1; an entry is the id of
             ``source_page_size`` tokens.
-        req_pool_indices: source row of each request, ``[batch]`` int32 or int64.
+        req_pool_indices: source row of each request, ``[batch]`` int32 or int64. None: row b is request b's.
         seq_lens: tokens of each request, ``[batch]`` int32 or int64.
         form: TABLE, CSR or SLOTS.
         page_size: tokens per output id, a power of two.
@@ -141,7 +141,7 @@ class Build:
     """
 
     req_to_token: Tensor
-    req_pool_indices: Tensor
+    req_pool_indices: Tensor | None
     seq_lens: Tensor
     form: int
     page_size: int

@@ -33,9 +33,7 @@ def load_bounds(token, c, C: tl.constexpr):
     """Returns the source row of a query token, the length of that row, and why it was cut."""
     req = _find_request(token, c, C)
     is_request = (req >= 0) & (req < c.batch)
-    row, high = req, req * 0
-    if c.rows_ptr is not None:
-        row, high, _ = load_word(c.rows_ptr, c.rows_stride, req, is_request)
+    row, high, _ = load_word(c.rows_ptr, c.rows_stride, req, is_request)
     row_exists = is_request & (high == 0) & (row >= 0) & (row < c.src_rows)
     is_padding = (req < 0) | (is_request & (high < 0))
     reason = tl.where(row_exists | is_padding, 0, BAD_ROW)

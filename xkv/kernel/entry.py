@@ -125,7 +125,7 @@ def build_view(grid, req, view, policy, IS_LAST: tl.constexpr, C: tl.constexpr):
 # select 32-bit offsets), so that a compiled kernel serves every call of its signature.
 @triton.jit(do_not_specialize=ARGUMENTS)
 def xkv_build(
-    batch: "i32", rows_stride: "i32", rows_ptr, lens_ptr, lens_stride: "i32", delta: "i32",
+    batch: "i32", rows_stride, rows_ptr, lens_ptr, lens_stride: "i32", delta: "i32",  # rows: may be None
     src_ptr, src_stride: "i64", src_rows: "i32", src_tokens: "i32",
     # without an annotation, as these may be None
     delta_ptr, delta_stride, query_ptr, query_stride, query_sign, query_len, shard_rank,

@@ -22,10 +22,12 @@ from .shards import clip, local_length, whole_length
 def load_word(ptr, stride, i, mask):
     """Loads an int32 (stride 1) or int64 (stride 2) as its low and high half, and the low half's sign.
 
-    Without a stride it is an int32, as the kernel was compiled for.
+    Without a stride it is an int32, as the kernel was compiled for; without a pointer, ``i`` itself.
     """
     if stride is None:
-        low = tl.load(ptr + i, mask=mask, other=0)
+        low = i
+        if ptr is not None:
+            low = tl.load(ptr + i, mask=mask, other=0)
         sign = low >> 31
         high = sign
     else:

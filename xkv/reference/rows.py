@@ -42,7 +42,9 @@ def load_rows(build: Build, view: View) -> Rows:
         delta = delta + to_int64(build.seq_lens_delta_rows)
     given = to_int64(build.seq_lens)
     length = given + delta
-    row = build.req_pool_indices.to(torch.int64)
+    row = torch.arange(len(given), device=given.device)
+    if build.req_pool_indices is not None:
+        row = build.req_pool_indices.to(torch.int64)
     if build.lens_are_local and build.shard is not None:
         length = _whole_lengths(length, build.shard, view.kv_start, build.max_tokens)
     prefix = length.clamp(min=0)

@@ -72,8 +72,11 @@ class StepCase(PluginCase):
                 for name in OUTPUTS.keys() & t.keys():
                     setattr(view, name, t[name])
             views.append(view)
+        source, rows = t["req_to_token"], t.get("req_pool_indices")
+        if not self.has_tables:  # lengths do not depend on what has no row
+            source, rows = source[:1].expand(sizes.batch, -1), None
         build = Build(
-            t["req_to_token"], t["req_pool_indices"], t["seq_lens"], TABLE, family.page_size, 1,
+            source, rows, t["seq_lens"], TABLE, family.page_size, 1,
             family.page_size, tuple(views), seq_lens_delta=sizes.delta, query_lens=t.get("query_lens"),
             query_len=sizes.query_len if self.query_mode == metadata.Q_STRIDED else 0,
             pad_value=0 if "zero_tail" in family.options else None, missing_id=self.missing_id,

@@ -68,7 +68,8 @@ def _cut(x: int) -> int:
 def _view(build: Build, view: View, words: list[int]) -> dict[str, Any]:
     form, size, unit, shard = build.form, build.page_size, build.source_page_size, build.shard
     draft = build.draft
-    source, rows, lengths = (x.tolist() for x in (build.req_to_token, build.req_pool_indices, build.seq_lens))
+    source, lengths = build.req_to_token.tolist(), build.seq_lens.tolist()
+    rows = range(len(lengths)) if build.req_pool_indices is None else build.req_pool_indices.tolist()
     deltas, queries, starts, token_map, page_map = (
         None if x is None else x.tolist()
         for x in (build.seq_lens_delta_rows, build.query_lens, view.kv_start, view.token_map, view.page_map)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...integrations.rows import every_row
 from ...integrations.sglang import context_parallel, kv_indices, metadata, page_tables
 from ...integrations.vllm import indices, lengths
 from ...integrations.vllm.launching import served
@@ -136,10 +135,8 @@ def launched(name: str, **arguments: Any) -> None:
     if name == INDICES and not arguments["CLAMP_TAIL"] and served(arguments["page_indices"]) is None:
         table, sums = arguments["block_table"], arguments["cu_num_tokens"]
         (batch,) = arguments["grid"]
-        rows = every_row(table.device)
-        assert rows is not None
         view = View(arguments["page_indices"], kv_indptr=sums[:batch])
-        launch.run(indices._as_build(rows[:batch], view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
+        launch.run(indices._as_build(batch, view, table, sums, arguments["KERNEL_BLOCK_SIZE"]))
         return
     modules = (page_tables, kv_indices, metadata, context_parallel, indices, lengths)
     if not next(vars(module)[name] for module in modules if name in vars(module))(**arguments):

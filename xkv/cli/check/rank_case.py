@@ -46,9 +46,8 @@ class RankCase(PluginCase):
         if family.function == RANK_LENGTHS:
             width, unit = _ANY_ROW
             out = t["cache_seqlens"]
-            rows = torch.tensor([0] * sizes.batch + [-1] * (len(out) - sizes.batch))  # the rest has no row
-            return Build(
-                torch.zeros(1, width, dtype=I32), rows, lens, TABLE, 1, unit, 1,
+            return Build(  # what is behind the requests has no row
+                torch.zeros(sizes.batch, 1, dtype=I32).expand(-1, width), None, lens, TABLE, 1, unit, 1,
                 (View(out.view(1, -1), cache_seqlens=out),), report_missing=False, shard=family.shard,
                 writes_ids=False,
             )  # fmt: skip
@@ -56,7 +55,7 @@ class RankCase(PluginCase):
         if family.function == RAGGED:
             first = source[: sizes.batch * sizes.query_len : sizes.query_len]
             return Build(
-                first, torch.arange(sizes.batch), lens, CSR, 1, 1, 1, (view,), min_seq_len=1, missing_id=0,
+                first, None, lens, CSR, 1, 1, 1, (view,), min_seq_len=1, missing_id=0,
                 report_missing=False, indptr_is_input=True,
             )  # fmt: skip
         return Build(

@@ -13,7 +13,6 @@ from ...launch.cache import fits_int32
 from ...params import CAPACITY_MAX, CSR, TABLE, Build, View
 from ...shard import MAX_SIZE, Shard
 from ..cached_calls import SIZES, CachedCalls, LaunchSizes
-from ..rows import every_row
 from .tensors import long_enough, source, source_sizes, table, table_width, vector, vector_or_none
 
 
@@ -143,11 +142,8 @@ def _ragged_sizes(
 def _ragged_build(
     ids: Tensor, lens: Tensor, indptr: Tensor, out: Tensor, batch: int, stride: int, queries: int
 ) -> Build | None:
-    every = every_row(ids.device)
-    if every is None:
-        return None
     return Build(
-        table(ids, batch * queries, stride)[::queries], every[:batch], vector(lens, batch), CSR, 1, 1, 1,
+        table(ids, batch * queries, stride)[::queries], None, vector(lens, batch), CSR, 1, 1, 1,
         (View(out, kv_indptr=vector(indptr, batch)),), min_seq_len=1, missing_id=0, report_missing=False,
         indptr_is_input=True,
     )  # fmt: skip

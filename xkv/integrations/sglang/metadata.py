@@ -27,7 +27,7 @@ def update_trtllm_mha_graph_metadata_kernel(
     if has_tables and HAS_SWA_OUT and not HAS_SWA:
         return False  # the map would be the table's too
     tensors = StepTensors(
-        req_to_token_ptr, req_pool_indices_ptr, seq_lens_ptr, cache_seqlens_ptr,
+        req_to_token_ptr, req_pool_indices_ptr if has_tables else None, seq_lens_ptr, cache_seqlens_ptr,
         page_table_ptr if has_tables else None, swa_page_table_ptr if two else None, cu_seqlens_k_ptr,
         cu_seqlens_q_ptr if Q_MODE else None, qlens_ptr if cumsum else None,
         swa_mapping_ptr if two or HAS_SWA_OUT else None, None, None,
@@ -63,8 +63,9 @@ def _fused_decode_metadata_kernel(
     # with a map of pages, what has none is of page 0
     missing = missing_id(PAGE_SIZE) if full_v2p is None and swa_v2p is None else 0
     tensors = StepTensors(
-        req_to_token, req_pool_indices, seq_lens, cache_seqlens_int32, page_table if has_tables else None,
-        swa_page_table if two else None, cu_seqlens_k, None, None, swa_map, full_v2p, swa_v2p,
+        req_to_token, req_pool_indices if has_tables else None, seq_lens, cache_seqlens_int32,
+        page_table if has_tables else None, swa_page_table if two else None, cu_seqlens_k, None, None,
+        swa_map, full_v2p, swa_v2p,
     )  # fmt: skip
     numbers = StepNumbers(
         req_to_token_stride_0, PAGE_SIZE, max_seq_pages, page_table_stride_0,

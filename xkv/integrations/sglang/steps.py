@@ -20,6 +20,7 @@ class StepTensors(NamedTuple):
     """The tensors of a step; `Build` and `View` describe those of the same names.
 
     Attributes:
+        rows: None where there is no table: lengths do not depend on them, and nothing waits for their load.
         out, out2: the table and the window's.
         swa_map: slots of the window's pool, by slot.
         v2p, swa_v2p: physical pages by page, of the table and of the window's.
@@ -27,7 +28,7 @@ class StepTensors(NamedTuple):
     """
 
     ids: Tensor
-    rows: Tensor
+    rows: Tensor | None
     lens: Tensor
     seqlens: Tensor
     out: Tensor | None = None
@@ -130,7 +131,8 @@ def _sizes(*given: Any) -> LaunchSizes | None:
         more |= {"loc_len": max(n.num_locs, 0), "loc_out_len": n.num_swa_locs}
     names = (*SIZES[:5], *more)
     fixed = (n.page_size, n.missing, n.zero_tail, n.zero_first, _sums_fit(batch, found, n.page_size))
-    return LaunchSizes(fixed, names, (n.stride, *found, batch, n.more, *more.values()), row_items)
+    stride, rows = (0, batch) if t.rows is None else (n.stride, found[0])
+    return LaunchSizes(fixed, names, (stride, rows, found[1], batch, n.more, *more.values()), row_items)
 
 
 def _build(*given: Any) -> Build | None:
@@ -150,14 +152,17 @@ def _build(*given: Any) -> Build | None:
         views.append(View(out2, page_map=None if t.swa_v2p is None else t.swa_v2p.view(-1)))
     views[-1].token_map = None if t.swa_map is None else t.swa_map.view(-1)
     ids = source(t.ids, n.stride)
+    fits = _sums_fit(batch, ids.shape, n.page_size)
+    if t.rows is None:
+        ids = ids.as_strided((batch, ids.shape[1]), (0, 1))
     return Build(
-        ids, vector(t.rows, batch), vector(t.lens, batch), TABLE, n.page_size, 1,
+        ids, vector_or_none(t.rows, batch), vector(t.lens, batch), TABLE, n.page_size, 1,
         n.page_size, tuple(views), seq_lens_delta=n.more, query_lens=vector_or_none(t.qlens, batch),
         query_len=n.query_len, missing_id=n.missing, report_missing=False,
         indptr_is_input=not n.zero_first, writes_ids=t.out is not None, pad_value=0 if n.zero_tail else None,
         out_cache_loc=None if t.locs is None else t.locs.view(-1),
         window_out_cache_loc=None if t.locs is None else vector_or_none(t.swa_locs, n.num_swa_locs),
-        num_out_tokens=n.num_locs, sums_fit=_sums_fit(batch, ids.shape, n.page_size),
+        num_out_tokens=n.num_locs, sums_fit=fits,
     )  # fmt: skip
 
 

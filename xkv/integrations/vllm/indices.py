@@ -18,7 +18,6 @@ from ...launch.triton_launcher import launch_hooks_active
 from ...params import CAPACITY_MAX, CSR, LENGTH_MAX, MAX_BATCH, ROW_MAX, Build, View
 from ..cached_calls import CachedCalls, LaunchSizes
 from ..repeats import Repeats
-from ..rows import every_row
 from .launching import PROGRAMS, Launcher, parts, served
 
 _BLOCK_SIZES = {1 << n for n in range(11)}
@@ -114,10 +113,7 @@ def _build(batch: int, out: Any, table: Any, stride: int, sums: Any, block_size:
             compiled.launch(call)
             _repeats.add(key, tensors, call, compiled)
             return True
-    rows = every_row(table.device)
-    if rows is None:
-        return False
-    build = _as_build(rows[:batch], View(out, kv_indptr=sums[:batch]), table, sums, block_size)
+    build = _as_build(batch, View(out, kv_indptr=sums[:batch]), table, sums, block_size)
     _entries.add(signature, build, launch.run(build), _POINTERS, _SIZES)
     return True
 
@@ -137,11 +133,10 @@ def _fits(batch: int, out: Tensor, table: Tensor, stride: int, sums: Tensor, blo
     )
 
 
-def _as_build(rows: Tensor, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
+def _as_build(batch: int, view: View, table: Tensor, sums: Tensor, block_size: int) -> Build:
     """Row b is row b of the table, ``sums[b + 1] - sums[b]`` long, and begins at ``sums[b]``."""
-    batch = rows.shape[0]
     return Build(
-        table, rows, sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
+        table, None, sums[1 : batch + 1], CSR, 1, block_size, 1, (view,),
         query_lens=sums[:batch], query_sign=-1, report_missing=False, indptr_is_input=True,
     )  # fmt: skip
 
@@ -159,11 +154,10 @@ def _clamped_sizes(
 def _clamped_build(
     table: Tensor, lens: Tensor, sums: Tensor, out: Tensor, batch: int, stride: int, block_size: int
 ) -> Build | None:
-    rows = every_row(table.device)
-    if rows is None or lens.stride(0) != 1:
+    if lens.stride(0) != 1:
         return None
     return Build(
-        table, rows[:batch], lens[:batch], CSR, 1, block_size, 1, (View(out, kv_indptr=sums[: batch + 1]),),
+        table, None, lens[:batch], CSR, 1, block_size, 1, (View(out, kv_indptr=sums[: batch + 1]),),
         report_missing=False, indptr_is_input=True, clamps_tail=True,
     )  # fmt: skip
 
