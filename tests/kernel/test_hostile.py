@@ -65,7 +65,7 @@ def test_hostile(family: Family, device: str) -> None:
     run(family, CASES, device)
 
 
-@pytest.mark.gpu
+@pytest.mark.kernel
 @pytest.mark.slow
 @every_family
 def test_hostile_in_small_blocks(family: Family, device: str) -> None:
