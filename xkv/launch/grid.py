@@ -180,11 +180,14 @@ def group_grid(
     """Returns the grid of a group, and how many of its last rows write slots.
 
     For every part it is that of the one with the most programs, when parts share the compute units: with
-    those of the whole device for each, two parts of 256 requests took up to 1.25 times as long.
+    those of the whole device for each, two parts of 256 requests took up to 1.25 times as long. But where
+    fewer programs of a row would leave more tiles to others, these have to find them, and it takes longer.
     """
     units = max(target.compute_units // len(tables), 1)
     rows = max(part.rows(batch) for part in tables)
-    programs = max(part.programs(part.rows(batch), units) for part in tables)
+    programs = max(
+        part.programs(part.rows(batch), target.compute_units if part.balance else units) for part in tables
+    )
     leftover_rows = max(part.leftover_rows(programs, units) for part in tables)
     slot_rows = 0
     for part in slots:
