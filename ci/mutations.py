@@ -913,6 +913,10 @@ MUTATIONS = [
         "an id that is not chosen among those behind the row's own", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
+        "no row indices", ROWS, "        low = i\n", "        low = i * 0\n",
+        "every request shows the first row's pages", "no_row_indices", "tests/kernel/test_kernel_edges.py",
+    ),
+    Mutation(
         "count by each tile", CHOSEN, "is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1",
         "is_last = j == at + C.BLOCK - 1", "one word is stored once a tile", "as_defined", CHOSEN_TESTS,
     ),

@@ -71,6 +71,18 @@ def test_first_row_past_either_end(row: int, form: int, device: str) -> None:
     check(plain(form, device, [9, 7, 11], [1, row, 0], 40), ROWS[0], device)
 
 
+@every_form
+def test_no_row_indices(form: int, device: str) -> None:
+    """Row b is request b's; what is behind the source's rows is not there, and reported."""
+    given, without = (plain(form, device, [9, 7, 11, 5], [0, 1, 2, 3], 40) for _ in range(2))
+    without.req_pool_indices = None
+    for build in (given, without):
+        check(build, ROWS[0], device)
+    building.assert_same(without, given)
+    assert without.status is not None
+    assert without.status.item() == 3 * 256 + Reason.BAD_ROW
+
+
 @pytest.mark.parametrize("out", [torch.int32, torch.int64], ids=["int32", "int64"])
 @pytest.mark.parametrize("where", ["source", "source, mapped", "token_map", "page_map"])
 def test_huge_ids(where: str, out: torch.dtype, device: str) -> None:
