@@ -17,8 +17,8 @@ import ctypes, sys
 sys.path.insert(0, sys.argv[1])
 import fences, torch
 x = torch.arange(1030).view(2, 515)[:, :513]
-y = fences.fenced(x, behind=sys.argv[2] == "behind")
-assert torch.equal(x, y)
+y = fences.fenced(x, behind=sys.argv[2] == "behind", readable=sys.argv[2] != "unreadable")
+assert sys.argv[2] == "unreadable" or torch.equal(x, y)
 ctypes.string_at(y.data_ptr() + int(sys.argv[3]), 1)
 """
 BYTES = (515 + 513) * 8
@@ -28,6 +28,11 @@ def touch(side: str, byte: int) -> int:
     """Has another process touch a byte, counted from a tensor's first; returns its exit status."""
     command = [sys.executable, "-W", "error", "-c", TOUCH, str(SUPPORT), side, str(byte)]
     return subprocess.run(command, capture_output=True, text=True, check=False).returncode
+
+
+@pytest.mark.parametrize("byte", [-1, 0, BYTES // 2, BYTES - 1])
+def test_what_nobody_reads(byte: int) -> None:
+    assert touch("unreadable", byte) == -signal.SIGSEGV
 
 
 @pytest.mark.parametrize(("side", "byte"), [("behind", BYTES), ("before", -1)])
