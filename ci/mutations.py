@@ -865,7 +865,7 @@ MUTATIONS = [
     ),
     Mutation(
         "chosen position behind its row", CHOSEN_TILES,
-        "live = inside & (position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32))", "live = inside",
+        "live = position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32)", "live = inside",
         "attention reads the keys of tokens that are not there", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
@@ -876,8 +876,7 @@ MUTATIONS = [
     ),
     Mutation(
         "chosen position of another rank", CHOSEN_TILES,
-        "inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank.to(tl.uint32))",
-        "pass",
+        "inside, live = inside & is_own, live & is_own", "pass",
         "each rank attends to what all have", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
@@ -915,6 +914,10 @@ MUTATIONS = [
     Mutation(
         "no row indices", ROWS, "        low = i\n", "        low = i * 0\n",
         "every request shows the first row's pages", "no_row_indices", "tests/kernel/test_kernel_edges.py",
+    ),
+    Mutation(
+        "all tiles full", "xkv/launch/chosen.py", "build.k % block_of(build, tuning) == 0", "build.k > 0",
+        "positions of the next query token are read, and its ids are overwritten", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
         "count by each tile", CHOSEN, "is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1",

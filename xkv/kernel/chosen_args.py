@@ -18,6 +18,7 @@ class ChosenConfig(KernelConfig):
     COMPACT: bool
     WHOLE_ROWS: bool
     ONE_TILE: bool  # whether a query token's positions are one tile
+    FULL_TILES: bool  # whether all tiles are full, so that nothing has to be masked
     BLOCK: int  # positions of a tile
     BATCH_BLOCK: int  # requests that are looked at at a time
     VEC_16B: bool  # whether lanes have several positions one after the other; all begin at 16 bytes

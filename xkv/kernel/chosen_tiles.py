@@ -48,10 +48,14 @@ def load_bounds(token, c, C: tl.constexpr):
 @triton.jit
 def in_row(at, c, C: tl.constexpr):
     """Returns which places of a tile a query token has."""
-    k = c.k
-    if C.VEC_16B:
-        k = k >> 2 << 2  # as it is: so that Triton knows that each lane's places are all of one side
-    return at + tl.arange(0, C.BLOCK) < k
+    if C.FULL_TILES:
+        mask = tl.full([C.BLOCK], True, tl.int1)
+    else:
+        k = c.k
+        if C.VEC_16B:
+            k = k >> 2 << 2  # as it is: so that Triton knows that each lane's places are all of one side
+        mask = at + tl.arange(0, C.BLOCK) < k
+    return mask
 
 
 @triton.jit
@@ -80,15 +84,16 @@ def translate(position, row, length, c, C: tl.constexpr):
     position = position.to(tl.uint32, bitcast=True)
     # what the source has behind the row's end is loaded too, so that the load need not wait for the length
     inside = position < ((c.src_tokens + C.UNIT - 1) // C.UNIT).to(tl.uint32)
+    live = position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32)  # which is inside
     token = position * C.UNIT
     ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
     if C.SHARD_SIZE > 1:
-        inside = inside & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank.to(tl.uint32))
+        is_own = token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == c.shard_rank.to(tl.uint32)
+        inside, live = inside & is_own, live & is_own
         if not C.SOURCE_IS_GLOBAL:
             token = token // ROUND * C.SHARD_INTERLEAVE + token % C.SHARD_INTERLEAVE
     src_row = c.src_ptr + row.to(tl.int64) * c.src_stride
-    entry = tl.load(src_row + token // C.SOURCE_PAGE_SIZE, mask=inside, other=-1)
-    live = inside & (position < ((length + C.UNIT - 1) // C.UNIT).to(tl.uint32))
+    entry = tl.load(src_row + token // C.SOURCE_PAGE_SIZE, mask=inside)  # else anything: it is not live
     valid = live & (entry >= 0)
     if entry.dtype == tl.int64:
         valid = valid & (entry < ID_MAX)

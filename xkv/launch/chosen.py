@@ -122,7 +122,8 @@ def config(build: ChosenTokens, tuning: ChosenTuning, target: Platform, aligned:
     ranks = (1, 1, False) if shard is None else (shard.size, shard.interleave, shard.source == "global")
     return _config(
         build.page_size, build.source_page_size, build.block_stride, build.unit, *ranks, build.compact,
-        build.whole_rows, build.k <= block_of(build, tuning), block_of(build, tuning), tuning.batch_block,
+        build.whole_rows, build.k <= block_of(build, tuning), build.k % block_of(build, tuning) == 0,
+        block_of(build, tuning), tuning.batch_block,
         _has_vectors(build, tuning, target, _is_aligned(build) if aligned is None else aligned),
         "evict_first" if tuning.evict_first else "", _uses_pdl(tuning, target),
     )  # fmt: skip
