@@ -152,8 +152,8 @@ MUTATIONS = [
         "of a source page of no power of two, ids past 2**31 - 1 wrap in an int32 table", "larger_pages",
     ),
     Mutation(
-        "shard rank dropped", SHARDS, "rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE",
-        "rest = length % ROUND", "every rank takes the length of rank 0", "curated and shard",
+        "shard rank dropped", SHARDS, "remainder(length, ROUND) - req.shard_rank * C.SHARD_INTERLEAVE",
+        "remainder(length, ROUND)", "every rank takes the length of rank 0", "curated and shard",
     ),
     Mutation(
         "shard run not clipped", SHARDS, "+ clip(rest, 0, C.SHARD_INTERLEAVE)", "+ tl.maximum(rest, 0)",
@@ -209,13 +209,15 @@ MUTATIONS = [
         "a local source is read at positions of the whole row, past its end", "curated and shard",
     ),
     Mutation(
-        "global ids in the table", TILES, "page = entry // (C.PAGE_SIZE * C.SHARD_SIZE)",
-        "page = entry // C.PAGE_SIZE", "ids of all ranks' cache are out of a rank's", "curated and shard",
+        "global ids in the table", TILES, "page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)",
+        "page = quotient(entry, C.PAGE_SIZE)", "ids of all ranks' cache are out of a rank's",
+        "curated and shard",
     ),
     Mutation(
         "global slot of a run", SHARDS,
-        "return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE",
-        "return slot // ROUND * C.SHARD_INTERLEAVE", "all tokens of a run are its first", "curated and shard",
+        "return quotient(slot, ROUND) * C.SHARD_INTERLEAVE + remainder(slot, C.SHARD_INTERLEAVE)",
+        "return quotient(slot, ROUND) * C.SHARD_INTERLEAVE", "all tokens of a run are its first",
+        "curated and shard",
     ),
     Mutation(
         "mask of empty rows inverted", SUMS, "(rows.start >= rows.end).to(tl.int32)",
@@ -314,12 +316,12 @@ MUTATIONS = [
         "a chunk that begins at the row's end is reported", "curated and start",
     ),
     Mutation(
-        "first page not aligned", ROWS, "start // C.PAGE_SIZE * C.PAGE_SIZE", "start",
+        "first page not aligned", ROWS, "quotient(start, C.PAGE_SIZE) * C.PAGE_SIZE", "start",
         "lengths are counted from inside of a page", "curated and (start or window)",
     ),
     Mutation(
-        "a page too many", ROWS, "items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE",
-        "items = (kv_len + C.PAGE_SIZE) // C.PAGE_SIZE",
+        "a page too many", ROWS, "items = quotient(kv_len + C.PAGE_SIZE - 1, C.PAGE_SIZE)",
+        "items = quotient(kv_len + C.PAGE_SIZE, C.PAGE_SIZE)",
         "a full last page is followed by a stale one", "curated and boundaries",
     ),
     Mutation(
@@ -333,7 +335,7 @@ MUTATIONS = [
         "a row that just fits is reported", "curated and (boundaries or token)",
     ),
     Mutation(
-        "rows past the batch", ROWS, "        tl.where(mask, items, 0),", "        items,",
+        "rows past the batch", ROWS, "end, tl.where(mask, items, 0), sink", "end, items, sink",
         "what lies behind the batch's lengths is counted in", "curated and (delta or least)",
     ),
     Mutation(
@@ -725,13 +727,13 @@ MUTATIONS = [
     ),
     Mutation(
         "whole rows end on rank 0", SHARDS,
-        "end = last // C.SHARD_INTERLEAVE * ROUND + req.shard_rank * C.SHARD_INTERLEAVE",
-        "end = last // C.SHARD_INTERLEAVE * ROUND", "all ranks but the first lose their last token",
+        "end = quotient(last, C.SHARD_INTERLEAVE) * ROUND + req.shard_rank * C.SHARD_INTERLEAVE",
+        "end = quotient(last, C.SHARD_INTERLEAVE) * ROUND", "all ranks but the first lose their last token",
         "kernel and local_lengths", ENGINE_BUILDS,
     ),
     Mutation(
-        "whole rows end with their last token's run", SHARDS, "end += last % C.SHARD_INTERLEAVE + 1",
-        "end += 1", "where runs are longer than a token a rank loses the rest of the last one",
+        "whole rows end with their last token's run", SHARDS,
+        "end += remainder(last, C.SHARD_INTERLEAVE) + 1", "end += 1", "where runs are longer than a token a rank loses the rest of the last one",
         "kernel and local_lengths", ENGINE_BUILDS,
     ),
     Mutation(

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from .args import BAD_ID, BAD_LENGTH, BAD_ROW, ID_MAX, INT32_MAX
+from .integers import clip
 from .rows import load_int, load_word
-from .shards import clip
 
 
 @triton.jit

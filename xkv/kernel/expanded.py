@@ -11,9 +11,10 @@ import triton.language as tl
 
 from .args import BAD_LENGTH, BAD_QUERY, INT32_MAX, LENGTH_MAX, TRUNCATED
 from .expanded_args import ARGUMENTS, Expanded
+from .integers import clip
 from .reports import report_first
 from .rows import load_int
-from .shards import clip, local_length
+from .shards import local_length
 
 
 @triton.jit

@@ -5,9 +5,9 @@ import triton.language as tl
 
 from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
 from .extension import store_records
+from .integers import clip
 from .reports import report
 from .rows import load_row
-from .shards import clip
 
 
 @triton.jit

@@ -15,7 +15,8 @@ from .args import (
     UNALIGNED_START,
     Row,
 )
-from .shards import clip, local_length, whole_length
+from .integers import clip, quotient
+from .shards import local_length, whole_length
 
 
 @triton.jit
@@ -166,7 +167,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if req.query_ptr is not None or req.query_start_ptr is not None:
             reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
         start, end = local_length(start, req, C), local_length(end, req, C)
-        first = start // C.PAGE_SIZE * C.PAGE_SIZE
+        first = quotient(start, C.PAGE_SIZE) * C.PAGE_SIZE
         if C.WINDOW_IS_ABSOLUTE:
             first = first * 0
         elif C.HAS_SINKS:
@@ -177,7 +178,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         kv_len = tl.where(start < end, end - first, 0) + sink_items * C.PAGE_SIZE
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)
-        items = (kv_len + C.PAGE_SIZE - 1) // C.PAGE_SIZE
+        items = quotient(kv_len + C.PAGE_SIZE - 1, C.PAGE_SIZE)
         if C.CLAMPS_TAIL:
             row = tl.where(row_exists, row, -1)
             items = tl.maximum(_load_difference(view.indptr_ptr, b, mask), 0)
@@ -189,20 +190,9 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
             unaligned = is_cut & (start < end) & (start != first)
             reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
     return Row(
-        row,
-        first,
-        start,
-        end,
-        tl.where(mask, items, 0),
-        sink_items,
-        kv_len,
-        query,
-        reason,
-        branch_start,
-        branch_shift,
-        past,
-        length * 0,
-    )
+        row, first, start, end, tl.where(mask, items, 0), sink_items, kv_len, query, reason, branch_start,
+        branch_shift, past, length * 0,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -4,21 +4,16 @@ import triton
 import triton.language as tl
 
 from .args import SLOTS
-
-
-@triton.jit
-def clip(x, low, high):
-    """Clips x to [low, high]."""
-    return tl.minimum(tl.maximum(x, low), high)
+from .integers import clip, quotient, remainder
 
 
 @triton.jit
 def local_length(length, req, C: tl.constexpr):
-    """Returns how many of the first ``length`` tokens of a row are this rank's: without a shard, all."""
+    """Returns how many of the first ``length`` (not negative) tokens of a row are the rank's; else all."""
     if C.SHARD_SIZE > 1:
         ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
-        rest = length % ROUND - req.shard_rank * C.SHARD_INTERLEAVE
-        length = length // ROUND * C.SHARD_INTERLEAVE + clip(rest, 0, C.SHARD_INTERLEAVE)
+        rest = remainder(length, ROUND) - req.shard_rank * C.SHARD_INTERLEAVE
+        length = quotient(length, ROUND) * C.SHARD_INTERLEAVE + clip(rest, 0, C.SHARD_INTERLEAVE)
     return length
 
 
@@ -29,8 +24,8 @@ def whole_length(length, start, req, C: tl.constexpr):
     # what is longer than the source ends past it, but not past int32
     length = tl.minimum(length + local_length(start, req, C), local_length(req.src_tokens, req, C) + 1)
     last = tl.maximum(length, 1) - 1
-    end = last // C.SHARD_INTERLEAVE * ROUND + req.shard_rank * C.SHARD_INTERLEAVE
-    end += last % C.SHARD_INTERLEAVE + 1
+    end = quotient(last, C.SHARD_INTERLEAVE) * ROUND + req.shard_rank * C.SHARD_INTERLEAVE
+    end += remainder(last, C.SHARD_INTERLEAVE) + 1
     return tl.where(length > 0, tl.maximum(end, start), tl.minimum(length, 0) + start)
 
 
@@ -51,4 +46,4 @@ def source_position(at, req, C: tl.constexpr):
 def local_slot(slot, C: tl.constexpr):
     """Returns the slot on its rank of a slot of the cache of all ranks."""
     ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
-    return slot // ROUND * C.SHARD_INTERLEAVE + slot % C.SHARD_INTERLEAVE
+    return quotient(slot, ROUND) * C.SHARD_INTERLEAVE + remainder(slot, C.SHARD_INTERLEAVE)

@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE, Tile
+from .integers import clip, quotient
 from .reports import report
 from .rows import load_int, written_entries
-from .shards import clip, local_length, local_slot, source_position
+from .shards import local_length, local_slot, source_position
 
 
 @triton.jit
@@ -123,11 +124,12 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
     outside = j < 0
     if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
         if not C.SOURCE_IS_GLOBAL:
-            page = entry // (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # the formula, in the dtype of an entry
+            # the formula, in the dtype of an entry; of a negative one it is not used
+            page = quotient(entry, C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
         elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
-            page = entry // (C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
+            page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
         else:
-            page = local_slot(entry, C) // C.PAGE_SIZE
+            page = quotient(local_slot(entry, C), C.PAGE_SIZE)
         if entry.dtype == tl.int64 and (C.SOURCE_IS_GLOBAL or view.out_ptr.dtype.element_ty == tl.int64):
             valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
     elif view.token_map_ptr is None and view.page_map_ptr is None:
@@ -156,7 +158,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
                 token, valid, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
             )
             outside = outside | past
-        page = token // C.PAGE_SIZE
+        page = quotient(token, C.PAGE_SIZE)
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
         valid = valid & (page <= INT32_MAX)
     if policy.status_ptr is not None:

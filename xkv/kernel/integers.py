@@ -1,0 +1,30 @@
+"""Integer arithmetic that Triton has no function for, or only a slower one."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def clip(x, low, high):
+    """Clips x to [low, high]."""
+    return tl.minimum(tl.maximum(x, low), high)
+
+
+@triton.jit
+def quotient(x, DIVISOR: tl.constexpr):
+    """Returns ``x // DIVISOR`` of what is not negative.
+
+    Unsigned, a division by a power of two is one instruction, not three, and most stand between a length and
+    the loads that wait for it.
+    """
+    if x.dtype == tl.int64:
+        found = (x.to(tl.uint64, bitcast=True) // DIVISOR).to(tl.int64, bitcast=True)
+    else:
+        found = (x.to(tl.uint32, bitcast=True) // DIVISOR).to(tl.int32, bitcast=True)
+    return found
+
+
+@triton.jit
+def remainder(x, DIVISOR: tl.constexpr):
+    """Returns ``x % DIVISOR`` of what is not negative."""
+    return x - quotient(x, DIVISOR) * DIVISOR
