@@ -733,7 +733,8 @@ MUTATIONS = [
     ),
     Mutation(
         "whole rows end with their last token's run", SHARDS,
-        "end += remainder(last, C.SHARD_INTERLEAVE) + 1", "end += 1", "where runs are longer than a token a rank loses the rest of the last one",
+        "end += remainder(last, C.SHARD_INTERLEAVE) + 1", "end += 1",
+        "where runs are longer than a token a rank loses the rest of the last one",
         "kernel and local_lengths", ENGINE_BUILDS,
     ),
     Mutation(
