@@ -206,8 +206,7 @@ def install() -> None:
         if self.fn is xkv_build_group.rewrite():
             for n, build in enumerate(_builds[-1]):
                 named |= {f"{n} {name}": x for name, x in group.own_arguments(build).items()}
-        config = named.get("C")
-        if config is not None and not getattr(config, "WRITES_IDS", True):
+        if not getattr(named.get("C"), "WRITES_IDS", True):
             del named["src_ptr"]  # nothing of a source is read for lengths
         shadow = Shadow({name: x for name, x in named.items() if isinstance(x, torch.Tensor)})
         _launch.append(shadow)

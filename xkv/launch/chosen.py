@@ -14,6 +14,7 @@ from .. import dispatch, reference
 from ..chosen import ChosenTokens
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import ChosenTuning
+from ..shard import source_tokens
 from . import compile
 from .compile import int32_words
 from .kept_calls import ALIGNED, KeptCalls, Known
@@ -57,12 +58,11 @@ def run(build: ChosenTokens, known: Known | None = None, inputs: Sequence[Tensor
         return
     target = platform(build.req_to_token.device)
     tuning = dispatch.chosen_row(target, build.num_tokens, build.whole_rows)
-    values, programs = arguments(build), grid(build, tuning)
+    values, programs, settings = arguments(build), grid(build, tuning), config(build, tuning, target)
     launch = CALLS.prepare(
-        build.req_to_token.get_device(), config(build, tuning, target), options(build, tuning, target),
-        programs, values,
+        build.req_to_token.get_device(), settings, options(build, tuning, target), programs, values
     )  # fmt: skip
-    aligned = ("pos_ptr", "out_ptr") if _has_vectors(build, tuning, target, _is_aligned(build)) else ()
+    aligned = ("pos_ptr", "out_ptr") if settings.VEC_16B else ()
     CALLS.launch(launch, programs, values, known, inputs, aligned)
 
 
@@ -134,10 +134,8 @@ def _has_vectors(build: ChosenTokens, tuning: ChosenTuning, target: Platform, al
 
     Where ids are packed these change lanes between two barriers, which costs more than two loads save.
     """
-    shard = build.shard
-    ranks = shard.size if shard is not None and shard.source == "local" else 1
     each_lane = block_of(build, tuning) // (options(build, tuning, target)["num_warps"] * target.warp_size)
-    pays = each_lane > 2 and build.source_page_size * ranks >= tuning.vectors_from
+    pays = each_lane > 2 and source_tokens(build.source_page_size, build.shard) >= tuning.vectors_from
     return aligned and (pays or not build.compact)
 
 

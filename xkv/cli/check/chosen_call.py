@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ...params import ID_MAX, INT32_MAX
-from ...shard import Shard
+from ...shard import Shard, source_tokens
 from ...status import Reason, Status
 from .case import MismatchError, word_of
 from .families import I32, I64
@@ -78,8 +78,7 @@ class ChosenCall:
         dtype = rng.choice([I32, I64])
         stride = width + rng.choice([0, 3])
         self.table = _filled(guarded(self.rows, width, stride, dtype, device), ids)
-        span = width * source * (self.shard.size if self.shard and self.shard.source == "local" else 1)
-        self.span = span
+        span = self.span = source_tokens(width * source, self.shard)
         chosen = [[self._position(span // unit + 2) for _ in range(self.k)] for _ in range(self.tokens)]
         pad = rng.choice([0, 0, 4, 5])
         wide = rng.choice([I32, I64])
