@@ -46,6 +46,7 @@ class Mutation(NamedTuple):
 HOSTILE = "tests/kernel/test_hostile.py"
 CHOSEN_TESTS = "tests/kernel/test_chosen.py"
 EXPANDED_TESTS = "tests/kernel/test_expanded.py"
+GROUP_TESTS = "tests/kernel/test_group.py"
 EXTENSION_TESTS = "tests/kernel/test_extension.py"
 REFERENCE = "tests/kernel/test_reference.py"
 ENGINE_BUILDS = "tests/kernel/test_engine_builds.py"
@@ -106,6 +107,19 @@ MUTATIONS = [
     Mutation(
         "partial page of a draft branch", ROWS, "tokens = prefix % C.DRAFT_PAGE_SIZE + C.DRAFT_STEPS",
         "tokens = prefix * 0 + C.DRAFT_STEPS", "an illegal address (sglang #15469)", "draft", HOSTILE,
+    ),
+    Mutation(
+        "branches without room among those before", SCHEDULER, "last.reason, 0), 0) > 0:",
+        "last.reason, 0), 0) > 1 << 20:", "ids of later requests lie where nobody looks for them",
+        "branches_begin", GROUP_TESTS,
+    ),
+    Mutation(
+        "branches before a row", SCHEDULER, "items = last.items * C.TOPK", "items = last.items",
+        "rows of draft branches overwrite each other", "branches_begin", GROUP_TESTS,
+    ),
+    Mutation(
+        "branches of the row's own request", SCHEDULER, "first = requests * C.TOPK", "first = end",
+        "rows of draft branches overwrite each other", "branches_begin", GROUP_TESTS,
     ),
     Mutation(
         "a branch past the row's end", ROWS, "fits = length.to(tl.int64) + branch_shift <= req.src_tokens",

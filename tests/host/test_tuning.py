@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xkv import cuda, dispatch, rocm
+from xkv.cli.kernels.variants import csr
 from xkv.dispatch import tuning_row as lookup
-from xkv.launch.grid import PartSchedule, group_grid, make_schedule
+from xkv.draft import DraftTree
+from xkv.launch.grid import PartSchedule, group_grid, make_schedule, part_schedule
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
@@ -278,3 +280,27 @@ def test_the_grid_of_a_group_has_programs_for_leftover_tiles_of_slots() -> None:
     of_tokens = dataclasses.replace(row, access_pattern="query_tokens")
     tokens = slots._replace(tuning=of_tokens, tiles=5)
     assert group_grid(8, [table], [tokens], where)[1] == 1 + 5
+
+
+def test_parts_of_a_group_share_the_compute_units_where_rows_have_no_tiles_left_over() -> None:
+    row = dataclasses.replace(cuda.TUNING["sm90"][0], balanced_own_tiles=8, balanced_per_cu=4)
+    where = Platform("cuda", "sm90", 32, 132)
+    short = PartSchedule(row, 64, balance=True, int64_tiles=False, tiles=8)
+    assert group_grid(131, [short], [], where)[0] == (132, 4, 1)
+    assert group_grid(131, [short] * 2, [], where)[0] == (132, 2, 2)
+    long = short._replace(tiles=100)  # of which 16 would be own tiles, not 32
+    (_, programs, _), _ = group_grid(131, [short, long], [], where)
+    assert programs == 4
+
+
+@pytest.mark.parametrize(
+    ("topk", "window", "programs"), [(4, None, 12), (4, 4096, 4), (1, None, 4)], ids=["tree", "window", "one"]
+)
+def test_branches_have_more_programs(topk: int, window: int | None, programs: int) -> None:
+    """Rows that are as long as the request and read the same entries as others; a window's are not long."""
+    where = Platform("cuda", "sm90", 32, 132)
+    build = csr(1, 64)
+    build.draft, build.views[0].window = DraftTree(topk, 4, 1), window
+    alone = lookup(where, build.access_pattern, 64 * topk)
+    row = part_schedule(build, where, 64).tuning
+    assert (alone.balanced_per_cu, row.balanced_per_cu) == (4, programs)

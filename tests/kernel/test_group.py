@@ -170,3 +170,37 @@ def test_slots_of_several_query_tokens_in_every_row(source_page_size: int, devic
     assert meta.slot_mapping is not None
     assert meta.slot_mapping.tolist() == want
     builder.check()
+
+
+@pytest.mark.parametrize("batch", [1, 20, 90])
+def test_branches_begin_where_those_before_them_end(batch: int, device: str) -> None:
+    """More rows than a program reads at a time, some without room for their draft tokens."""
+    if batch == 90 and device == "cpu":
+        pytest.skip("half a minute in the interpreter, where a program reads fewer rows at a time")
+    topk, num_steps, width = 3, 4, 24
+    table = torch.randperm(4 * width, generator=torch.Generator().manual_seed(1)).view(4, width).to(device)
+    trees = [xkv.DraftTree(topk, num_steps, step) for step in (1, 4)]
+    group = MetadataGroup([
+        xkv.MetadataBuilder(
+            "flashinfer_mla", table, page_size=1, max_batch_size=batch, max_context_len=width, draft=tree
+        )
+        for tree in trees
+    ])  # fmt: skip
+    rng = random.Random(batch)
+    rows, lens = [rng.randrange(4) for _ in range(batch)], [rng.randint(0, width) for _ in range(batch)]
+    found = group.build(torch.tensor(rows, device=device), torch.tensor(lens, device=device))
+    for tree, meta in zip(trees, found, strict=True):
+        ids, sums = [], [0]
+        for row, n in zip(rows, lens, strict=True):
+            for branch in range(topk):
+                own = n + branch * num_steps
+                fits = own + tree.step <= width
+                ids += [
+                    *table[row, :n].tolist(),
+                    *(table[row, own : own + tree.step].tolist() if fits else ()),
+                ]
+                sums.append(len(ids))
+        assert meta.kv_indptr is not None
+        assert meta.kv_indices is not None
+        assert meta.kv_indptr.tolist() == sums
+        assert meta.kv_indices[: len(ids)].tolist() == ids

@@ -24,8 +24,8 @@ from .extension import extend_rows
 from .prefix_sums import write_sums
 from .query_tokens import write_token_tiles
 from .reports import report_first
-from .rows import load_row, padded_end, row_offset, row_tiles
-from .scheduler import count_tiles, find_tile, load_chunk, split_evenly
+from .rows import load_row, padded_end, row_tiles
+from .scheduler import count_tiles, find_tile, load_chunk, row_offset, split_evenly
 from .tiles import load_entries, translate_slots, write_row_tiles
 
 __all__ = ["Config", "xkv_build"]

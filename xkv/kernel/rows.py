@@ -224,17 +224,3 @@ def row_tiles(b, items, known, req, view, policy, C: tl.constexpr):
 def tiles_left(b, items, req, view, policy, C: tl.constexpr):
     """Leftover tiles of a row: those that are not its own tiles."""
     return tl.maximum(row_tiles(b, items, items * 0, req, view, policy, C) - policy.own_tiles, 0)
-
-
-@triton.jit
-def row_offset(b, req, view, policy, C: tl.constexpr):
-    """Exclusive prefix sum of the items: where row b begins in the stream. 0 in tables."""
-    total = req.batch.to(tl.int64) * 0
-    if C.FORM != TABLE and C.INDPTR_IS_INPUT:
-        total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)
-    elif C.FORM != TABLE:
-        for chunk in range(0, tl.minimum(b, req.batch), C.BATCH_BLOCK):
-            i = chunk + tl.arange(0, C.BATCH_BLOCK)
-            rows = load_row(i, i < tl.minimum(b, req.batch), req, view, policy, C)
-            total += tl.sum(rows.items.to(tl.int64), 0)
-    return total

@@ -9,7 +9,54 @@ import triton
 import triton.language as tl
 
 from .args import TABLE, Chunk
-from .rows import load_row, row_offset, tiles_left
+from .rows import load_row, tiles_left
+
+
+@triton.jit
+def _sum_items(first, end, req, view, policy, C: tl.constexpr):
+    """Sums the items of rows, a chunk at a time."""
+    total = req.batch.to(tl.int64) * 0
+    for chunk in range(first, end, C.BATCH_BLOCK):
+        i = chunk + tl.arange(0, C.BATCH_BLOCK)
+        total += tl.sum(load_row(i, i < end, req, view, policy, C).items.to(tl.int64), 0)
+    return total
+
+
+@triton.jit
+def _sum_items_of_requests(end, req, view, policy, C: tl.constexpr):
+    """Sums the items of all branches of the first requests.
+
+    The branches of a request have as many each, if there is room for the last of them.
+    """
+    total = req.batch.to(tl.int64) * 0
+    for chunk in range(0, end, C.BATCH_BLOCK):
+        request = chunk + tl.arange(0, C.BATCH_BLOCK)
+        last = load_row(request * C.TOPK + C.TOPK - 1, request < end, req, view, policy, C)
+        items = last.items * C.TOPK
+        if tl.max(tl.where(request < end, last.reason, 0), 0) > 0:
+            items = last.items
+            for branch in range(C.TOPK - 1):
+                items += load_row(request * C.TOPK + branch, request < end, req, view, policy, C).items
+        total += tl.sum(items.to(tl.int64), 0)
+    return total
+
+
+@triton.jit
+def row_offset(b, req, view, policy, C: tl.constexpr):
+    """Exclusive prefix sum of the items: where row b begins in the stream. 0 in tables."""
+    total = req.batch.to(tl.int64) * 0
+    if C.FORM != TABLE and C.INDPTR_IS_INPUT:
+        total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)
+    elif C.FORM != TABLE:
+        end = tl.minimum(b, req.batch)
+        first = end * 0
+        if C.TOPK > 1:
+            if end > C.BATCH_BLOCK:  # else one chunk has them all
+                requests = end // C.TOPK
+                total += _sum_items_of_requests(requests, req, view, policy, C)
+                first = requests * C.TOPK
+        total += _sum_items(first, end, req, view, policy, C)
+    return total
 
 
 @triton.jit

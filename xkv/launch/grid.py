@@ -14,6 +14,8 @@ from . import memory
 
 GRID_Y_MAX = 65_535  # of CUDA and HIP
 _ENTRIES_PER_LANE = 8  # of a tile in a group, at most
+_OWN_TILES = 2  # in a group, of one outside
+_BRANCH_PROGRAMS = 3  # likewise, of rows that are branches: they read the same entries, and that is no work
 _SUM_PROGRAMS = 8  # that a launch without ids has for what is written beside the lengths
 
 
@@ -151,26 +153,30 @@ def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:
 def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedule:
     """Returns the schedule of a part of a group: that of its largest batch, so that one kernel serves all."""
     max_batch *= 1 if build.draft is None else build.draft.topk
-    row = _small_tiles(dispatch.tuning_row(target, build.access_pattern, max_batch), target)
+    row = _row_in_group(dispatch.tuning_row(target, build.access_pattern, max_batch), build, target)
     found = schedule_sizes(max_batch, build.row_items, True, 1, row, target, row.access_pattern)
     num_page = found.num_page_per_block
     tiles = max(-(-build.row_items // num_page), 1)
     return PartSchedule(row, num_page, found.balance, found.int64_tiles, tiles)
 
 
-def _small_tiles(row: Tuning, target: Platform) -> Tuning:
-    """The row with tiles of at most _ENTRIES_PER_LANE, and as many more of them.
+def _row_in_group(row: Tuning, build: Build, target: Platform) -> Tuning:
+    """The row with tiles of at most _ENTRIES_PER_LANE, more of which are own tiles.
 
-    All parts have the registers of the one that needs most: of 16 entries a lane, a part takes up to 200.
+    All parts have the registers of the one that needs most: of 16 entries a lane, a part takes up to 200. And
+    the programs of the other parts fill the device too, so that there is less to gain from leftover tiles.
     """
     limit = row.num_warps * target.warp_size * _ENTRIES_PER_LANE
-    if target.vendor == "cpu" or max(row.num_page_per_block, row.balanced_num_page_per_block) <= limit:
-        return row
+    if target.vendor == "cpu":
+        limit = max(row.num_page_per_block, row.balanced_num_page_per_block)
     num_page, balanced = (min(n, limit) for n in (row.num_page_per_block, row.balanced_num_page_per_block))
+    has_long_branches = build.draft is not None and build.draft.topk > 1 and build.views[0].window is None
     return replace(
         row, num_page_per_block=num_page, balanced_num_page_per_block=balanced,
         tiles_per_program=row.tiles_per_program * row.num_page_per_block // num_page,
-        balanced_own_tiles=row.balanced_own_tiles * row.balanced_num_page_per_block // balanced,
+        balanced_per_cu=row.balanced_per_cu * (_BRANCH_PROGRAMS if has_long_branches else 1),
+        balanced_own_tiles=_OWN_TILES * row.balanced_own_tiles * row.balanced_num_page_per_block // balanced,
+        leftover_per_cu=1,
     )  # fmt: skip
 
 
@@ -179,15 +185,18 @@ def group_grid(
 ) -> tuple[tuple[int, int, int], int]:
     """Returns the grid of a group, and how many of its last rows write slots.
 
-    For every part it is that of the one with the most programs, when parts share the compute units: with
-    those of the whole device for each, two parts of 256 requests took up to 1.25 times as long. But where
-    fewer programs of a row would leave more tiles to others, these have to find them, and it takes longer.
+    For every part it is that of the one with the most programs. Parts share the compute units: with those of
+    the whole device for each, two parts of 256 requests took up to 1.3 times as long. But where so few
+    programs of a row would leave tiles to others, which have to find them, it takes longer.
     """
     units = max(target.compute_units // len(tables), 1)
     rows = max(part.rows(batch) for part in tables)
-    programs = max(
-        part.programs(part.rows(batch), target.compute_units if part.balance else units) for part in tables
-    )
+    programs = 1
+    for part in tables:
+        of_part = part.programs(part.rows(batch), units)
+        if part.leftover_rows(of_part, units):
+            of_part = part.programs(part.rows(batch), target.compute_units)
+        programs = max(programs, of_part)
     leftover_rows = max(part.leftover_rows(programs, units) for part in tables)
     slot_rows = 0
     for part in slots:
