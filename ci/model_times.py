@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from model_counts import Kernel
 
-from xkv.launch.grid import Schedule
+from xkv.launch.grid import Schedule, sums_in_column
 from xkv.platforms.tuning import Tuning
 
 _CYCLES = 4  # from an instruction to the next of the same warp, on either vendor's units
@@ -92,11 +92,12 @@ class Estimate(NamedTuple):
 def estimate(launch: Launch, gpu: Gpu) -> Estimate:
     """Estimates a launch."""
     schedule, row = launch.schedule, launch.tuning
-    block, per_row = schedule.num_page_per_block, schedule.grid[1]
+    block = schedule.num_page_per_block
+    per_row = schedule.grid[1] - sums_in_column(row, schedule.balance, launch.stream)
     tiles = [-(-n // block) for n in launch.entries]
     own = [min(n, schedule.own_tiles) for n in tiles]
     leftover = sum(tiles) - sum(own)
-    programs = schedule.grid[0] * per_row
+    programs = schedule.grid[0] * schedule.grid[1]
     shared_by = max(schedule.grid[0] - len(tiles) - launch.stream, 0) * per_row
 
     lanes = row.num_warps * launch.warp_size

@@ -363,18 +363,16 @@ MUTATIONS = [
         "padding runs over into the next row", "curated and fill",
     ),
     Mutation(
-        "rows before: the row itself", ROWS, "i < tl.minimum(b, req.batch), req",
-        "i <= tl.minimum(b, req.batch), req",
+        "no batch beside a column of sums", KERNEL, "(b < req.batch) & (idx < stride)", "idx < stride",
+        "the length of a request that is not there is read", "build_kv_indices", HOSTILE,
+    ),
+    Mutation(
+        "rows before: the row itself", SCHEDULER, "load_row(i, i < end, req", "load_row(i, i <= end, req",
         "every row of a stream is one row too far", "curated and odd",
     ),
     Mutation(
-        "int32 for int64: items before a row", ROWS, "total += tl.sum(rows.items.to(tl.int64), 0)",
-        "total += tl.sum(rows.items, 0)",
-        "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
-    ),
-    Mutation(
-        "int32 for int64: items before a row of its own", ROWS,
-        "total += tl.sum(rows.items.to(tl.int64), 0)", "total += tl.sum(rows.items, 0)",
+        "int32 for int64: items before a row", SCHEDULER, "policy, C).items.to(tl.int64), 0)",
+        "policy, C).items, 0)",
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
@@ -437,7 +435,7 @@ MUTATIONS = [
         "test_hostile and create_flashinfer", HOSTILE,
     ),
     Mutation(
-        "int32 for int64: indptr", ROWS,
+        "int32 for int64: indptr", SCHEDULER,
         "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0)",
         "total += tl.load(view.indptr_ptr + b, mask=b < req.batch, other=0).to(tl.int32)",
         "a kv_indptr of 2**32 + 5 is taken for 5: ids of one request are written over another's",
@@ -648,11 +646,6 @@ MUTATIONS = [
     Mutation(
         "entries past a row's end read", TILES, "return tl.load(source, mask=live)", "return tl.load(source)",
         "memory past the source's last row is read", "curated and skewed",
-    ),
-    Mutation(
-        "row of its own begins too late", ROWS, "load_row(i, i < tl.minimum(b, req.batch),",
-        "load_row(i, i <= tl.minimum(b, req.batch),",
-        "every row of a stream lands further on", "curated and skewed",
     ),
     Mutation(
         "row offset of a leftover tile", SCHEDULER,

@@ -283,7 +283,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 SAME: dict[str, dict[str, Any]] = {
-    "another batch": {"rows": torch.arange(2), "lens": torch.full((2,), 640)},
+    "another batch": {
+        "rows": torch.arange(4),
+        "lens": torch.full((4,), 640),
+        "out": torch.zeros(4, 10, dtype=torch.int32),
+    },
     "wider": {"out": torch.zeros(3, 11, dtype=torch.int32)},
     "out's stride": {"out": torch.zeros(3, 20, dtype=torch.int32)[:, :10]},
     "the source's width": {"source": torch.zeros(4, 704, dtype=torch.int32)},

@@ -16,7 +16,7 @@ from xkv import cuda, dispatch, rocm
 from xkv.cli.kernels.variants import csr
 from xkv.dispatch import tuning_row as lookup
 from xkv.draft import DraftTree
-from xkv.launch.grid import PartSchedule, group_grid, make_schedule, part_schedule
+from xkv.launch.grid import PartSchedule, group_grid, make_schedule, part_schedule, sums_in_column
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
@@ -223,7 +223,7 @@ def builds(draw: st.DrawFn) -> Build:
         meta(3, width), indices, indices, form, page_size, source_page_size, page_size,
         tuple(view() for _ in range(draw(st.integers(1, 2)))),
         min_seq_len=draw(st.integers(0, 1)) if form != SLOTS else 0,
-        pad_value=draw(st.sampled_from([None, 0])),
+        pad_value=draw(st.sampled_from([None, 0])), status=draw(st.sampled_from([None, meta(1)])),
     )  # fmt: skip
 
 
@@ -256,12 +256,24 @@ def test_grid(build: Build, where: Platform) -> None:
         assert (x - build.writes_sums, y) == (programs, 1)
         return
     # the grid grows with the batch alone, not with what a row has room for
-    rows = max(build.batch, 1) + build.writes_sums
+    in_column = sums_in_column(row, balance, build.writes_sums)
+    rows = max(build.batch, 1) + (build.writes_sums and not in_column)
     leftover = where.compute_units * row.leftover_per_cu if balance else 0
     assert x in (rows, rows + -(-leftover // y))
     assert x > rows or tiles <= own_tiles
     per_cu = row.balanced_per_cu if balance else row.programs_per_cu
-    assert rows * y <= max(where.compute_units * per_cu, rows)
+    assert rows * (y - in_column) <= max(where.compute_units * per_cu, rows)
+
+
+def test_the_sums_of_a_few_long_rows_have_a_column() -> None:
+    """As a row of the grid they would have as many programs as the one row of the batch."""
+    where, width = Platform("cuda", "sm90", 32, 132), 1 << 17
+    views = tuple(View(meta(1, width), page_map=meta(1 << 20), cache_seqlens=meta(1)) for _ in "ab")
+    build = Build(meta(1, width), meta(1), meta(1), TABLE, 1, 1, 1, views)
+    row = lookup(where, build.access_pattern, 1)
+    tiles = width // row.num_page_per_block
+    assert make_schedule(build, row, where).grid == (1, tiles + 1, 2)
+    assert make_schedule(build, dataclasses.replace(row, max_batch=None), where).grid == (2, tiles, 2)
 
 
 def test_the_grid_of_a_group_has_programs_for_leftover_tiles_of_slots() -> None:

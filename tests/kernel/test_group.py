@@ -172,9 +172,10 @@ def test_slots_of_several_query_tokens_in_every_row(source_page_size: int, devic
     builder.check()
 
 
+@pytest.mark.parametrize("longest", [12, 24])
 @pytest.mark.parametrize("batch", [1, 20, 90])
-def test_branches_begin_where_those_before_them_end(batch: int, device: str) -> None:
-    """More rows than a program reads at a time, some without room for their draft tokens."""
+def test_branches_begin_where_those_before_them_end(batch: int, longest: int, device: str) -> None:
+    """More rows than a program reads at a time, with room for all draft tokens or not for some."""
     if batch == 90 and device == "cpu":
         pytest.skip("half a minute in the interpreter, where a program reads fewer rows at a time")
     topk, num_steps, width = 3, 4, 24
@@ -187,7 +188,7 @@ def test_branches_begin_where_those_before_them_end(batch: int, device: str) -> 
         for tree in trees
     ])  # fmt: skip
     rng = random.Random(batch)
-    rows, lens = [rng.randrange(4) for _ in range(batch)], [rng.randint(0, width) for _ in range(batch)]
+    rows, lens = [rng.randrange(4) for _ in range(batch)], [rng.randint(0, longest) for _ in range(batch)]
     found = group.build(torch.tensor(rows, device=device), torch.tensor(lens, device=device))
     for tree, meta in zip(trees, found, strict=True):
         ids, sums = [], [0]

@@ -7,9 +7,7 @@ import triton.language as tl
 from .. import params
 from ..status import Reason
 
-TABLE = tl.constexpr(params.TABLE)
-CSR = tl.constexpr(params.CSR)
-SLOTS = tl.constexpr(params.SLOTS)
+TABLE, CSR, SLOTS = (tl.constexpr(form) for form in (params.TABLE, params.CSR, params.SLOTS))
 BAD_ROW = tl.constexpr(Reason.BAD_ROW.value)
 BAD_LENGTH = tl.constexpr(Reason.BAD_LENGTH.value)
 BAD_START = tl.constexpr(Reason.BAD_START.value)
@@ -77,6 +75,7 @@ class Config(KernelConfig):
     DRAFT_PAGE_SIZE: int
     SUMS_FIT: bool  # in int32
     EXTENDS: int  # rows of a program of an extension. 0: no extension
+    SUMS_IN_COLUMN: bool  # the last program of each row writes sums, not the programs before the first row
 
 
 class Request(NamedTuple):

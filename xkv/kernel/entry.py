@@ -4,7 +4,7 @@ A tile is NUM_PAGE_PER_BLOCK consecutive items (entries of the output) of one ro
 jobs, which run side by side, so that none waits for another's:
 
 * Sums (``prefix_sums.py``): the first programs write lengths, prefix sums and status; all programs pad a
-  stream.
+  stream. They are a row of the grid, or of a few long rows a column (SUMS_IN_COLUMN).
 * Own tiles: the programs of a row write its first ``own_tiles`` tiles, interleaved.
 * Leftover tiles (``scheduler.py``; BALANCE): the programs past the batch divide the remaining tiles of longer
   rows evenly, so that the cost follows the live tokens, however skewed the lengths are.
@@ -51,10 +51,13 @@ def _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C: 
 @triton.jit
 def _write_tiles(grid, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
     """Writes the ids: a program of a row its own tiles, a program past the batch leftover tiles."""
-    b = grid.x - HAS_SUMS  # the first programs write the sums
-    idx, stride = grid.y, grid.num_y
+    IN_COLUMN: tl.constexpr = HAS_SUMS and C.SUMS_IN_COLUMN
+    b = grid.x - (HAS_SUMS and not IN_COLUMN)  # the first programs write the sums
+    idx, stride = grid.y, grid.num_y - IN_COLUMN  # or the last one of each row
     # The loads of the first tile, masked: issued before any branch (a launch takes 0.08 us less).
     has_row = (b >= 0) & (b < req.batch)
+    if IN_COLUMN:
+        has_row = (b < req.batch) & (idx < stride)
     row = load_row(b, has_row, req, view, policy, C)
     entries = load_entries(idx, row, req, view, policy, C)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
@@ -84,6 +87,8 @@ def build_view(grid, req, view, policy, IS_LAST: tl.constexpr, C: tl.constexpr):
     TILES_OF_TOKENS: tl.constexpr = C.FORM == SLOTS and req.query_ptr is None
     num_programs = grid.num_x * grid.num_y
     pid = grid.x * grid.num_y + grid.y
+    if C.SUMS_IN_COLUMN:
+        pid = tl.where(grid.y == grid.num_y - 1, 0, grid.y + 1) * grid.num_x + grid.x
 
     total = req.batch.to(tl.int64) * 0
     limit = total + view.capacity

@@ -16,7 +16,7 @@ from .. import dispatch, switches
 from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build, View, second_view
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import Tuning
-from .grid import PartSchedule, Schedule, make_schedule, with_balance
+from .grid import PartSchedule, Schedule, make_schedule, sums_in_column, with_balance
 from .triton_launcher import LOADING, Call, record
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
@@ -130,6 +130,8 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.views[0].is_absolute, build.views[0].sink is not None,
         *((0, 0, 1) if draft is None else (draft.topk, draft.num_steps, draft.page_size)),
         build.sums_fit, tuning.tiles_per_program if build.extends else 0,
+        build.writes_ids and isinstance(schedule, Schedule)
+        and sums_in_column(tuning, schedule.balance, build.writes_sums),
     )  # fmt: skip
 
 

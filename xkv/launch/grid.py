@@ -24,7 +24,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         grid: rows, one more if there are prefix sums to write, and those whose programs write leftover tiles;
-            programs per row; views.
+            programs per row, one more for the sums of few rows (`sums_in_column`); views.
         num_page_per_block: items per tile, NUM_PAGE_PER_BLOCK.
         own_tiles: tiles of a row, at most, that its own programs write.
         balance: whether rows may have more tiles than that, leftover tiles: the programs past the batch
@@ -120,7 +120,7 @@ def schedule_sizes(
             (programs + writes_sums, 1, num_views), tuning.num_page_per_block, tiles, False, False
         )
     if row_items == NO_IDS:
-        programs = max(-(-batch // tuning.batch_block), min(batch, _SUM_PROGRAMS))
+        programs = max(-(-batch // tuning.batch_block), min(batch + 1, _SUM_PROGRAMS))
         return Schedule((programs, 1, num_views), tuning.num_page_per_block, 1, False, False)
     # the programs of one more row have no tiles of their own and write the sums
     rows = _program_rows(batch, tuning, pattern) + writes_sums
@@ -139,8 +139,23 @@ def schedule_sizes(
         own_tiles = programs * tuning.balanced_own_tiles
         if tiles > own_tiles:
             leftover_rows = -(-units * tuning.leftover_per_cu // programs)
+    elif sums_in_column(tuning, balance, writes_sums):
+        rows, programs = batch, programs + 1
     int64_tiles = balance and batch * tiles + leftover_rows * programs > INT32_MAX
     return Schedule((rows + leftover_rows, programs, num_views), num_page, own_tiles, balance, int64_tiles)
+
+
+def sums_in_column(tuning: Tuning, balance: bool, writes_sums: bool) -> bool:
+    """Whether the sums have the last program of every row, not a row of programs.
+
+    Of a few long rows that is fewer programs: one of 64K tokens in two views has 1,026, not 2,048.
+    """
+    return (
+        tuning.max_batch is not None
+        and tuning.access_pattern not in ("extension", "query_tokens")
+        and not balance
+        and writes_sums
+    )
 
 
 def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:

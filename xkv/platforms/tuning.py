@@ -154,11 +154,17 @@ class ChosenTuning:
 # For the interpreter alone: small tiles, so that small cases have several; larger ones in the load-balanced
 # phase, since the interpreter takes a millisecond per tile.
 CPU_ROWS = (
+    Tuning("contiguous", 2, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("contiguous", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
+    Tuning("ragged", 2, 64, 4, 2, 2, 2, 1024, 2, 2, 16, False, "interpreter only"),
     Tuning("ragged", None, 64, 4, 2, 2, 2, 1024, 2, 2, 16, False, "interpreter only"),
+    Tuning("expand", 2, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("expand", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
+    Tuning("strided_near", 2, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_near", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
+    Tuning("strided_far", 2, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
     Tuning("strided_far", None, 16, 4, 2, 2, 2, 128, 1, 2, 16, False, "interpreter only"),
+    Tuning("mapped", 2, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("mapped", None, 64, 4, 2, 2, 2, 1024, 1, 2, 16, False, "interpreter only"),
     Tuning("query_tokens", None, 16, 4, 2, 1, 2, 16, 1, 2, 16, False, "interpreter only"),
     Tuning("extension", None, 32, 4, 1, 4, 1, 32, 1, 1, 16, False, "interpreter only"),
