@@ -909,12 +909,18 @@ MUTATIONS = [
         "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
+        "request of a wide number", CHOSEN_TILES, "tl.where(high < 0, -1, INT32_MAX)", "low",
+        "a query token of request 2**32 + 1 attends to that of request 1", "chosen or translate or expand",
+        HOSTILE,
+    ),
+    Mutation(
         "packed ids begin anew", CHOSEN, "num_found = count + tl.cumsum(found, 0)",
         "num_found = tl.cumsum(found, 0)", "a second tile's ids overwrite the first one's",
         "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
-        "entries behind packed ids", CHOSEN, "c.k - 1 - (j - before)", "c.k - 1 - j",
+        "entries behind packed ids", CHOSEN, "tl.where(valid, -1, c.k - 1 - j)",
+        "tl.where(valid, -1, c.k - 2 - j)",
         "stale ids behind a row's own", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
@@ -930,8 +936,8 @@ MUTATIONS = [
         "positions of the next query token are read, and its ids are overwritten", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
-        "count by each tile", CHOSEN, "is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1",
-        "is_last = j == at + C.BLOCK - 1", "one word is stored once a tile", "as_defined", CHOSEN_TESTS,
+        "count by each tile", CHOSEN, "(c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK) - 1",
+        "at + C.BLOCK) - 1", "one word is stored once a tile", "as_defined", CHOSEN_TESTS,
     ),
     Mutation(
         "count of no lane", CHOSEN, "if not C.VEC_16B:  # the last", "if C.VEC_16B:  # the last",

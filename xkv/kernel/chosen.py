@@ -42,8 +42,7 @@ def _pack(token, at, count, page, valid, c, C: tl.constexpr):
     j = at + tl.arange(0, C.BLOCK)
     found = valid.to(tl.int32)
     num_found = count + tl.cumsum(found, 0)
-    before = num_found - found
-    place = tl.where(valid, before, c.k - 1 - (j - before))
+    place = num_found + tl.where(valid, -1, c.k - 1 - j)
     missing = c.missing_id.to(page.dtype)
     if c.dummy is not None:  # a position without an id has the first place only if no other has one
         missing = tl.where(place == 0, c.dummy.to(page.dtype), missing)
@@ -51,7 +50,7 @@ def _pack(token, at, count, page, valid, c, C: tl.constexpr):
     out = c.out_ptr + token.to(tl.int64) * c.out_stride + place.to(tl.int64)
     tl.store(out, tl.where(valid, page, missing), mask=in_row(at, c, C), eviction_policy=C.EVICTION)
     if not C.VEC_16B:  # the last lane of the last tile has the count; it need not wait for other warps
-        is_last = j == (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK - 1
+        is_last = j == (C.BLOCK if C.ONE_TILE else (c.k + C.BLOCK - 1) // C.BLOCK * C.BLOCK) - 1
         _store_count(token + (j - j), num_found, is_last, c)
     return tl.max(num_found, 0)
 

@@ -12,7 +12,8 @@ from .rows import load_int, load_word
 def _find_request(token, c, C: tl.constexpr):
     """Returns the request of a query token, -1 for none."""
     if c.to_req_ptr is not None:
-        req = load_int(c.to_req_ptr, c.to_req_stride, token, token < c.num_tokens)
+        low, high, sign = load_word(c.to_req_ptr, c.to_req_stride, token, token < c.num_tokens)
+        req = tl.where(high == sign, low, tl.where(high < 0, -1, INT32_MAX))
     elif c.starts_ptr is not None:
         # the requests that end at the token or before it
         req = token * 0
@@ -92,7 +93,8 @@ def translate(position, row, length, c, C: tl.constexpr):
         inside, live = inside & is_own, live & is_own
         if not C.SOURCE_IS_GLOBAL:
             token = token // ROUND * C.SHARD_INTERLEAVE + token % C.SHARD_INTERLEAVE
-    src_row = c.src_ptr + row.to(tl.int64) * c.src_stride
+    # of 64-bit products of what is not negative, one part fewer
+    src_row = c.src_ptr + row.to(tl.uint32, bitcast=True).to(tl.int64) * c.src_stride
     entry = tl.load(src_row + token // C.SOURCE_PAGE_SIZE, mask=inside)  # else anything: it is not live
     valid = live & (entry >= 0)
     if entry.dtype == tl.int64:
