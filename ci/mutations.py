@@ -363,6 +363,11 @@ MUTATIONS = [
         "padding runs over into the next row", "curated and fill",
     ),
     Mutation(
+        "the column of sums has a tile", KERNEL, "(b < req.batch) & (idx < stride)", "b < req.batch",
+        "entries are written by two programs, which do not wait for each other", "curated",
+        "tests/kernel/test_kernel.py",
+    ),
+    Mutation(
         "no batch beside a column of sums", KERNEL, "(b < req.batch) & (idx < stride)", "idx < stride",
         "the length of a request that is not there is read", "build_kv_indices", HOSTILE,
     ),
