@@ -1,4 +1,4 @@
-"""The tile scheduler: which leftover tiles each of the programs past the batch writes.
+"""Where a row begins in a stream, and the tile scheduler: who writes which leftover tiles.
 
 Leftover tiles, those beyond ``own_tiles`` of each row, are numbered from 0 over the batch. Each program takes
 a contiguous range of them and finds it from the lengths, a chunk of BATCH_BLOCK rows at a time: there is no

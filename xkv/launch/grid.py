@@ -15,7 +15,7 @@ from . import memory
 GRID_Y_MAX = 65_535  # of CUDA and HIP
 _ENTRIES_PER_LANE = 8  # of a tile in a group, at most
 _OWN_TILES = 2  # in a group, of one outside
-_BRANCH_PROGRAMS = 3  # likewise, of rows that are branches: they read the same entries, and that is no work
+_BRANCH_PROGRAMS = 3  # likewise, of the branches of draft trees, which read the same entries, from L2
 _SUM_PROGRAMS = 8  # that a launch without ids has for what is written beside the lengths
 
 

@@ -28,7 +28,8 @@ class Tuning:
             whatever its row: such a tile is no row's, the leftover phase does not exist, and
             ``programs_per_cu`` is all that divides the work; "extension": the last entries of the rows of a
             table, ``tiles_per_program`` rows a program, which is all that divides the work.
-        max_batch: requests; the row serves batches up to this size. None: any.
+        max_batch: requests; the row serves batches up to this size. None: any. With one, the sums of a batch
+            have a column of the grid (`launch.grid.sums_in_column`).
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
         programs_per_cu: programs per compute unit, at most, divided among the rows of the batch.
