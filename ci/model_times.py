@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from model_counts import Kernel
 
-from xkv.launch.grid import Schedule, sums_in_column
+from xkv.launch.grid import Schedule
 from xkv.platforms.tuning import Tuning
 
 _CYCLES = 4  # from an instruction to the next of the same warp, on either vendor's units
@@ -93,7 +93,7 @@ def estimate(launch: Launch, gpu: Gpu) -> Estimate:
     """Estimates a launch."""
     schedule, row = launch.schedule, launch.tuning
     block = schedule.num_page_per_block
-    per_row = schedule.grid[1] - sums_in_column(row, schedule.balance, launch.stream)
+    per_row = schedule.grid[1] - schedule.sums_in_column
     tiles = [-(-n // block) for n in launch.entries]
     own = [min(n, schedule.own_tiles) for n in tiles]
     leftover = sum(tiles) - sum(own)

@@ -363,12 +363,13 @@ MUTATIONS = [
         "padding runs over into the next row", "curated and fill",
     ),
     Mutation(
-        "the column of sums has a tile", KERNEL, "(b < req.batch) & (idx < stride)", "b < req.batch",
+        "the column of sums has a tile", KERNEL, "has_row = has_row & (idx < stride)", "pass",
         "entries are written by two programs, which do not wait for each other", "curated",
         "tests/kernel/test_kernel.py",
     ),
     Mutation(
-        "no batch beside a column of sums", KERNEL, "(b < req.batch) & (idx < stride)", "idx < stride",
+        "no batch beside a column of sums", KERNEL, "has_row = has_row & (idx < stride)",
+        "has_row = idx < stride",
         "the length of a request that is not there is read", "build_kv_indices", HOSTILE,
     ),
     Mutation(

@@ -16,7 +16,7 @@ from xkv import cuda, dispatch, rocm
 from xkv.cli.kernels.variants import csr
 from xkv.dispatch import tuning_row as lookup
 from xkv.draft import DraftTree
-from xkv.launch.grid import PartSchedule, group_grid, make_schedule, part_schedule, sums_in_column
+from xkv.launch.grid import PartSchedule, group_grid, make_schedule, part_schedule
 from xkv.params import CSR, INT32_MAX, ROW_MAX, SLOTS, TABLE, Build, View
 from xkv.platforms import tuning
 from xkv.platforms.detect import CPU, Platform
@@ -242,7 +242,7 @@ def most_items(build: Build) -> int:
 @given(build=builds(), where=GPUS)
 def test_grid(build: Build, where: Platform) -> None:
     row = lookup(where, build.access_pattern, build.batch)
-    (x, y, z), num_page, own_tiles, balance, _ = make_schedule(build, row, where)
+    (x, y, z), num_page, own_tiles, balance, _, in_column = make_schedule(build, row, where)
     assert 1 <= x < 2**31
     assert 1 <= y < 65536
     assert z == len(build.views)
@@ -256,7 +256,6 @@ def test_grid(build: Build, where: Platform) -> None:
         assert (x - build.writes_sums, y) == (programs, 1)
         return
     # the grid grows with the batch alone, not with what a row has room for
-    in_column = sums_in_column(row, balance, build.writes_sums)
     rows = max(build.batch, 1) + (build.writes_sums and not in_column)
     leftover = where.compute_units * row.leftover_per_cu if balance else 0
     assert x in (rows, rows + -(-leftover // y))

@@ -51,13 +51,12 @@ def _write_leftover_tiles(pid, num_programs, first_error, req, view, policy, C: 
 @triton.jit
 def _write_tiles(grid, req, view, policy, HAS_SUMS: tl.constexpr, C: tl.constexpr):
     """Writes the ids: a program of a row its own tiles, a program past the batch leftover tiles."""
-    IN_COLUMN: tl.constexpr = HAS_SUMS and C.SUMS_IN_COLUMN
-    b = grid.x - (HAS_SUMS and not IN_COLUMN)  # the first programs write the sums
-    idx, stride = grid.y, grid.num_y - IN_COLUMN  # or the last one of each row
+    b = grid.x - (HAS_SUMS and not C.SUMS_IN_COLUMN)  # the first programs write the sums
+    idx, stride = grid.y, grid.num_y - C.SUMS_IN_COLUMN  # or the last one of each row
     # The loads of the first tile, masked: issued before any branch (a launch takes 0.08 us less).
     has_row = (b >= 0) & (b < req.batch)
-    if IN_COLUMN:
-        has_row = (b < req.batch) & (idx < stride)
+    if C.SUMS_IN_COLUMN:
+        has_row = has_row & (idx < stride)
     row = load_row(b, has_row, req, view, policy, C)
     entries = load_entries(idx, row, req, view, policy, C)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX

@@ -16,7 +16,7 @@ from .. import dispatch, switches
 from ..params import INT32_MAX, MAX_BATCH, SLOTS, TABLE, Build, View, second_view
 from ..platforms.detect import Platform, platform
 from ..platforms.tuning import Tuning
-from .grid import PartSchedule, Schedule, make_schedule, sums_in_column, with_balance
+from .grid import PartSchedule, Schedule, make_schedule, with_balance
 from .triton_launcher import LOADING, Call, record
 
 _compiled: dict[tuple[Any, ...], Call | None] = {}
@@ -81,7 +81,7 @@ def launch_variants(
             # without balance in any case: a later build's inputs may be in host memory
             widths_differ = max_batch is None and not build.tiles_of_tokens  # tiles of tokens have no balance
             for balance in (False, True) if widths_differ else (False,):
-                yield tuning, with_balance(schedule, tuning, balance)
+                yield tuning, with_balance(schedule, build, tuning, balance)
         smallest = largest + 1
 
 
@@ -130,8 +130,7 @@ def config(build: Build, tuning: Tuning, schedule: Schedule | PartSchedule, targ
         build.views[0].is_absolute, build.views[0].sink is not None,
         *((0, 0, 1) if draft is None else (draft.topk, draft.num_steps, draft.page_size)),
         build.sums_fit, tuning.tiles_per_program if build.extends else 0,
-        build.writes_ids and isinstance(schedule, Schedule)
-        and sums_in_column(tuning, schedule.balance, build.writes_sums),
+        schedule.sums_in_column,
     )  # fmt: skip
 
 

@@ -24,12 +24,14 @@ class Schedule(NamedTuple):
 
     Attributes:
         grid: rows, one more if there are prefix sums to write, and those whose programs write leftover tiles;
-            programs per row, one more for the sums of few rows (`sums_in_column`); views.
+            programs per row; views.
         num_page_per_block: items per tile, NUM_PAGE_PER_BLOCK.
         own_tiles: tiles of a row, at most, that its own programs write.
         balance: whether rows may have more tiles than that, leftover tiles: the programs past the batch
             divide them.
         int64_tiles: whether the number of those tiles may exceed int32.
+        sums_in_column: whether the last program of each row has no tiles and writes the sums, and there is no
+            row of programs for them.
     """
 
     grid: tuple[int, int, int]
@@ -37,6 +39,7 @@ class Schedule(NamedTuple):
     own_tiles: int
     balance: bool
     int64_tiles: bool
+    sums_in_column: bool = False
 
 
 class PartSchedule(NamedTuple):
@@ -48,6 +51,7 @@ class PartSchedule(NamedTuple):
         balance: whether rows may have leftover tiles.
         int64_tiles: whether the number of those may exceed int32.
         tiles: of the longest row, or of all query tokens.
+        sums_in_column: never, as the grid is that of several parts.
     """
 
     tuning: Tuning
@@ -55,6 +59,7 @@ class PartSchedule(NamedTuple):
     balance: bool
     int64_tiles: bool
     tiles: int
+    sums_in_column: bool = False
 
     def rows(self, batch: int) -> int:
         """Rows of programs that a batch needs, with one for the sums."""
@@ -139,13 +144,15 @@ def schedule_sizes(
         own_tiles = programs * tuning.balanced_own_tiles
         if tiles > own_tiles:
             leftover_rows = -(-units * tuning.leftover_per_cu // programs)
-    elif sums_in_column(tuning, balance, writes_sums):
+    in_column = _sums_in_column(tuning, balance, writes_sums)
+    if in_column:
         rows, programs = batch, programs + 1
     int64_tiles = balance and batch * tiles + leftover_rows * programs > INT32_MAX
-    return Schedule((rows + leftover_rows, programs, num_views), num_page, own_tiles, balance, int64_tiles)
+    grid = (rows + leftover_rows, programs, num_views)
+    return Schedule(grid, num_page, own_tiles, balance, int64_tiles, in_column)
 
 
-def sums_in_column(tuning: Tuning, balance: bool, writes_sums: bool) -> bool:
+def _sums_in_column(tuning: Tuning, balance: bool, writes_sums: bool) -> bool:
     """Whether the sums have the last program of every row, not a row of programs.
 
     Of a few long rows that is fewer programs: one of 64K tokens in two views has 1,026, not 2,048.
@@ -158,11 +165,13 @@ def sums_in_column(tuning: Tuning, balance: bool, writes_sums: bool) -> bool:
     )
 
 
-def with_balance(schedule: Schedule, tuning: Tuning, balance: bool) -> Schedule:
+def with_balance(schedule: Schedule, build: Build, tuning: Tuning, balance: bool) -> Schedule:
     """Returns the schedule that another width may have, with or without balance; for compiling alone."""
     num_page = tuning.balanced_num_page_per_block if balance else tuning.num_page_per_block
-    int64_tiles = schedule.int64_tiles and balance
-    return schedule._replace(num_page_per_block=num_page, balance=balance, int64_tiles=int64_tiles)
+    return schedule._replace(
+        num_page_per_block=num_page, balance=balance, int64_tiles=schedule.int64_tiles and balance,
+        sums_in_column=build.writes_ids and _sums_in_column(tuning, balance, build.writes_sums),
+    )  # fmt: skip
 
 
 def part_schedule(build: Build, target: Platform, max_batch: int) -> PartSchedule:

@@ -29,7 +29,7 @@ class Tuning:
             ``programs_per_cu`` is all that divides the work; "extension": the last entries of the rows of a
             table, ``tiles_per_program`` rows a program, which is all that divides the work.
         max_batch: requests; the row serves batches up to this size. None: any. With one, the sums of a batch
-            have a column of the grid (`launch.grid.sums_in_column`).
+            have a column of the grid (`launch.grid.Schedule`).
         num_page_per_block: NUM_PAGE_PER_BLOCK, items per tile; a power of two.
         num_warps: warps per program.
         programs_per_cu: programs per compute unit, at most, divided among the rows of the batch.
