@@ -7,6 +7,7 @@ from typing import NamedTuple
 ROWS = "xkv/kernel/rows.py"
 SHARDS = "xkv/kernel/shards.py"
 TILES = "xkv/kernel/tiles.py"
+IDS = "xkv/kernel/ids.py"
 SCHEDULER = "xkv/kernel/scheduler.py"
 VLLM = "xkv/integrations/vllm/kernels.py"
 KERNEL = "xkv/kernel/entry.py"
@@ -105,8 +106,8 @@ MUTATIONS = [
         "every draft branch attends to the first one's keys", "draft", HOSTILE,
     ),
     Mutation(
-        "partial page of a draft branch", ROWS, "tokens = prefix % C.DRAFT_PAGE_SIZE + C.DRAFT_STEPS",
-        "tokens = prefix * 0 + C.DRAFT_STEPS", "an illegal address (sglang #15469)", "draft", HOSTILE,
+        "partial page of a draft branch", ROWS, "remainder(prefix, C.DRAFT_PAGE_SIZE) + C.DRAFT_STEPS",
+        "prefix * 0 + C.DRAFT_STEPS", "an illegal address (sglang #15469)", "draft", HOSTILE,
     ),
     Mutation(
         "branches without room among those before", SCHEDULER, "last.reason, 0), 0) > 0:",
@@ -162,7 +163,7 @@ MUTATIONS = [
         "compile",
     ),
     Mutation(
-        "last source page of which a part fits", TILES, "(unit <= INT32_MAX % UNITS)", "(unit >= 0)",
+        "last source page of which a part fits", IDS, "(unit <= INT32_MAX % UNITS)", "(unit >= 0)",
         "of a source page of no power of two, ids past 2**31 - 1 wrap in an int32 table", "larger_pages",
     ),
     Mutation(
@@ -179,7 +180,7 @@ MUTATIONS = [
         "curated and shard",
     ),
     Mutation(
-        "slots of other ranks", TILES, "% C.SHARD_SIZE == req.shard_rank)", "% C.SHARD_SIZE >= 0)",
+        "slots of other ranks", TILES, ", C.SHARD_SIZE) == req.shard_rank)", ", C.SHARD_SIZE) >= 0)",
         "a rank writes other ranks' tokens over its own", "curated and shard",
     ),
     Mutation(
@@ -219,11 +220,11 @@ MUTATIONS = [
     ),
     Mutation(
         "slots at whole positions", SHARDS,
-        "at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE", "at = at + 0",
+        "at = quotient(at, ROUND) * C.SHARD_INTERLEAVE + remainder(at, C.SHARD_INTERLEAVE)", "at = at + 0",
         "a local source is read at positions of the whole row, past its end", "curated and shard",
     ),
     Mutation(
-        "global ids in the table", TILES, "page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)",
+        "global ids in the table", IDS, "page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)",
         "page = quotient(entry, C.PAGE_SIZE)", "ids of all ranks' cache are out of a rank's",
         "curated and shard",
     ),
@@ -239,19 +240,19 @@ MUTATIONS = [
         "curated and shard",
     ),
     Mutation(
-        "row bound dropped", ROWS, "(row >= 0) & (row < req.src_rows)", "(row >= 0)",
+        "row bound dropped", ROWS, "is_index(row, req.src_rows)", "(row >= 0)",
         "a stale row index reads another tensor's memory", "curated and unknown",
     ),
     Mutation(
-        "row bound <= for <", ROWS, "(row < req.src_rows)", "(row <= req.src_rows)",
+        "row bound <= for <", ROWS, "is_index(row, req.src_rows)", "is_index(row, req.src_rows + 1)",
         "the row past the last is read", "first_row_past",
     ),
     Mutation(
-        "row sign dropped", ROWS, "(row >= 0) & (row < req.src_rows)", "(row < req.src_rows)",
+        "row sign dropped", ROWS, "is_index(row, req.src_rows)", "(row < req.src_rows)",
         "an int64 index of 2**31 and more becomes a negative row", "int64_beyond",
     ),
     Mutation(
-        "row index wrapped", ROWS, "(high == 0) & (row >= 0)", "(row >= 0)",
+        "row index wrapped", ROWS, "(high == 0) & is_index", "is_index",
         "the int64 index 2**32 + 1 is taken for row 1", "int64_beyond",
     ),
     Mutation(
@@ -349,12 +350,16 @@ MUTATIONS = [
         "a row that just fits is reported", "curated and (boundaries or token)",
     ),
     Mutation(
-        "rows past the batch", ROWS, "end, tl.where(mask, items, 0), sink", "end, items, sink",
-        "what lies behind the batch's lengths is counted in", "curated and (delta or least)",
+        "rows past the batch", ROWS, "row_exists = mask & (high == 0)", "row_exists = (high == 0)",
+        "what lies behind the batch's lengths is counted in", "curated and delta",
     ),
     Mutation(
-        "empty row without a tile", ROWS, "(tl.maximum(items, 1).to(tl.int32) - 1)",
-        "(items.to(tl.int32) - 1)", "an empty row's first tile is not filled", "tile_of_one",
+        "least length of rows past the batch", ROWS, "items = tl.where(mask, items, 0)", "items = items + 0",
+        "rows that are not there have the least length too", "curated and least",
+    ),
+    Mutation(
+        "empty row without a tile", ROWS, "tl.maximum(items, 1).to(tl.int32) - 1",
+        "items.to(tl.int32) - 1", "an empty row's first tile is not filled", "tile_of_one",
     ),
     Mutation(
         "fill past the width", ROWS,
@@ -382,21 +387,21 @@ MUTATIONS = [
         "past 2**31 entries a row is written before the stream", "stream_beyond_31_bits",
     ),
     Mutation(
-        "map bound <= for <", TILES, "inside = valid & (page < map_len)",
-        "inside = valid & (page <= map_len)",
+        "map bound <= for <", IDS, "inside = valid & (at < map_len)",
+        "inside = valid & (at <= map_len)",
         "the entry past a map is taken for a page", "id_just_past or curated and map",
     ),
     Mutation(
-        "negative target of a map", TILES, "inside & (target >= 0) & (target < ID_MAX)",
-        "inside & (target < ID_MAX)", "a missing page becomes a wrong one", "curated and map",
+        "negative target of a map", IDS, "found = target >= 0",
+        "found = inside", "a missing page becomes a wrong one", "curated and map",
     ),
     Mutation(
-        "huge target of a map", TILES, "inside & (target >= 0) & (target < ID_MAX)",
-        "inside & (target >= 0)", "a target's token wraps in int64", "huge_ids",
+        "huge target of a map", IDS, "found = found & (target < ID_MAX)",
+        "pass", "a target's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "place in a map's page lost", TILES, "tl.where(found, target, 0) * PAGE + token % PAGE",
-        "tl.where(found, target, 0) * PAGE", "a token's place in its page is lost",
+        "place in a map's page lost", IDS, "C.MAP_PAGE_SIZE + place",
+        "C.MAP_PAGE_SIZE + place * 0", "a token's place in its page is lost",
         "huge_ids",
     ),
     Mutation(
@@ -516,35 +521,36 @@ MUTATIONS = [
         "tests/engines/test_vllm_hostile.py",
     ),
     Mutation(
-        "id 0 lost", TILES, "valid = entry >= 0", "valid = entry > 0", "page 0 is taken for none",
+        "id 0 lost", IDS, "valid = entry >= 0", "valid = entry > 0", "page 0 is taken for none",
         "int64_beyond",
     ),
     Mutation(
-        "huge id of the source", TILES, "live & (entry.to(tl.int64) < ID_MAX)", "live",
+        "huge id of the source", IDS, "(entry < ID_MAX)\n        if C.SOURCE",
+        "(entry >= 0)\n        if C.SOURCE",
         "an id's token wraps in int64", "huge_ids",
     ),
     Mutation(
-        "huge id of the source, int64 outputs", TILES,
+        "huge id of the source, int64 outputs", IDS,
         "            valid = valid & (entry < ID_MAX)  #", "            valid = valid  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
-        "place in a source page lost", TILES,
-        "token += source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE", "token += 0",
+        "place in a source page lost", IDS,
+        "C.SOURCE_PAGE_SIZE + _place_in_page(at, row, req, C)", "C.SOURCE_PAGE_SIZE",
         "a small page of a large source page is the first one always", "page_id_source",
     ),
     Mutation(
-        "page of a larger page too wide", TILES, "(entry <= INT32_MAX // UNITS)", "(entry <= INT32_MAX)",
+        "page of a larger page too wide", IDS, "(entry <= INT32_MAX // UNITS)", "(entry <= INT32_MAX)",
         "a page id that does not fit in int32 wraps into another one", "larger_pages",
     ),
     Mutation(
-        "huge id of a larger page", TILES, "            valid = valid & (entry < ID_MAX)\n    else:",
+        "huge id of a larger page", IDS, "            valid = valid & (entry < ID_MAX)\n    else:",
         "            valid = valid & (entry >= 0)\n    else:",
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(
-        "place in a larger page", TILES, "unit = source_position(_in_branch(at, tile.row, C), req, C) %",
-        "unit = source_position(j * C.PAGE_SIZE, req, C) %",
+        "place in a larger page", IDS, "unit = quotient(_place_in_page(at, row, req, C)",
+        "unit = quotient(_place_in_page(at - at, row, req, C)",
         "a tile that begins inside a larger page shows its first tokens", "page_id or slots",
     ),
     Mutation(
@@ -739,6 +745,17 @@ MUTATIONS = [
         "a row that is cut goes unnoticed", "kernel and local_lengths", ENGINE_BUILDS,
     ),
     Mutation(
+        "a rank's length past the source", ROWS, "clip(given_local, 0, local_length(req.src_tokens, req, C))",
+        "tl.maximum(given_local, 0)", "a rank's table shows what is past the source's row",
+        "kernel and local_lengths", ENGINE_BUILDS,
+    ),
+    Mutation(
+        "a rank's length of no row", ROWS, "tl.where(row_exists, clip(given_local,",
+        "tl.where(mask, clip(given_local,",
+        "the table of a row that is not there has what is past the source", "kernel and local_lengths",
+        ENGINE_BUILDS,
+    ),
+    Mutation(
         "whole rows end on rank 0", SHARDS,
         "end = quotient(last, C.SHARD_INTERLEAVE) * ROUND + req.shard_rank * C.SHARD_INTERLEAVE",
         "end = quotient(last, C.SHARD_INTERLEAVE) * ROUND", "all ranks but the first lose their last token",
@@ -795,23 +812,23 @@ MUTATIONS = [
     ),
     Mutation(
         "new tokens' slots past the map", TILES,
-        "inside = (slot >= 0) & (slot < view.token_map_len)", "inside = slot >= 0",
+        "inside = is_index(slot, view.token_map_len)", "inside = slot >= 0",
         "memory past the map is taken for slots",
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(
-        "a new token's slot at the map's end", TILES, "(slot < view.token_map_len)",
-        "(slot <= view.token_map_len)", "the entry past the map is taken for a slot",
+        "a new token's slot at the map's end", TILES, "is_index(slot, view.token_map_len)",
+        "is_index(slot, view.token_map_len + 1)", "the entry past the map is taken for a slot",
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(
-        "new tokens without a slot", TILES, "inside = (slot >= 0) & (slot < view.token_map_len)",
+        "new tokens without a slot", TILES, "inside = is_index(slot, view.token_map_len)",
         "inside = slot < view.token_map_len", "memory in front of the map is taken for slots",
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(
-        "new tokens past the map on page 0", TILES, "tl.where(inside, slot, 0), mask=inside, other=-1)",
-        "tl.where(inside, slot, 0), mask=inside, other=0)", "their keys overwrite slot 0",
+        "new tokens past the map on page 0", TILES, "view.token_map_ptr + slot, mask=inside, other=-1)",
+        "view.token_map_ptr + slot, mask=inside, other=0)", "their keys overwrite slot 0",
         "kernel_and_slots", ENGINE_BUILDS,
     ),
     Mutation(

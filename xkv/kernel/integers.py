@@ -25,6 +25,26 @@ def quotient(x, DIVISOR: tl.constexpr):
 
 
 @triton.jit
+def quotient_of(x, divisor):
+    """The same with a divisor that is known at run time, greater than 0, and no wider than ``x``."""
+    if x.dtype == tl.int64:
+        found = (x.to(tl.uint64, bitcast=True) // divisor.to(tl.uint64)).to(tl.int64, bitcast=True)
+    else:
+        found = (x.to(tl.uint32, bitcast=True) // divisor.to(tl.uint32)).to(tl.int32, bitcast=True)
+    return found
+
+
+@triton.jit
+def is_index(x, length):
+    """Returns whether ``0 <= x < length``: one compare, as what is negative is past every length."""
+    if x.dtype == tl.int64 or length.dtype == tl.int64:
+        found = x.to(tl.int64).to(tl.uint64, bitcast=True) < length.to(tl.uint64)
+    else:
+        found = x.to(tl.uint32, bitcast=True) < length.to(tl.uint32)
+    return found
+
+
+@triton.jit
 def remainder(x, DIVISOR: tl.constexpr):
     """Returns ``x % DIVISOR`` of what is not negative."""
     return x - quotient(x, DIVISOR) * DIVISOR

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .args import CSR, INT32_MAX, OVERFLOW, TABLE, TRUNCATED
 from .extension import store_records
-from .integers import clip
+from .integers import clip, remainder
 from .reports import report
 from .rows import load_row
 
@@ -63,7 +63,7 @@ def write_sums(pid, num_programs, req, view, policy, C: tl.constexpr):
             if view.seqlens_ptr is not None:
                 tl.store(view.seqlens_ptr + i, stored_len.to(tl.int32), mask=mask)
             if view.last_ptr is not None:
-                last = tl.where(stored_len > 0, (stored_len - 1) % C.PAGE_SIZE + 1, 0)
+                last = tl.where(stored_len > 0, remainder(stored_len - 1, C.PAGE_SIZE) + 1, 0)
                 last = tl.maximum(last, policy.min_last)
                 tl.store(view.last_ptr + i, last.to(tl.int32), mask=mask)
             if view.offset_ptr is not None:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .args import INT32_MAX, Row, Tile
+from .integers import quotient, quotient_of
 from .reports import report_first
 from .rows import load_row
 from .tiles import load_entries, store_tile
@@ -19,7 +20,7 @@ from .tiles import load_entries, store_tile
 def _find_rows(t, mask, req, view):
     """Returns the row of each query token. Sums that decrease may lead to a row that has not got it."""
     if req.positions_ptr is None:
-        b = t // tl.maximum(req.query_len, 1)
+        b = quotient_of(t, tl.maximum(req.query_len, 1))
     else:
         b = tl.minimum(t, req.batch - 1)
         begin = tl.load(view.indptr_ptr + b, mask=mask, other=0)
@@ -71,7 +72,7 @@ def write_token_tiles(pid, num_programs, limit, req, view, policy, C: tl.constex
     else:
         num_tokens = tl.minimum(req.batch.to(tl.int64) * req.query_len, view.capacity).to(tl.int32)
     first_error = tl.arange(0, C.NUM_PAGE_PER_BLOCK) * 0 + INT32_MAX
-    num_tiles = (num_tokens + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
+    num_tiles = quotient(num_tokens + C.NUM_PAGE_PER_BLOCK - 1, C.NUM_PAGE_PER_BLOCK)
     for idx in range(pid, num_tiles, num_programs):
         tile = _load_tile(idx * C.NUM_PAGE_PER_BLOCK, num_tokens, limit, req, view, policy, C)
         first_error = store_tile(tile, first_error, req, view, policy, C)

@@ -15,7 +15,7 @@ from .args import (
     UNALIGNED_START,
     Row,
 )
-from .integers import clip, quotient
+from .integers import clip, is_index, quotient, quotient_of, remainder
 from .shards import local_length, whole_length
 
 
@@ -78,9 +78,9 @@ def _branch(branch, prefix, C: tl.constexpr):
 
     At larger pages each branch begins with its own copy of the prefix's last, partial page.
     """
-    tokens = prefix % C.DRAFT_PAGE_SIZE + C.DRAFT_STEPS
-    pages = (tokens + C.DRAFT_PAGE_SIZE - 1) // C.DRAFT_PAGE_SIZE
-    return prefix // C.PAGE_SIZE * C.PAGE_SIZE, branch * pages * C.DRAFT_PAGE_SIZE
+    tokens = remainder(prefix, C.DRAFT_PAGE_SIZE) + C.DRAFT_STEPS
+    pages = quotient(tokens + C.DRAFT_PAGE_SIZE - 1, C.DRAFT_PAGE_SIZE)
+    return quotient(prefix, C.PAGE_SIZE) * C.PAGE_SIZE, branch * pages * C.DRAFT_PAGE_SIZE
 
 
 @triton.jit
@@ -88,15 +88,16 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     """Loads row b of the batch (a scalar or a vector) as a `Row`."""
     request = b
     if C.TOPK > 0:
-        request = b // C.TOPK
+        request = b // C.TOPK  # signed: with `quotient` ptxas takes 96 registers instead of 72
     row, high, _ = load_word(req.rows_ptr, req.rows_stride, request, mask)
-    row_exists = (high == 0) & (row >= 0) & (row < req.src_rows)
+    row_exists = mask & (high == 0) & is_index(row, req.src_rows)
     length = load_int(req.lens_ptr, req.lens_stride, request, mask)
     given_length = length
     delta = length * 0 + req.delta
     if req.delta_ptr is not None:
         delta += load_int(req.delta_ptr, req.delta_stride, request, mask)
     length += delta
+    given_local = length
     if C.LENS_ARE_LOCAL:
         before = length * 0
         if view.start_ptr is not None:
@@ -167,6 +168,9 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if req.query_ptr is not None or req.query_start_ptr is not None:
             reason = tl.where((reason == 0) & (query_len < 0), BAD_QUERY, reason)
         start, end = local_length(start, req, C), local_length(end, req, C)
+        if C.LENS_ARE_LOCAL and view.start_ptr is None and req.query_ptr is None and C.TOPK == 0:
+            # not by way of the whole row, which no output needs then
+            end = tl.where(row_exists, clip(given_local, 0, local_length(req.src_tokens, req, C)), 0)
         first = quotient(start, C.PAGE_SIZE) * C.PAGE_SIZE
         if C.WINDOW_IS_ABSOLUTE:
             first = first * 0
@@ -174,7 +178,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
             sink_end = tl.minimum(local_length(length * 0 + view.sink, req, C), end)
             is_apart = first > sink_end  # otherwise the sinks and the window are one range
             first, start = tl.where(is_apart, first, 0), tl.where(is_apart, start, 0)
-            sink_items = tl.where(is_apart, sink_end // C.PAGE_SIZE, 0)
+            sink_items = tl.where(is_apart, quotient(sink_end, C.PAGE_SIZE), 0)
         kv_len = tl.where(start < end, end - first, 0) + sink_items * C.PAGE_SIZE
         if policy.min_len is not None:
             kv_len = tl.maximum(kv_len, policy.min_len)
@@ -189,9 +193,11 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
         if C.STARTS_ARE_ALIGNED and view.start_ptr is not None:
             unaligned = is_cut & (start < end) & (start != first)
             reason = tl.where((reason == 0) & unaligned, UNALIGNED_START, reason)
+    if C.FORM == SLOTS or C.CLAMPS_TAIL or policy.min_len is not None:  # else what is no row has none
+        items = tl.where(mask, items, 0)
     return Row(
-        row, first, start, end, tl.where(mask, items, 0), sink_items, kv_len, query, reason, branch_start,
-        branch_shift, past, length * 0,
+        row, first, start, end, items, sink_items, kv_len, query, reason, branch_start, branch_shift, past,
+        length * 0,
     )  # fmt: skip
 
 
@@ -199,7 +205,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
 def padded_end(items, view, policy):
     """Where the padding of a row or a stream ends: at a multiple of ``pad_multiple``, at least one of it."""
     # a 32-bit division: in 64 bits it is a function of a hundred instructions before the first store
-    multiples = (tl.maximum(items, 1).to(tl.int32) - 1) // policy.pad_multiple + 1
+    multiples = quotient_of(tl.maximum(items, 1).to(tl.int32) - 1, policy.pad_multiple) + 1
     return tl.minimum(multiples.to(tl.int64) * policy.pad_multiple, view.capacity)
 
 
@@ -217,6 +223,7 @@ def row_tiles(b, items, known, req, view, policy, C: tl.constexpr):
     if C.FORM == TABLE:
         items = written_entries(b, items, known, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
+    # signed: with `quotient` LLVM computes addresses in the loop that it has before it otherwise
     return (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
 
 

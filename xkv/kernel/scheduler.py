@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .args import TABLE, Chunk
+from .integers import quotient_of
 from .rows import load_row, tiles_left
 
 
@@ -80,7 +81,7 @@ def count_tiles(chunk, req, view, policy, C: tl.constexpr):
 @triton.jit
 def split_evenly(pid, num_programs, num_tiles):
     """Returns begin and end of the program's contiguous range of tiles. Sizes differ by at most one."""
-    per_program = num_tiles // num_programs
+    per_program = quotient_of(num_tiles, num_programs)
     remainder = num_tiles - per_program * num_programs
     tile_idx = pid * per_program + tl.minimum(pid, remainder)
     return tile_idx, tile_idx + per_program + (pid < remainder).to(tl.int32)

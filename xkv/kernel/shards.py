@@ -31,14 +31,14 @@ def whole_length(length, start, req, C: tl.constexpr):
 
 @triton.jit
 def source_position(at, req, C: tl.constexpr):
-    """Returns the position in the source row of an item's first token."""
+    """Returns the position in the source row of an item's first token, whose position is not negative."""
     if C.SHARD_SIZE > 1:
         ROUND: tl.constexpr = C.SHARD_SIZE * C.SHARD_INTERLEAVE
         if C.FORM == SLOTS and not C.SOURCE_IS_GLOBAL:  # a position in the whole row
-            at = at // ROUND * C.SHARD_INTERLEAVE + at % C.SHARD_INTERLEAVE
+            at = quotient(at, ROUND) * C.SHARD_INTERLEAVE + remainder(at, C.SHARD_INTERLEAVE)
         elif C.FORM != SLOTS and C.SOURCE_IS_GLOBAL:  # a position among the rank's own tokens
             first = req.shard_rank * C.SHARD_INTERLEAVE
-            at = at // C.SHARD_INTERLEAVE * ROUND + first + at % C.SHARD_INTERLEAVE
+            at = quotient(at, C.SHARD_INTERLEAVE) * ROUND + first + remainder(at, C.SHARD_INTERLEAVE)
     return at
 
 

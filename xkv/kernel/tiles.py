@@ -1,31 +1,14 @@
-"""Loads the source entries of a tile, translates them to ids, and stores them."""
+"""Loads the source entries of a tile, and stores their ids."""
 
 import triton
 import triton.language as tl
 
-from .args import BAD_ID, BAD_MAP, BAD_QUERY, ID_MAX, INT32_MAX, SLOTS, TABLE, Tile
-from .integers import clip, quotient
+from .args import BAD_ID, BAD_MAP, BAD_QUERY, INT32_MAX, SLOTS, TABLE, Tile
+from .ids import find_ids, place_in_source
+from .integers import clip, is_index, quotient, remainder
 from .reports import report
 from .rows import load_int, written_entries
-from .shards import local_length, local_slot, source_position
-
-
-@triton.jit
-def _translate(token, valid, map_ptr, map_len, PAGE: tl.constexpr):
-    """Returns map[token // PAGE] * PAGE + token % PAGE, which were found, and which are past the map."""
-    page = token // PAGE
-    inside = valid & (page < map_len)
-    target = tl.load(map_ptr + page, mask=inside, other=-1).to(tl.int64)
-    found = inside & (target >= 0) & (target < ID_MAX)
-    return tl.where(found, target, 0) * PAGE + token % PAGE, found, valid & (page >= map_len)
-
-
-@triton.jit
-def _in_branch(at, row, C: tl.constexpr):
-    """Returns a position with the branch's shift, where it is a draft branch's own."""
-    if C.TOPK > 0:
-        at += tl.where(at >= row.branch_start, row.branch_shift, 0)
-    return at
+from .shards import local_length
 
 
 @triton.jit
@@ -54,7 +37,7 @@ def _tile_items(idx, row, req, view, policy, C: tl.constexpr):
             is_shown = is_shown | (token < local_length(token * 0 + view.sink, req, C))
         live = live & is_shown
     if C.FORM == SLOTS and C.SHARD_SIZE > 1:  # other ranks' tokens keep their places
-        live = live & (token // C.SHARD_INTERLEAVE % C.SHARD_SIZE == req.shard_rank)
+        live = live & (remainder(quotient(token, C.SHARD_INTERLEAVE), C.SHARD_SIZE) == req.shard_rank)
     return pos, j, token, live
 
 
@@ -70,11 +53,12 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
     if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0 or C.CLAMPS_TAIL:
-        source = src_row + source_position(_in_branch(token, row, C), req, C) // C.SOURCE_PAGE_SIZE
+        source = src_row + quotient(place_in_source(token, row, req, C), C.SOURCE_PAGE_SIZE)
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
+        # signed: of an extension, lanes have rows of their own, which may begin before their first tile
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
-        source = src_row + token // C.SOURCE_PAGE_SIZE
+        source = src_row + quotient(token, C.SOURCE_PAGE_SIZE)
     if C.VEC_16B:
         begin = src_row + pos // C.SOURCE_PAGE_SIZE
         full_tile = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
@@ -120,45 +104,7 @@ def store_tile(tile, first_error, req, view, policy, C: tl.constexpr):
             items = tl.where(tile.row_offset < 0, 0, items)  # an input, so not trusted
         num_written = items
         live = live & (j < items - tile_start)
-    valid = entry >= 0
-    outside = j < 0
-    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and view.token_map_ptr is None and view.page_map_ptr is None:
-        if not C.SOURCE_IS_GLOBAL:
-            # the formula, in the dtype of an entry; of a negative one it is not used
-            page = quotient(entry, C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
-        elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
-            page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
-        else:
-            page = quotient(local_slot(entry, C), C.PAGE_SIZE)
-        if entry.dtype == tl.int64 and (C.SOURCE_IS_GLOBAL or view.out_ptr.dtype.element_ty == tl.int64):
-            valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
-    elif view.token_map_ptr is None and view.page_map_ptr is None:
-        UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
-        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
-        page += unit
-        if view.out_ptr.dtype.element_ty == tl.int32:
-            valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
-            if UNITS & (UNITS - 1) != 0:  # of the last source page, only the first pages fit
-                valid = valid & ((entry < INT32_MAX // UNITS) | (unit <= INT32_MAX % UNITS))
-        elif entry.dtype == tl.int64:
-            valid = valid & (entry < ID_MAX)
-    else:
-        valid = valid & live & (entry.to(tl.int64) < ID_MAX)
-        token = tl.where(valid, entry, 0).to(tl.int64) * C.SOURCE_PAGE_SIZE
-        if C.SOURCE_IS_GLOBAL:  # of single tokens
-            token = local_slot(token, C)
-        else:
-            token += source_position(_in_branch(at, tile.row, C), req, C) % C.SOURCE_PAGE_SIZE
-        if view.token_map_ptr is not None:
-            token, valid, past = _translate(token, valid, view.token_map_ptr, view.token_map_len, 1)
-            outside = outside | past
-        if view.page_map_ptr is not None:
-            token, valid, past = _translate(
-                token, valid, view.page_map_ptr, view.page_map_len, C.MAP_PAGE_SIZE
-            )
-            outside = outside | past
-        page = quotient(token, C.PAGE_SIZE)
+    page, valid, outside = find_ids(entry, at, live, tile.row, req, view, C)
     if page.dtype == tl.int64 and view.out_ptr.dtype.element_ty == tl.int32:
         valid = valid & (page <= INT32_MAX)
     if policy.status_ptr is not None:
@@ -220,9 +166,9 @@ def translate_slots(pid, num_programs, req, view, C: tl.constexpr):
     for at in range((num_programs - 1 - pid) * C.BATCH_BLOCK, req.loc_out_len, num_programs * C.BATCH_BLOCK):
         i = at + tl.arange(0, C.BATCH_BLOCK)
         is_given = i < req.loc_len
-        slot = tl.load(req.loc_ptr + i, mask=is_given, other=-1).to(tl.int64)
-        inside = (slot >= 0) & (slot < view.token_map_len)
-        slot = tl.load(view.token_map_ptr + tl.where(inside, slot, 0), mask=inside, other=-1)
+        slot = tl.load(req.loc_ptr + i, mask=is_given, other=-1)
+        inside = is_index(slot, view.token_map_len)
+        slot = tl.load(view.token_map_ptr + slot, mask=inside, other=-1)
         if slot.dtype == tl.int64 and req.loc_out_ptr.dtype.element_ty == tl.int32:
             slot = tl.where(slot <= INT32_MAX, slot, -1)
         slot = tl.where(is_given, tl.maximum(slot, -1), 0)

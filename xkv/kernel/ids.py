@@ -1,0 +1,93 @@
+"""Translates the entries of a source table to the ids that are written, through maps where there are some."""
+
+import triton
+import triton.language as tl
+
+from .args import ID_MAX, INT32_MAX
+from .integers import quotient, remainder
+from .shards import local_slot, source_position
+
+
+@triton.jit
+def place_in_source(at, row, req, C: tl.constexpr):
+    """Returns where in its source row an item's first token is, given its position (not negative)."""
+    if C.TOPK > 0:  # a draft branch's own are behind those of the branches before it
+        at += tl.where(at >= row.branch_start, row.branch_shift, 0)
+    return source_position(at, req, C)
+
+
+@triton.jit
+def _place_in_page(at, row, req, C: tl.constexpr):
+    """Returns the place of that token in its source page."""
+    return remainder(place_in_source(at, row, req, C), C.SOURCE_PAGE_SIZE)
+
+
+@triton.jit
+def _look_up(at, valid, map_ptr, map_len):
+    """Returns map[at], which of them were found, and which are past the map."""
+    inside = valid & (at < map_len)
+    target = tl.load(map_ptr + at, mask=inside, other=-1)
+    found = target >= 0
+    if target.dtype == tl.int64:
+        found = found & (target < ID_MAX)
+    return target, found, valid & (at >= map_len)
+
+
+@triton.jit
+def find_ids(entry, at, live, row, req, view, C: tl.constexpr):
+    """Returns the ids of source entries, which of them there are, and which of them are past a map.
+
+    In the dtype of the entry or of the map, as far as that holds them.
+    """
+    MAPS_IDS: tl.constexpr = view.page_map_ptr is not None and C.MAP_PAGE_SIZE == C.PAGE_SIZE
+    MAPS_TOKENS: tl.constexpr = view.token_map_ptr is not None or (
+        view.page_map_ptr is not None and not MAPS_IDS
+    )
+    valid = entry >= 0
+    outside = entry != entry
+    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and not MAPS_TOKENS:
+        if not C.SOURCE_IS_GLOBAL:
+            # the formula; of a negative entry it is not used
+            page = quotient(entry, C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
+        elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
+            page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
+        else:
+            page = quotient(local_slot(entry, C), C.PAGE_SIZE)
+        if entry.dtype == tl.int64 and (
+            C.SOURCE_IS_GLOBAL or MAPS_IDS or view.out_ptr.dtype.element_ty == tl.int64
+        ):
+            valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
+    elif not MAPS_TOKENS and not MAPS_IDS:
+        UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
+        unit = quotient(_place_in_page(at, row, req, C), C.PAGE_SIZE)
+        page += unit
+        if view.out_ptr.dtype.element_ty == tl.int32:
+            valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
+            if UNITS & (UNITS - 1) != 0:  # of the last source page, only the first pages fit
+                valid = valid & ((entry < INT32_MAX // UNITS) | (unit <= INT32_MAX % UNITS))
+        elif entry.dtype == tl.int64:
+            valid = valid & (entry < ID_MAX)
+    else:
+        valid = valid & live
+        token = entry
+        if entry.dtype == tl.int64:
+            valid = valid & (entry < ID_MAX)
+        if C.SOURCE_IS_GLOBAL:  # of single tokens
+            token = local_slot(token, C)
+        elif C.SOURCE_PAGE_SIZE > 1:
+            token = token.to(tl.int64) * C.SOURCE_PAGE_SIZE + _place_in_page(at, row, req, C)
+        if view.token_map_ptr is not None:
+            token, valid, outside = _look_up(token, valid, view.token_map_ptr, view.token_map_len)
+        if view.page_map_ptr is not None and not MAPS_IDS:
+            place = remainder(token, C.MAP_PAGE_SIZE)
+            page, valid, past = _look_up(
+                quotient(token, C.MAP_PAGE_SIZE), valid, view.page_map_ptr, view.page_map_len
+            )
+            token = page.to(tl.int64) * C.MAP_PAGE_SIZE + place
+            outside = outside | past
+        page = quotient(token, C.PAGE_SIZE)
+    if MAPS_IDS:
+        page, valid, past = _look_up(page, valid & live, view.page_map_ptr, view.page_map_len)
+        outside = outside | past
+    return page, valid, outside
