@@ -525,13 +525,13 @@ MUTATIONS = [
         "int64_beyond",
     ),
     Mutation(
-        "huge id of the source", IDS, "(entry < ID_MAX)\n        if C.SOURCE",
-        "(entry >= 0)\n        if C.SOURCE",
+        "huge id of the source", IDS, "(entry < ID_MAX)\n    if C.SOURCE",
+        "(entry >= 0)\n    if C.SOURCE",
         "an id's token wraps in int64", "huge_ids",
     ),
     Mutation(
         "huge id of the source, int64 outputs", IDS,
-        "            valid = valid & (entry < ID_MAX)  #", "            valid = valid  #",
+        "valid = valid & (entry < ID_MAX)  #", "valid = valid  #",
         "what is no id is written as one", "huge_ids",
     ),
     Mutation(
@@ -544,8 +544,8 @@ MUTATIONS = [
         "a page id that does not fit in int32 wraps into another one", "larger_pages",
     ),
     Mutation(
-        "huge id of a larger page", IDS, "            valid = valid & (entry < ID_MAX)\n    else:",
-        "            valid = valid & (entry >= 0)\n    else:",
+        "huge id of a larger page", IDS, "valid = valid & (entry < ID_MAX)\n    return",
+        "valid = valid & (entry >= 0)\n    return",
         "an id that is none becomes a page", "larger_pages",
     ),
     Mutation(

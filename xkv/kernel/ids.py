@@ -34,59 +34,78 @@ def _look_up(at, valid, map_ptr, map_len):
 
 
 @triton.jit
+def _page_of_entry(entry, valid, MAPS_IDS: tl.constexpr, view, C: tl.constexpr):
+    """Returns the page that a source page is a part of, in the dtype of the entry."""
+    if not C.SOURCE_IS_GLOBAL:
+        page = quotient(entry, C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)  # of a negative entry it is not used
+    elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
+        page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
+    else:
+        page = quotient(local_slot(entry, C), C.PAGE_SIZE)
+    if entry.dtype == tl.int64 and (
+        C.SOURCE_IS_GLOBAL or MAPS_IDS or view.out_ptr.dtype.element_ty == tl.int64
+    ):
+        valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
+    return page, valid
+
+
+@triton.jit
+def _page_in_entry(entry, valid, at, row, req, view, C: tl.constexpr):
+    """Returns the page of an item, which is a part of its source page, in the dtype of the output."""
+    UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
+    page = entry.to(view.out_ptr.dtype.element_ty) * UNITS
+    unit = quotient(_place_in_page(at, row, req, C), C.PAGE_SIZE)
+    page += unit
+    if view.out_ptr.dtype.element_ty == tl.int32:
+        valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
+        if UNITS & (UNITS - 1) != 0:  # of the last source page, only the first pages fit
+            valid = valid & ((entry < INT32_MAX // UNITS) | (unit <= INT32_MAX % UNITS))
+    elif entry.dtype == tl.int64:
+        valid = valid & (entry < ID_MAX)
+    return page, valid
+
+
+@triton.jit
+def _page_of_token(entry, valid, at, row, req, view, MAPS_IDS: tl.constexpr, C: tl.constexpr):
+    """Returns the page of an item's first token, looked up in the maps of tokens and of other pages."""
+    outside = entry != entry
+    token = entry
+    if entry.dtype == tl.int64:
+        valid = valid & (entry < ID_MAX)
+    if C.SOURCE_IS_GLOBAL:  # of single tokens
+        token = local_slot(token, C)
+    elif C.SOURCE_PAGE_SIZE > 1:
+        token = token.to(tl.int64) * C.SOURCE_PAGE_SIZE + _place_in_page(at, row, req, C)
+    if view.token_map_ptr is not None:
+        token, valid, outside = _look_up(token, valid, view.token_map_ptr, view.token_map_len)
+    if view.page_map_ptr is not None and not MAPS_IDS:
+        place = remainder(token, C.MAP_PAGE_SIZE)
+        page, valid, past = _look_up(
+            quotient(token, C.MAP_PAGE_SIZE), valid, view.page_map_ptr, view.page_map_len
+        )
+        token = page.to(tl.int64) * C.MAP_PAGE_SIZE + place
+        outside = outside | past
+    return quotient(token, C.PAGE_SIZE), valid, outside
+
+
+@triton.jit
 def find_ids(entry, at, live, row, req, view, C: tl.constexpr):
     """Returns the ids of source entries, which of them there are, and which of them are past a map.
 
-    In the dtype of the entry or of the map, as far as that holds them.
+    In the dtype of the entry or of the map where that holds them: of 64 bits, a lane has twice the work.
     """
+    # whether a page of the map is one of the output, so that what it says is the id
     MAPS_IDS: tl.constexpr = view.page_map_ptr is not None and C.MAP_PAGE_SIZE == C.PAGE_SIZE
-    MAPS_TOKENS: tl.constexpr = view.token_map_ptr is not None or (
-        view.page_map_ptr is not None and not MAPS_IDS
-    )
+    HAS_MAP: tl.constexpr = view.token_map_ptr is not None or view.page_map_ptr is not None
+    IS_WHOLE: tl.constexpr = C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0
     valid = entry >= 0
-    outside = entry != entry
-    if C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0 and not MAPS_TOKENS:
-        if not C.SOURCE_IS_GLOBAL:
-            # the formula; of a negative entry it is not used
-            page = quotient(entry, C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
-        elif C.PAGE_SIZE % C.SHARD_INTERLEAVE == 0:
-            page = quotient(entry, C.PAGE_SIZE * C.SHARD_SIZE)  # of whole rounds: one division does
-        else:
-            page = quotient(local_slot(entry, C), C.PAGE_SIZE)
-        if entry.dtype == tl.int64 and (
-            C.SOURCE_IS_GLOBAL or MAPS_IDS or view.out_ptr.dtype.element_ty == tl.int64
-        ):
-            valid = valid & (entry < ID_MAX)  # in an int32 output no such id fits anyway
-    elif not MAPS_TOKENS and not MAPS_IDS:
-        UNITS: tl.constexpr = C.SOURCE_PAGE_SIZE // C.PAGE_SIZE
-        page = entry.to(view.out_ptr.dtype.element_ty) * UNITS  # the formula, in the dtype of the output
-        unit = quotient(_place_in_page(at, row, req, C), C.PAGE_SIZE)
-        page += unit
-        if view.out_ptr.dtype.element_ty == tl.int32:
-            valid = valid & (entry <= INT32_MAX // UNITS)  # what fits in the output
-            if UNITS & (UNITS - 1) != 0:  # of the last source page, only the first pages fit
-                valid = valid & ((entry < INT32_MAX // UNITS) | (unit <= INT32_MAX % UNITS))
-        elif entry.dtype == tl.int64:
-            valid = valid & (entry < ID_MAX)
+    outside = entry != entry  # none
+    if IS_WHOLE and view.token_map_ptr is None and (MAPS_IDS or not HAS_MAP):
+        page, valid = _page_of_entry(entry, valid, MAPS_IDS, view, C)
+    elif not HAS_MAP:
+        page, valid = _page_in_entry(entry, valid, at, row, req, view, C)
     else:
-        valid = valid & live
-        token = entry
-        if entry.dtype == tl.int64:
-            valid = valid & (entry < ID_MAX)
-        if C.SOURCE_IS_GLOBAL:  # of single tokens
-            token = local_slot(token, C)
-        elif C.SOURCE_PAGE_SIZE > 1:
-            token = token.to(tl.int64) * C.SOURCE_PAGE_SIZE + _place_in_page(at, row, req, C)
-        if view.token_map_ptr is not None:
-            token, valid, outside = _look_up(token, valid, view.token_map_ptr, view.token_map_len)
-        if view.page_map_ptr is not None and not MAPS_IDS:
-            place = remainder(token, C.MAP_PAGE_SIZE)
-            page, valid, past = _look_up(
-                quotient(token, C.MAP_PAGE_SIZE), valid, view.page_map_ptr, view.page_map_len
-            )
-            token = page.to(tl.int64) * C.MAP_PAGE_SIZE + place
-            outside = outside | past
-        page = quotient(token, C.PAGE_SIZE)
+        page, valid, outside = _page_of_token(entry, valid & live, at, row, req, view, MAPS_IDS, C)
     if MAPS_IDS:
         page, valid, past = _look_up(page, valid & live, view.page_map_ptr, view.page_map_len)
         outside = outside | past
