@@ -49,9 +49,11 @@ SCALAR_SPILLS = {
     "triton": 12,
     "slots": 7,
     "slots at positions": 35,
-    "group": 32,
+    "group": 44,
     "step": 32,
     "mapped": 3,
+    "local_lengths": 6,
+    "aiter_unified": 2,
 }
 ALIKE = ("sm103", "sm120", "gfx950")  # as sm100 or gfx942 to Triton: spared the two slowest compiles
 
