@@ -15,7 +15,8 @@ def quotient(x, DIVISOR: tl.constexpr):
     """Returns ``x // DIVISOR`` of what is not negative.
 
     Unsigned, a division by a power of two is one instruction, not three, and most stand between a length and
-    the loads that wait for it.
+    the loads that wait for it. An index of memory that is made of it is widened to 64 bits: what Triton knows
+    not to be negative, AMD's back end would take for an offset of 32 bits, in bytes.
     """
     if x.dtype == tl.int64:
         found = (x.to(tl.uint64, bitcast=True) // DIVISOR).to(tl.int64, bitcast=True)
