@@ -1058,13 +1058,6 @@ MUTATIONS = [
         EXTENSION_TESTS,
     ),
     Mutation(
-        "rows of an extension that begin before their tile", TILES,
-        "source = src_row + pos // C.SOURCE_PAGE_SIZE + j",
-        "source = src_row + quotient(pos, C.SOURCE_PAGE_SIZE) + j",
-        "unsigned, the first position of a lane's tile is far behind the source", "equals_a_build",
-        EXTENSION_TESTS,
-    ),
-    Mutation(
         "an extension keeps its query tokens", ROWS,
         "past = clip(tl.minimum(given_length, length - newest), 0, end)",
         "past = clip(length, 0, end)",

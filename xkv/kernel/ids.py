@@ -26,7 +26,7 @@ def _place_in_page(at, row, req, C: tl.constexpr):
 def _look_up(at, valid, map_ptr, map_len):
     """Returns map[at], which of them were found, and which are past the map."""
     inside = valid & (at < map_len)
-    target = tl.load(map_ptr + at.to(tl.int64), mask=inside, other=-1)
+    target = tl.load(map_ptr + at, mask=inside, other=-1)
     found = target >= 0
     if target.dtype == tl.int64:
         found = found & (target < ID_MAX)

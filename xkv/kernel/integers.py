@@ -10,18 +10,25 @@ def clip(x, low, high):
     return tl.minimum(tl.maximum(x, low), high)
 
 
+@triton.constexpr_function
+def _power_of_two(n):
+    """Returns k of n = 2 ** k; -1 of others."""
+    return n.bit_length() - 1 if n & (n - 1) == 0 else -1
+
+
 @triton.jit
 def quotient(x, DIVISOR: tl.constexpr):
     """Returns ``x // DIVISOR`` of what is not negative.
 
-    Unsigned, a division by a power of two is one instruction, not three, and most stand between a length and
-    the loads that wait for it. An index of memory that is made of it is widened to 64 bits: what Triton knows
-    not to be negative, AMD's back end would take for an offset of 32 bits, in bytes.
+    A shift is one instruction, not three, and most stand between a length and the loads that wait for it. It
+    is signed: of what it knows not to be negative, Triton 3.8 makes 32-bit offsets for AMD, in bytes, which
+    entries of a large map exceed.
     """
-    if x.dtype == tl.int64:
-        found = (x.to(tl.uint64, bitcast=True) // DIVISOR).to(tl.int64, bitcast=True)
+    POWER: tl.constexpr = _power_of_two(DIVISOR)
+    if POWER >= 0:
+        found = x >> POWER
     else:
-        found = (x.to(tl.uint32, bitcast=True) // DIVISOR).to(tl.int32, bitcast=True)
+        found = x // DIVISOR
     return found
 
 

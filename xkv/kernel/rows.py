@@ -88,7 +88,7 @@ def load_row(b, mask, req, view, policy, C: tl.constexpr):
     """Loads row b of the batch (a scalar or a vector) as a `Row`."""
     request = b
     if C.TOPK > 0:
-        request = b // C.TOPK  # signed: with `quotient` ptxas takes 96 registers instead of 72
+        request = b // C.TOPK  # with `quotient` ptxas takes 96 registers instead of 72
     row, high, _ = load_word(req.rows_ptr, req.rows_stride, request, mask)
     row_exists = mask & (high == 0) & is_index(row, req.src_rows)
     length = load_int(req.lens_ptr, req.lens_stride, request, mask)
@@ -223,8 +223,7 @@ def row_tiles(b, items, known, req, view, policy, C: tl.constexpr):
     if C.FORM == TABLE:
         items = written_entries(b, items, known, req, view, policy, C)
     items = tl.minimum(items, view.capacity)
-    # signed: with `quotient` LLVM computes addresses in the loop that it has before it otherwise
-    return (items + C.NUM_PAGE_PER_BLOCK - 1) // C.NUM_PAGE_PER_BLOCK
+    return quotient(items + C.NUM_PAGE_PER_BLOCK - 1, C.NUM_PAGE_PER_BLOCK)
 
 
 @triton.jit

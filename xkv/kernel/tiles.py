@@ -53,12 +53,12 @@ def load_entries(idx, row, req, view, policy, C: tl.constexpr):
     pos, j, token, live = _tile_items(idx, row, req, view, policy, C)
     src_row = req.src_ptr + row.source.to(tl.int64) * req.src_stride
     if C.SHARD_SIZE > 1 or req.positions_ptr is not None or C.HAS_SINKS or C.TOPK > 0 or C.CLAMPS_TAIL:
-        source = src_row + quotient(place_in_source(token, row, req, C), C.SOURCE_PAGE_SIZE).to(tl.int64)
+        source = src_row + quotient(place_in_source(token, row, req, C), C.SOURCE_PAGE_SIZE)
     elif C.PAGE_SIZE % C.SOURCE_PAGE_SIZE == 0:
-        # signed: of an extension, lanes have rows of their own, which may begin before their first tile
+        # a division: in an extension a lane's row may begin before position 0 of its tile
         source = src_row + pos // C.SOURCE_PAGE_SIZE + j * (C.PAGE_SIZE // C.SOURCE_PAGE_SIZE)
     else:
-        source = src_row + quotient(token, C.SOURCE_PAGE_SIZE).to(tl.int64)
+        source = src_row + quotient(token, C.SOURCE_PAGE_SIZE)
     if C.VEC_16B:
         begin = src_row + pos // C.SOURCE_PAGE_SIZE
         full_tile = row.items - idx * C.NUM_PAGE_PER_BLOCK >= C.NUM_PAGE_PER_BLOCK
