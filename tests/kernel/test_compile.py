@@ -134,8 +134,9 @@ def batch_of(row: Tuning) -> int:
 def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> None:
     need(where)
     build = make(batch_of(row))
-    balance = make_schedule(build, row, where).balance
-    assert balance or build.tiles_of_tokens or build.extends, "the case is to hold all of the kernel's code"
+    schedule = make_schedule(build, row, where)
+    of_all = schedule.balance or build.tiles_of_tokens or build.extends
+    assert of_all, "the case is to hold all of the kernel's code"
     kernel = compiled(build, row, where)
     used = examine(kernel, where, row, name, heavy=name in HEAVY)
     if name not in HEAVY:
@@ -143,7 +144,7 @@ def test_machine_code(where: Platform, row: Tuning, name: str, make: Any) -> Non
         assert held >= asked(row) - LACKING.get((where.vendor, name), 0)
         assert used.divisions <= divisions(build)
     divisors = constant_divisors(kernel.asm["ttir"])
-    assert divisors  # the tile size at least
+    assert schedule.num_page_per_block in divisors
     assert all(n > 0 and n & (n - 1) == 0 for n in divisors)
     # Of storages beyond 2 GiB nothing may be said: their rows are reached through 64-bit addresses.
     assert "tt.pointer_range" not in kernel.asm["ttir"]
@@ -164,10 +165,11 @@ def divisions(build: Build) -> int:
 
 
 def constant_divisors(text: str) -> list[int]:
-    """What is divided by, where it is known as the kernel is compiled."""
+    """What is divided by, where it is known as the kernel is compiled: also by a shift."""
     constants = dict(re.findall(r"(%\S+) = arith\.constant (?:dense<)?(-?\d+)", text))
-    used = re.findall(r"arith\.(?:div|rem)\w+ %\S+, (%\S+) :", text)
-    return [int(constants[name]) for name in used if name in constants]
+    used = re.findall(r"arith\.(div|rem|shr)\w+ %\S+, (%\S+) :", text)
+    found = [(kind, int(constants[name])) for kind, name in used if name in constants]
+    return [1 << n if kind == "shr" else n for kind, n in found]
 
 
 def buffer_offsets(text: str) -> list[set[str]]:
